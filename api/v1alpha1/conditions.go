@@ -1,0 +1,69 @@
+package v1alpha1
+
+// The types of conditions. Ready means that a request would be answered now or
+// after waking the model. Reconciling and Stalled are bad when true; Stalled
+// only when a change of the spec is needed.
+const (
+	ConditionReady       = "Ready"
+	ConditionPlaced      = "Placed"
+	ConditionReconciling = "Reconciling"
+	ConditionStalled     = "Stalled"
+)
+
+// The reasons of conditions. Each line says what a person can do, and how a message looks.
+const (
+	// ReasonServing: nothing to do.
+	ReasonServing = "Serving" // "2 of 2 replicas answer requests."
+	// ReasonScaledToZero: nothing to do, a request wakes it.
+	ReasonScaledToZero = "ScaledToZero" // "Nothing is resident; a request wakes the model on worker a100-x7k2p."
+	// ReasonWaitingForWorker: wait, or raise spec.workers of a pool.
+	ReasonWaitingForWorker = "WaitingForWorker" // "Pool a100 has no ready worker yet; 1 is starting."
+	// ReasonWaitingForNode: the cluster has no node for a worker pod; add one, or let an autoscaler.
+	ReasonWaitingForNode = "WaitingForNode" // "Pod a100-x7k2p waits for a node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+	// ReasonDoesNotFit: allow a smaller precision or context, let the pool grow, or remove what is in the way.
+	ReasonDoesNotFit = "DoesNotFit" // "Needs 14.2 GiB; the largest free device has 9.8 GiB."
+	// ReasonNoPoolMatches: create a pool, or mend poolSelector or allowedNamespaces.
+	ReasonNoPoolMatches = "NoPoolMatches"
+	// ReasonSourceUnavailable: make the source reachable from the workers; it is tried again.
+	ReasonSourceUnavailable = "SourceUnavailable"
+	// ReasonDigestMismatch: mend spec.source.digest or the source.
+	ReasonDigestMismatch = "DigestMismatch"
+	// ReasonInvalidModel: the files are broken; the message names file and tensor.
+	ReasonInvalidModel = "InvalidModel"
+	// ReasonUnsupportedModel: the files are sound, but use what this version cannot run.
+	ReasonUnsupportedModel = "UnsupportedModel"
+	// ReasonLoading: wait.
+	ReasonLoading = "Loading"
+	// ReasonDraining: wait; running requests end first.
+	ReasonDraining = "Draining"
+	// ReasonMoving: nothing to do.
+	ReasonMoving = "Moving"
+	// ReasonEvicted: raise spec.priority or add memory.
+	ReasonEvicted = "Evicted"
+	// ReasonRefused: the worker would not load the model; the message has its account.
+	ReasonRefused = "Refused"
+	// ReasonWorkerLost: wait; the model gets another home.
+	ReasonWorkerLost = "WorkerLost"
+	// ReasonQuarantined: workers died of this model twice; change its spec to try again.
+	ReasonQuarantined = "Quarantined"
+	// ReasonNameConflict: another, older Model has this name; choose another one.
+	ReasonNameConflict = "NameConflict"
+	// ReasonSuspended: set spec.suspend to false.
+	ReasonSuspended = "Suspended"
+	// ReasonSucceeded: nothing to do.
+	ReasonSucceeded = "Succeeded"
+	// ReasonInvalidTemplate: mend spec.template of the pool.
+	ReasonInvalidTemplate = "InvalidTemplate"
+)
+
+// Labels and annotations on worker pods.
+const (
+	// LabelPool holds the name of a worker pod's pool.
+	LabelPool = "estiba.dev/pool"
+	// LabelComponent is "worker", "operator" or "gateway".
+	LabelComponent = "app.kubernetes.io/component"
+	// LabelModelPrefix, followed by a Model's UID, is on the worker pods that hold the model.
+	LabelModelPrefix = "model.estiba.dev/"
+	// AnnotationTemplateHash is the hash of the template that a worker pod was made from.
+	AnnotationTemplateHash = "estiba.dev/template-hash"
+)

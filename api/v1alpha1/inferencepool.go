@@ -1,0 +1,244 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// InferencePool is a set of like worker pods: on which accelerators, how many,
+// and under which packing and scaling rules.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:subresource:scale:specpath=.spec.replicas,statuspath=.status.workers,selectorpath=.status.selector
+// +kubebuilder:resource:shortName=ipool,categories=estiba
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Workers",type=string,JSONPath=`.status.summary.workers`
+// +kubebuilder:printcolumn:name="Models",type=integer,JSONPath=`.status.models`
+// +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.status.summary.memory`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 50 && !self.metadata.name.contains('.')",message="metadata.name must have at most 50 characters and no dots: worker pods are named after it"
+type InferencePool struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec InferencePoolSpec `json:"spec,omitempty"`
+	// +optional
+	Status InferencePoolStatus `json:"status,omitempty"`
+}
+
+// InferencePoolList is a list of InferencePools.
+//
+// +kubebuilder:object:root=true
+type InferencePoolList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []InferencePool `json:"items"`
+}
+
+// InferencePoolSpec is what the owner of a pool asks for.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.replicas) || !has(self.workers) || (self.workers.min <= self.replicas && self.replicas <= self.workers.max)",message="spec.replicas must lie between spec.workers.min and spec.workers.max; raise workers.max or lower replicas"
+type InferencePoolSpec struct {
+	// Workers bounds the number of worker pods; the placement loop chooses within.
+	// +optional
+	// +kubebuilder:default={}
+	Workers WorkerRange `json:"workers,omitempty"`
+
+	// Replicas fixes the number of workers within spec.workers. It is the scale path for other autoscalers.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Replicas *int32 `json:"replicas,omitempty"`
+
+	// Template is a pod template. What Estiba sets is merged over it: the
+	// container named "worker" runs the worker.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=object
+	// +kubebuilder:pruning:PreserveUnknownFields
+	Template *runtime.RawExtension `json:"template,omitempty"`
+
+	// Device is what one worker's device is expected to be, for a pool without workers.
+	// +optional
+	Device DeviceSpec `json:"device,omitempty"`
+
+	// Memory says what is kept free on a device, and how much host memory a worker may use.
+	// +optional
+	Memory MemorySpec `json:"memory,omitempty"`
+
+	// Cache is the disk cache for fetched models.
+	// +optional
+	Cache CacheSpec `json:"cache,omitempty"`
+
+	// ModelRoots are the folders of a worker below which file:// may read. None by default.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule="self.all(r, r.startsWith('/'))",message="each of spec.modelRoots is an absolute path, as in /models"
+	ModelRoots []string `json:"modelRoots,omitempty"`
+
+	// AllowedNamespaces says whose Models may come here.
+	// +optional
+	// +kubebuilder:default={}
+	AllowedNamespaces AllowedNamespaces `json:"allowedNamespaces,omitempty"`
+
+	// Update says how workers are replaced when the template changes.
+	// +optional
+	Update UpdateSpec `json:"update,omitempty"`
+
+	// ScaleDown says when an idle worker is given back.
+	// +optional
+	ScaleDown ScaleDownSpec `json:"scaleDown,omitempty"`
+}
+
+// WorkerRange bounds the number of workers.
+//
+// +kubebuilder:validation:XValidation:rule="self.min <= self.max",message="spec.workers.min must not be larger than spec.workers.max"
+type WorkerRange struct {
+	// +optional
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10000
+	Min int32 `json:"min"`
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10000
+	Max int32 `json:"max"`
+}
+
+// DeviceSpec is what one worker's device is expected to be.
+type DeviceSpec struct {
+	// Memory of one device.
+	// +optional
+	Memory *resource.Quantity `json:"memory,omitempty"`
+}
+
+// MemorySpec says what is kept free and how much of the host a worker may use.
+type MemorySpec struct {
+	// Headroom is kept free on every device, in per cent. Default 5%.
+	// +optional
+	// +kubebuilder:validation:MaxLength=4
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]|[1-4][0-9]|50)%$')",message="spec.memory.headroom is a whole percentage from 0% to 50%, as in 5%"
+	Headroom string `json:"headroom,omitempty"`
+	// Host is the size of the host memory slab of a worker.
+	// +optional
+	Host *resource.Quantity `json:"host,omitempty"`
+}
+
+// CacheSpec is the disk cache of a worker.
+type CacheSpec struct {
+	// Size of the cache. Default 10Gi.
+	// +optional
+	Size *resource.Quantity `json:"size,omitempty"`
+}
+
+// NamespacesFrom says where Models may come from.
+//
+// +kubebuilder:validation:Enum=Same;All;Selector
+type NamespacesFrom string
+
+// Where the Models of a pool may come from.
+const (
+	NamespacesSame     NamespacesFrom = "Same"
+	NamespacesAll      NamespacesFrom = "All"
+	NamespacesSelector NamespacesFrom = "Selector"
+)
+
+// AllowedNamespaces says whose Models may come to a pool.
+//
+// +kubebuilder:validation:XValidation:rule="(self.from == 'Selector') == has(self.selector)",message="spec.allowedNamespaces.selector goes with from: Selector, and only with it"
+type AllowedNamespaces struct {
+	// +optional
+	// +kubebuilder:default=Same
+	From NamespacesFrom `json:"from,omitempty"`
+	// +optional
+	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+	// MaxPriority bounds the priority of Models from other namespaces. Default 0.
+	// +optional
+	MaxPriority *int32 `json:"maxPriority,omitempty"`
+}
+
+// UpdateSpec says how workers are replaced.
+type UpdateSpec struct {
+	// Type of the update.
+	// +optional
+	// +kubebuilder:validation:Enum=Rolling
+	Type string `json:"type,omitempty"`
+	// MaxUnavailable workers during an update. Default 1.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	MaxUnavailable int32 `json:"maxUnavailable,omitempty"`
+	// Drain is how long running requests may go on. Default 5m.
+	// +optional
+	Drain *metav1.Duration `json:"drain,omitempty"`
+}
+
+// ScaleDownSpec says when an idle worker is given back.
+type ScaleDownSpec struct {
+	// After so long without a home. Default 10m.
+	// +optional
+	After *metav1.Duration `json:"after,omitempty"`
+}
+
+// InferencePoolStatus is what was last seen of a pool.
+type InferencePoolStatus struct {
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Workers are the pool's pods.
+	// +optional
+	Workers int32 `json:"workers"`
+	// ReadyWorkers are those that take assignments.
+	// +optional
+	ReadyWorkers int32 `json:"readyWorkers"`
+	// Selector matches the pool's worker pods.
+	// +optional
+	Selector string `json:"selector,omitempty"`
+	// Devices of all workers.
+	// +optional
+	Devices int32 `json:"devices,omitempty"`
+	// Models that have a home here.
+	// +optional
+	Models int32 `json:"models"`
+	// +optional
+	Memory MemoryStatus `json:"memory,omitempty"`
+	// Device is what the last worker's device really was.
+	// +optional
+	Device DeviceStatus `json:"device,omitempty"`
+	// Summary is what `kubectl get` prints.
+	// +optional
+	Summary PoolSummary `json:"summary,omitempty"`
+}
+
+// DeviceStatus is a device as a worker of this pool last reported it.
+type DeviceStatus struct {
+	// Memory that one device's claim gives to models.
+	// +optional
+	Memory *resource.Quantity `json:"memory,omitempty"`
+}
+
+// MemoryStatus sums the devices of a pool.
+type MemoryStatus struct {
+	// +optional
+	Capacity resource.Quantity `json:"capacity,omitempty"`
+	// +optional
+	Allocated resource.Quantity `json:"allocated,omitempty"`
+}
+
+// PoolSummary is what `kubectl get` prints.
+type PoolSummary struct {
+	Workers string `json:"workers,omitempty"` // "1/2": ready of all
+	Memory  string `json:"memory,omitempty"`  // "3.1Gi / 76Gi"
+}
+
+// PodTemplate is the shape of spec.template once it has been decoded.
+type PodTemplate = corev1.PodTemplateSpec

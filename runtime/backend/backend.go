@@ -1,0 +1,63 @@
+// Package backend is what the runtime asks of a device: compile a graph of op
+// data into a program that holds its weights and its KV cache, and run batches
+// through it. runtime/backend/cpu is the first; backendtest is what all pass.
+package backend
+
+import (
+	"context"
+
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// Backend compiles graphs for one device and owns its memory.
+type Backend interface {
+	// Name of the device, such as "cpu-0".
+	Name() string
+	// Supports says whether the device runs ops of a kind on weights of a format.
+	Supports(graph.Kind, tensor.DType) bool
+	// Compile checks that it can do every op (the error names the one it cannot),
+	// takes the weights and allocates the KV cache and the workspace.
+	Compile(context.Context, *graph.Graph, Weights, Limits) (Program, error)
+	Close() error
+}
+
+// Weights gives the tensor that a graph calls name (graph.Graph.Weights). Its
+// data may be a mapped file, which stays valid until the program is closed.
+type Weights func(name string) (tensor.Tensor, error)
+
+// Limits bound one program.
+type Limits struct {
+	MaxTokens   int // tokens of one step, over all its spans
+	MaxRows     int // rows of logits of one step
+	BlockTokens int // positions in one KV block
+	Blocks      int // KV blocks: 0 <= Span.Blocks[i] < Blocks
+	// Exact asks for reference arithmetic: float32 activations, a fixed order of
+	// sums, so that a row does not depend on what shares the batch.
+	Exact bool
+}
+
+// Program is one replica: weights and KV cache on a device. Its methods are
+// called from one goroutine at a time.
+type Program interface {
+	// Run computes a batch: it writes the keys and values of every span's tokens
+	// into the span's blocks and fills out with the logits that were asked for.
+	Run(ctx context.Context, b batching.Batch, out *Out) error
+	// Bytes really held: weights, KV cache, workspace.
+	Bytes() Bytes
+	Close() error
+}
+
+// Bytes that a program holds on its device.
+type Bytes struct{ Weights, KV, Workspace int64 }
+
+// Out is the result of a batch; the caller reuses it.
+type Out struct {
+	// Logits is [b.Logits(), vocabulary], rows in the order of the spans.
+	Logits []float32
+	// Hidden, when WantHidden is set, is [b.Logits(), hidden]: the final-norm
+	// hidden state of the same rows.
+	Hidden     []float32
+	WantHidden bool
+}
