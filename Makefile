@@ -1,0 +1,51 @@
+# Every target says what it is for after ##; `make` alone lists them.
+# One or two lines each: what is longer is a script in hack/.
+.DEFAULT_GOAL := help
+SHELL := bash
+export CGO_ENABLED ?= 0
+GO ?= go
+
+include hack/kubernetes.mk
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/estiba
+	@$(GO) build -o bin/estiba ./cmd/estiba
+
+.PHONY: demo
+demo: ## serve the bundled tiny model on this machine and ask it something
+	@hack/demo.sh
+
+.PHONY: test
+test: ## everything that needs only Go
+	@hack/test.sh
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@hack/fuzz.sh
+
+.PHONY: bench
+bench: ## benchmarks, as ratios within one run
+	@hack/bench-gateway.sh
+
+.PHONY: fmt
+fmt: ## format the sources
+	@gofmt -w $$(git ls-files '*.go')
+
+.PHONY: lint
+lint: ## vet and staticcheck
+	@hack/lint.sh
+
+.PHONY: generate
+generate: ## deepcopy, CRDs and what is copied from them
+	@hack/generate.sh
+
+.PHONY: verify
+verify: ## fail where generated files, formatting or go.mod differ from what the sources give
+	@hack/verify.sh
+
+.PHONY: presubmit
+presubmit: verify lint test ## what must be green before a push
