@@ -17,7 +17,8 @@ build: ## build bin/estiba
 
 .PHONY: demo
 demo: ## serve the bundled tiny model on this machine and ask it something
-	@hack/demo.sh
+	@echo 'building bin/estiba; the first time fetches and compiles its modules, which takes minutes' >&2
+	@$(GO) build -o bin/estiba ./cmd/estiba && $(GO) run ./hack/demo
 
 .PHONY: test
 test: ## everything that needs only Go
