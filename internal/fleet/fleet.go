@@ -222,39 +222,35 @@ func (f *Fleet) settle(to *sender, s worker.State) {
 
 // send is the goroutine of one sender.
 func (f *Fleet) send(ctx context.Context, name string, s *sender) {
+	var again <-chan time.Time
 	for failures := 0; ; {
-		f.mu.Lock()
-		a := s.sent
-		f.mu.Unlock()
-		t, known := f.target(name)
-		if !known {
-			return
-		}
-		var again <-chan time.Time
-		if a != nil {
-			pause := sendTimeout
-			refusal, err := f.put(ctx, t, *a)
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err != nil:
-				f.log.Info("assignment not delivered, will try again", "worker", name, "error", err)
-				pause = backoff(failures)
-				failures++
-			case refusal != nil:
-				f.refused(s, a, refusal)
-				continue
-			default:
-				failures = 0
-			}
-			again = time.After(pause)
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.wake:
 			failures = 0
 		case <-again:
+		}
+		again = nil
+		f.mu.Lock()
+		a := s.sent
+		f.mu.Unlock()
+		t, known := f.target(name)
+		if a == nil || !known {
+			continue
+		}
+		refusal, err := f.put(ctx, t, *a)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			f.log.Info("assignment not delivered, will try again", "worker", name, "error", err)
+			again = time.After(backoff(failures))
+			failures++
+		case refusal != nil:
+			f.refused(s, a, refusal)
+		default:
+			again = time.After(sendTimeout)
 		}
 	}
 }
