@@ -1,0 +1,251 @@
+package residency
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/estiba/estiba/api/worker"
+)
+
+var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// show writes a decision in one line.
+func show(d Decision) string {
+	var s []string
+	for _, l := range d.Loads {
+		s = append(s, "load "+l.Model)
+	}
+	for _, e := range d.Evictions {
+		s = append(s, "evict "+e.Model)
+	}
+	for _, r := range d.Refusals {
+		s = append(s, "refuse "+r.Model+": "+r.Message)
+	}
+	if !d.Again.IsZero() {
+		s = append(s, "again in "+d.Again.Sub(now).String())
+	}
+	return strings.Join(s, "\n")
+}
+
+const mib = 1 << 20
+
+func resident(model string, held int64, idle time.Duration) Home {
+	return Home{Model: model, Device: "cpu-0", Need: held, Held: held, Loaded: true, LastUse: now.Add(-idle)}
+}
+
+func wanted(model string, need int64) Home {
+	return Home{Model: model, Device: "cpu-0", Need: need, Waiting: 1, WaitingSince: now}
+}
+
+func with(h Home, change func(*Home)) Home {
+	change(&h)
+	return h
+}
+
+func TestDecide(t *testing.T) {
+	cases := map[string]struct {
+		homes []Home
+		want  string
+	}{
+		"nothing is wanted": {
+			[]Home{{Model: "a", Device: "cpu-0", Need: mib}}, ""},
+		"fits": {
+			[]Home{wanted("a", 4*mib)}, "load a"},
+		"larger than the device": {
+			[]Home{wanted("a", 11*mib)}, "refuse a: Needs 11 MiB; cpu-0 has 10 MiB in all."},
+		"unknown device": {
+			[]Home{with(wanted("a", mib), func(h *Home) { h.Device = "gpu-7" })}, "refuse a: This worker has no device gpu-7."},
+		"the assignment wants the dearest first": {
+			[]Home{
+				{Model: "a", Device: "cpu-0", Need: 6 * mib, Required: true, EvictionOrder: 1},
+				{Model: "b", Device: "cpu-0", Need: 6 * mib, Required: true, EvictionOrder: 2},
+			},
+			"load b\nrefuse a: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0."},
+		"a request goes before a wish": {
+			[]Home{
+				{Model: "a", Device: "cpu-0", Need: 6 * mib, Required: true, EvictionOrder: 9},
+				wanted("b", 6*mib),
+			},
+			"load b\nrefuse a: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0."},
+		"the longest idle makes room": {
+			[]Home{resident("a", 4*mib, time.Minute), resident("b", 4*mib, time.Hour), wanted("c", 4*mib)},
+			"evict b"},
+		"the lowest order makes room": {
+			[]Home{with(resident("a", 4*mib, time.Minute), func(h *Home) { h.EvictionOrder = -1 }), resident("b", 4*mib, time.Hour), wanted("c", 4*mib)},
+			"evict a"},
+		"nobody goes in vain": {
+			[]Home{resident("a", 2*mib, time.Hour), resident("b", 8*mib, time.Minute), wanted("c", 8*mib)},
+			"evict b"},
+		"required, never and busy stay": {
+			[]Home{
+				with(resident("a", 2*mib, time.Hour), func(h *Home) { h.Required = true }),
+				with(resident("b", 2*mib, time.Hour), func(h *Home) { h.NeverEvict = true }),
+				with(resident("c", 2*mib, time.Hour), func(h *Home) { h.Running = 1 }),
+				resident("d", 1*mib, time.Hour),
+				wanted("e", 5*mib),
+			},
+			"refuse e: Needs 5 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle)."},
+		"waits for what is leaving": {
+			[]Home{with(resident("a", 8*mib, time.Hour), func(h *Home) { h.Leaving = true }), resident("b", 2*mib, time.Hour), wanted("c", 8*mib)},
+			""},
+		"what is promised is not given twice": {
+			[]Home{
+				with(resident("a", 8*mib, time.Hour), func(h *Home) { h.Leaving = true }),
+				wanted("b", 9*mib),
+				with(wanted("c", 2*mib), func(h *Home) { h.WaitingSince = now.Add(time.Second) }),
+			},
+			"refuse c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (8 MiB, leaving)."},
+		"idle for long enough": {
+			[]Home{with(resident("a", mib, time.Minute), func(h *Home) { h.IdleAfter = time.Minute })}, "evict a"},
+		"not yet": {
+			[]Home{
+				with(resident("a", mib, time.Minute), func(h *Home) { h.IdleAfter = 3 * time.Minute }),
+				with(resident("b", mib, time.Minute), func(h *Home) { h.IdleAfter = 2 * time.Minute }),
+			}, "again in 1m0s"},
+		"an idle home that must stay": {
+			[]Home{with(resident("a", mib, time.Hour), func(h *Home) { h.IdleAfter = time.Minute; h.Required = true })}, ""},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			var used int64
+			for _, h := range c.homes {
+				used += h.Held
+			}
+			got := show(Decide([]Account{{Device: "cpu-0", Capacity: 10 * mib, Used: used}}, c.homes, now))
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("want -, got +\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestNeverOverCapacity plays random worlds forward: whatever happens, no
+// account exceeds its capacity, nothing busy or required is evicted, the order
+// of homes does not matter, and what fits alone is loaded or refused in the end.
+func TestNeverOverCapacity(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		capacity := map[string]int64{"cpu-0": int64(1+rng.IntN(20)) * mib, "gpu-0": int64(1+rng.IntN(20)) * mib}
+		homes := make([]Home, 1+rng.IntN(12))
+		for i := range homes {
+			homes[i] = Home{
+				Model: fmt.Sprintf("m%02d", i), Device: []string{"cpu-0", "gpu-0"}[rng.IntN(2)],
+				Need: int64(1+rng.IntN(12)) * mib, EvictionOrder: rng.IntN(3), NeverEvict: rng.IntN(6) == 0,
+				IdleAfter: time.Duration(rng.IntN(3)) * time.Second, LastUse: now,
+			}
+		}
+		clock := now
+		for step := range 200 {
+			clock = clock.Add(time.Duration(rng.IntN(1000)) * time.Millisecond)
+			for i := range homes { // the world moves
+				h := &homes[i]
+				switch rng.IntN(8) {
+				case 0:
+					h.Required = !h.Required
+				case 1:
+					if !h.Loaded || h.Leaving {
+						h.Waiting, h.WaitingSince = 1, clock
+					} else {
+						h.Running = rng.IntN(3)
+						h.LastUse = clock
+					}
+				case 2:
+					if h.Held > 0 && !h.Loaded {
+						h.Loaded, h.Running, h.Waiting, h.LastUse = true, h.Waiting, 0, clock
+					}
+				case 3:
+					if h.Leaving {
+						h.Held, h.Leaving, h.Loaded = 0, false, false
+					}
+				case 4:
+					h.Running = 0
+				}
+			}
+			var accounts []Account
+			used := map[string]int64{}
+			byName := map[string]*Home{}
+			for i := range homes {
+				used[homes[i].Device] += homes[i].Held
+				byName[homes[i].Model] = &homes[i]
+			}
+			for name, c := range capacity {
+				accounts = append(accounts, Account{name, c, used[name]})
+			}
+			d := Decide(accounts, homes, clock)
+			shuffled := append([]Home(nil), homes...)
+			rng.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+			if diff := cmp.Diff(d, Decide(accounts, shuffled, clock)); diff != "" {
+				t.Fatalf("seed %d step %d: the order of homes matters:\n%s", seed, step, diff)
+			}
+			for _, e := range d.Evictions {
+				h := byName[e.Model]
+				if !h.Loaded || h.Leaving || h.Required || h.Running > 0 {
+					t.Fatalf("seed %d step %d: evicts %+v", seed, step, *h)
+				}
+				h.Leaving = true
+			}
+			for _, l := range d.Loads {
+				h := byName[l.Model]
+				if h.Held > 0 || !h.Required && h.Waiting == 0 {
+					t.Fatalf("seed %d step %d: loads %+v", seed, step, *h)
+				}
+				h.Held = h.Need
+				used[h.Device] += h.Need
+			}
+			for name, c := range capacity {
+				if used[name] > c {
+					t.Fatalf("seed %d step %d: %s uses %d of %d", seed, step, name, used[name], c)
+				}
+			}
+			for _, r := range d.Refusals {
+				byName[r.Model].Waiting = 0
+			}
+		}
+	}
+}
+
+func TestClamp(t *testing.T) {
+	cases := []struct {
+		in    worker.Context
+		model int
+		want  worker.Context
+		cut   bool
+	}{
+		{worker.Context{}, 512, worker.Context{MaxTokens: 512, Sequences: 1}, false},
+		{worker.Context{}, 131072, worker.Context{MaxTokens: 8192, Sequences: 1}, false},
+		{worker.Context{MaxTokens: 16384, Sequences: 4}, 131072, worker.Context{MaxTokens: 16384, Sequences: 4}, false},
+		{worker.Context{MaxTokens: 4096, Sequences: 8}, 512, worker.Context{MaxTokens: 512, Sequences: 8}, true},
+	}
+	for _, c := range cases {
+		got, why := Clamp(c.in, c.model)
+		if got != c.want || (why != "") != c.cut {
+			t.Errorf("Clamp(%+v, %d) = %+v, %q; want %+v", c.in, c.model, got, why, c.want)
+		}
+	}
+	if got := Blocks(worker.Context{MaxTokens: 100, Sequences: 3}); got != 21 { // 3 x 7 blocks of 16
+		t.Errorf("Blocks() = %d", got)
+	}
+	if got := Blocks(worker.Context{MaxTokens: math.MaxInt, Sequences: math.MaxInt}); got != math.MaxInt32 {
+		t.Errorf("Blocks() = %d", got)
+	}
+}
+
+func TestBytes(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 bytes", 1023: "1023 bytes", 525 << 10: "525 KiB", 15247100000: "14.2 GiB", 1 << 40: "1 TiB", math.MaxInt64: "8 EiB"} {
+		if got := Bytes(n); got != want {
+			t.Errorf("Bytes(%d) = %q, want %q", n, got, want)
+		}
+	}
+	if got := RoundUp(1, 64<<10); got != 64<<10 {
+		t.Errorf("RoundUp = %d", got)
+	}
+	if got := RoundUp(math.MaxInt64, 2<<20); got%(2<<20) != 0 || got <= 0 {
+		t.Errorf("RoundUp = %d", got)
+	}
+}
