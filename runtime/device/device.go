@@ -1,0 +1,152 @@
+// Package device reads which devices a worker has and how much of each it may
+// claim. Start with CPU.
+package device
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// Device is one device of a worker. Capacity, in bytes, is the claim less
+// headroom: what models may use. It is a whole number of extents.
+type Device struct {
+	Name        string
+	Kind        string
+	Description string
+	Extent      int64
+	Capacity    int64
+}
+
+// Options bound the claim.
+type Options struct {
+	Memory   int64 // bytes that models may use, before headroom; 0: as much as the host allows
+	Headroom int   // per cent of the claim that stays free
+	// Host is the root folder of the machine; nil means the real one.
+	Host fs.FS
+}
+
+// Extents: small ones where a device is small, or the rounding would eat it.
+const (
+	smallExtent = 64 << 10
+	largeExtent = 2 << 20
+	largeDevice = 8 << 30
+)
+
+// overheadBytes is what the process needs for itself beside the models:
+// the heap, requests in flight, tokenizers.
+const overheadBytes = 96 << 20
+
+// CPU is the processor with the memory that this process may use: Memory if
+// given, else the control group's limit, else 80 % of what is available; a
+// control group's limit, less the process's own overhead, bounds all of them.
+func CPU(o Options) (Device, error) {
+	host := o.Host
+	if host == nil {
+		host = os.DirFS("/")
+	}
+	claim, from := o.Memory, "as asked for"
+	limit, limited := cgroupLimit(host)
+	if limited {
+		if room := limit - min(overheadBytes, limit/4); claim == 0 || room < claim {
+			claim, from = room, "limit of the control group less overhead"
+		}
+	}
+	if claim == 0 {
+		available, err := memAvailable(host)
+		if err != nil {
+			return Device{}, fmt.Errorf("find out how much memory there is: %w; say it with --memory", err)
+		}
+		claim, from = available/5*4, "80 % of the memory available"
+	}
+	extent := int64(smallExtent)
+	if claim >= largeDevice {
+		extent = largeExtent
+	}
+	claim -= claim / 100 * int64(o.Headroom)
+	d := Device{
+		Name: "cpu-0", Kind: "cpu", Extent: extent, Capacity: claim / extent * extent,
+		Description: fmt.Sprintf("%s, %d %% headroom", from, o.Headroom),
+	}
+	if d.Capacity == 0 {
+		return Device{}, fmt.Errorf("%d bytes (%s) leave no room for a model; give more memory", claim, from)
+	}
+	return d, nil
+}
+
+// cgroupLimit is the smallest memory limit of this process's control groups,
+// version 2 or 1; false if there is none.
+func cgroupLimit(host fs.FS) (int64, bool) {
+	groups, err := fs.ReadFile(host, "proc/self/cgroup")
+	if err != nil {
+		return 0, false
+	}
+	least, found := int64(0), false
+	for line := range strings.Lines(string(groups)) {
+		// "0::/kubepods/pod1" or "4:memory:/kubepods/pod1"
+		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(part) != 3 {
+			continue
+		}
+		root, file := "", ""
+		switch {
+		case part[0] == "0" && part[1] == "":
+			root, file = "sys/fs/cgroup", "memory.max"
+		case strings.Contains(","+part[1]+",", ",memory,"):
+			root, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		default:
+			continue
+		}
+		// Inside a container the path may be the host's and absent; what is there, up to the root, counts.
+		for dir := path.Clean("/" + part[2]); ; dir = path.Dir(dir) {
+			if n, ok := readLimit(host, path.Join(root, dir, file)); ok && (!found || n < least) {
+				least, found = n, true
+			}
+			if dir == "/" {
+				break
+			}
+		}
+	}
+	return least, found
+}
+
+// readLimit reads a limit; "max", and version 1's almost endless number, are none.
+func readLimit(host fs.FS, name string) (int64, bool) {
+	b, err := fs.ReadFile(host, name)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	if err != nil || n <= 0 || n >= 1<<60 {
+		return 0, false
+	}
+	return n, true
+}
+
+// memAvailable is the kernel's estimate of what can be had without swapping, in bytes.
+func memAvailable(host fs.FS) (int64, error) {
+	f, err := host.Open("proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), "MemAvailable:")
+		if !ok {
+			continue
+		}
+		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/meminfo: MemAvailable: %w", err)
+		}
+		return kib << 10, nil
+	}
+	return 0, errors.New("/proc/meminfo has no MemAvailable")
+}

@@ -1,0 +1,67 @@
+package device
+
+import (
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+func TestCPU(t *testing.T) {
+	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	meminfo := file("MemTotal:       24105000 kB\nMemAvailable:   10485760 kB\n") // 10 GiB
+	cases := map[string]struct {
+		host     fstest.MapFS
+		o        Options
+		capacity int64
+		extent   int64
+		from     string
+	}{
+		"no control group": {
+			host: fstest.MapFS{"proc/meminfo": meminfo}, capacity: 8 << 30, extent: 2 << 20, from: "80 %"},
+		"headroom": {
+			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Memory: 1000 << 20, Headroom: 10}, capacity: 900 << 20, extent: 64 << 10, from: "as asked"},
+		"version 2": {
+			host: fstest.MapFS{
+				"proc/meminfo": meminfo, "proc/self/cgroup": file("0::/pods/one\n"),
+				"sys/fs/cgroup/pods/one/memory.max": file("max\n"), "sys/fs/cgroup/pods/memory.max": file("1073741824\n"),
+			}, capacity: 1<<30 - 96<<20, extent: 64 << 10, from: "control group"},
+		"version 2, own namespace": {
+			host: fstest.MapFS{
+				"proc/meminfo": meminfo, "proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n"),
+			}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
+		"version 1, path of the host": {
+			host: fstest.MapFS{
+				"proc/meminfo": meminfo, "proc/self/cgroup": file("5:cpu,cpuacct:/x\n4:memory:/host/path\n"),
+				"sys/fs/cgroup/memory/memory.limit_in_bytes": file("1073741824\n"),
+			}, capacity: 1<<30 - 96<<20, extent: 64 << 10, from: "control group"},
+		"version 1, no limit": {
+			host: fstest.MapFS{
+				"proc/meminfo": meminfo, "proc/self/cgroup": file("4:memory:/\n"),
+				"sys/fs/cgroup/memory/memory.limit_in_bytes": file("9223372036854771712\n"),
+			}, capacity: 8 << 30, extent: 2 << 20, from: "80 %"},
+		"memory asked for is bounded by the control group": {
+			host: fstest.MapFS{"proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n")},
+			o:    Options{Memory: 1 << 40}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
+		"a small claim": {
+			host: fstest.MapFS{}, o: Options{Memory: 8 << 20, Headroom: 0}, capacity: 8 << 20, extent: 64 << 10, from: "as asked"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			o := c.o
+			o.Host = c.host
+			d, err := CPU(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Capacity != c.capacity || d.Extent != c.extent || !strings.Contains(d.Description, c.from) {
+				t.Errorf("got %+v; want capacity %d, extent %d, from %q", d, c.capacity, c.extent, c.from)
+			}
+		})
+	}
+	if _, err := CPU(Options{Host: fstest.MapFS{}}); err == nil || !strings.Contains(err.Error(), "--memory") {
+		t.Errorf("a host that says nothing: %v", err)
+	}
+	if _, err := CPU(Options{Memory: 1000, Host: fstest.MapFS{}}); err == nil {
+		t.Error("1000 bytes were enough")
+	}
+}
