@@ -18,7 +18,7 @@ type Config struct {
 	NormEps      float32
 	RopeTheta    float64
 	RopePairs    RopePairs
-	TiedOutput   bool // the output matrix is the embedding table
+	TiedOutput   bool    // the output matrix is the embedding table
 	BOS          int32   // put in front of text; -1 if none
 	EOS          []int32 // any of these ends a text
 }
