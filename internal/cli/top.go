@@ -1,0 +1,24 @@
+package cli
+
+import (
+	"github.com/estiba/estiba/internal/top"
+	"github.com/spf13/cobra"
+)
+
+func topCommand() *cobra.Command {
+	var o top.Options
+	cmd := &cobra.Command{
+		Use:   "top",
+		Short: "Show pools and models: what is where, and why",
+		Example: `  estiba top                                   # the cluster that KUBECONFIG names
+  estiba top --server http://127.0.0.1:8080    # an estiba serve`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return top.Show(cmd.Context(), cmd.OutOrStdout(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.Server, "server", "", "address of an estiba serve, instead of a cluster")
+	cmd.Flags().StringVarP(&o.Namespace, "namespace", "n", "", "only this namespace")
+	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
+	return cmd
+}

@@ -1,0 +1,176 @@
+// Package top shows the stowage at a glance: pools with their memory, and
+// models with where they are and why. Start with Show.
+package top
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/config"
+)
+
+// Options say where to look.
+type Options struct {
+	Server    string // address of an `estiba serve`; empty: the cluster of the kubeconfig
+	Namespace string // empty: all
+	JSON      bool
+}
+
+// Stowage is what is where.
+type Stowage struct {
+	Pools  []v1alpha1.InferencePool `json:"pools"`
+	Models []v1alpha1.Model         `json:"models"`
+}
+
+// Show reads the stowage and writes it to w.
+func Show(ctx context.Context, w io.Writer, o Options) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	read := fromCluster
+	if o.Server != "" {
+		read = fromServer
+	}
+	s, err := read(ctx, o)
+	if err != nil {
+		return err
+	}
+	if o.JSON {
+		return json.NewEncoder(w).Encode(s)
+	}
+	return s.write(w)
+}
+
+func fromServer(ctx context.Context, o Options) (Stowage, error) {
+	var (
+		pools  v1alpha1.InferencePoolList
+		models v1alpha1.ModelList
+	)
+	base := strings.TrimSuffix(o.Server, "/")
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	base += "/apis/" + v1alpha1.GroupVersion.String()
+	if o.Namespace != "" {
+		base += "/namespaces/" + o.Namespace
+	}
+	if err := get(ctx, base+"/inferencepools", &pools); err != nil {
+		return Stowage{}, err
+	}
+	if err := get(ctx, base+"/models", &models); err != nil {
+		return Stowage{}, err
+	}
+	return Stowage{Pools: pools.Items, Models: models.Items}, nil
+}
+
+func get(ctx context.Context, url string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("%w (is estiba serve running there? --server names its address)", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("get %s: %s (is this the address of an estiba serve?)", url, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(into); err != nil {
+		return fmt.Errorf("get %s: %w", url, err)
+	}
+	return nil
+}
+
+func fromCluster(ctx context.Context, o Options) (Stowage, error) {
+	kubeconfig, err := config.GetConfig()
+	if err != nil {
+		return Stowage{}, fmt.Errorf("%w (name a cluster with KUBECONFIG, or an estiba serve with --server)", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return Stowage{}, err
+	}
+	c, err := client.New(kubeconfig, client.Options{Scheme: scheme})
+	if err != nil {
+		return Stowage{}, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	var (
+		pools  v1alpha1.InferencePoolList
+		models v1alpha1.ModelList
+	)
+	if err := c.List(ctx, &pools, client.InNamespace(o.Namespace)); err != nil {
+		return Stowage{}, fmt.Errorf("list inferencepools.estiba.dev: %w", err)
+	}
+	if err := c.List(ctx, &models, client.InNamespace(o.Namespace)); err != nil {
+		return Stowage{}, fmt.Errorf("list models.estiba.dev: %w", err)
+	}
+	return Stowage{Pools: pools.Items, Models: models.Items}, nil
+}
+
+func (s Stowage) write(w io.Writer) error {
+	several := severalNamespaces(s)
+	name := func(o metav1.ObjectMeta) string {
+		if several {
+			return o.Namespace + "/" + o.Name
+		}
+		return o.Name
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "POOL\tREADY\tWORKERS\tMODELS\tMEMORY (USED / CAPACITY)")
+	for _, p := range s.Pools {
+		ready, _, _ := condition(p.Status.Conditions)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory))
+	}
+	fmt.Fprintln(t)
+	fmt.Fprintln(t, "MODEL\tREADY\tREASON\tMEMORY\tWHERE\tSTATE\tWHY")
+	for _, m := range s.Models {
+		ready, reason, message := condition(m.Status.Conditions)
+		if len(m.Status.Placements) == 0 {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t%s\n", name(m.ObjectMeta), ready, reason, dash(m.Status.Summary.Memory), message)
+		}
+		for _, p := range m.Status.Placements {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s/%s\t%s\t%s\n", name(m.ObjectMeta), ready, reason, dash(m.Status.Summary.Memory),
+				p.Worker, strings.Join(p.Devices, ","), p.State, p.Reason)
+		}
+	}
+	return t.Flush()
+}
+
+func severalNamespaces(s Stowage) bool {
+	var names []string
+	for _, p := range s.Pools {
+		names = append(names, p.Namespace)
+	}
+	for _, m := range s.Models {
+		names = append(names, m.Namespace)
+	}
+	slices.Sort(names)
+	return len(slices.Compact(names)) > 1
+}
+
+func condition(conditions []metav1.Condition) (status, reason, message string) {
+	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+	if c == nil {
+		return "-", "-", "Nothing has been decided yet."
+	}
+	return string(c.Status), c.Reason, c.Message
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
