@@ -14,6 +14,8 @@ type Span struct {
 	Blocks   []int32 // the sequence's block table: covers positions [0, Start+len(Tokens))
 	// Rows of logits wanted: LastRow for the next token, AllRows for every token of the span, NoRows within a prompt.
 	Rows Rows
+	// Next says that the last row's logits give the sequence's next token.
+	Next bool
 }
 
 // Rows says of which tokens of a span the logits are wanted.
