@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 )
 
 // ParseGGUF reads the key-value pairs of a GGUF file. Numbers may have any
@@ -53,12 +54,6 @@ func ParseGGUF(kv map[string]any) (Config, error) {
 			c.HeadDim = c.Hidden / c.Heads
 		}
 	}
-	for _, key := range []string{".attention.value_length", ".rope.dimension_count"} {
-		same := c.HeadDim
-		if p.optionalSize(name+key, &same); same != c.HeadDim {
-			p.fail(name+key, fmt.Errorf("is %d, unlike the head size %d: %w", same, c.HeadDim, ErrUnsupported))
-		}
-	}
 	bos, addBOS := -1, true
 	p.optionalSize("tokenizer.ggml.bos_token_id", &bos)
 	if add, ok := kv["tokenizer.ggml.add_bos_token"].(bool); ok {
@@ -76,6 +71,15 @@ func ParseGGUF(kv map[string]any) (Config, error) {
 	}
 	if err := c.check(func(_ Config, f field) string { return ggufName(name, f) }); err != nil {
 		return Config{}, err
+	}
+	for _, key := range []string{".attention.value_length", ".rope.dimension_count"} {
+		same := c.HeadDim
+		if p.optionalSize(name+key, &same); same != c.HeadDim {
+			p.fail(name+key, fmt.Errorf("is %d, unlike the head size %d: %w", same, c.HeadDim, ErrUnsupported))
+		}
+	}
+	if p.err != nil {
+		return Config{}, p.err
 	}
 	if !addBOS {
 		c.BOS = -1
@@ -99,26 +103,28 @@ func ggufRefuse(p *pairs, name string) error {
 	if kind, ok := p.kv[name+".rope.scaling.type"].(string); ok && kind != "none" {
 		p.fail(name+".rope.scaling.type", fmt.Errorf("is %q: %w", kind, ErrUnsupported))
 	}
-	for key, harmless := range map[string][2]float64{
-		".rope.scaling.factor":          {0, 1},
-		".rope.scale_linear":            {0, 1},
-		".rope.scaling.attn_factor":     {0, 1},
-		".expert_count":                 {0, 0},
-		".attention.sliding_window":     {0, 0},
-		".attention.clamp_kqv":          {0, 0},
-		".attention.max_alibi_bias":     {0, 0},
-		".attn_logit_softcapping":       {0, 0},
-		".final_logit_softcapping":      {0, 0},
-		".attention.scale":              {0, 0},
-		".logit_scale":                  {0, 1},
-		".embedding_scale":              {0, 1},
-		".residual_scale":               {0, 1},
-		".attention.layer_norm_epsilon": {0, 0},
-		".pooling_type":                 {0, 0},
+	for _, known := range []struct {
+		key      string
+		harmless []float64
+	}{
+		{".rope.scaling.factor", []float64{0, 1}},
+		{".rope.scale_linear", []float64{0, 1}},
+		{".rope.scaling.attn_factor", []float64{0, 1}},
+		{".expert_count", []float64{0}},
+		{".attention.sliding_window", []float64{0}},
+		{".attention.clamp_kqv", []float64{0}},
+		{".attention.max_alibi_bias", []float64{0}},
+		{".attention.scale", []float64{0}},
+		{".attn_logit_softcapping", []float64{0}},
+		{".final_logit_softcapping", []float64{0}},
+		{".logit_scale", []float64{0, 1}},
+		{".embedding_scale", []float64{0, 1}},
+		{".residual_scale", []float64{0, 1}},
+		{".pooling_type", []float64{0}},
 	} {
 		var x float64
-		if p.number(name+key, &x) && x != harmless[0] && x != harmless[1] {
-			p.fail(name+key, fmt.Errorf("is %v: %w", x, ErrUnsupported))
+		if p.number(name+known.key, &x) && !slices.Contains(known.harmless, x) {
+			p.fail(name+known.key, fmt.Errorf("is %v: %w", x, ErrUnsupported))
 		}
 	}
 	if causal, ok := p.kv[name+".attention.causal"].(bool); ok && !causal {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 )
@@ -247,7 +248,7 @@ func (f *fields) ropeParameters(name string, theta *float64) {
 		f.fail(name, fmt.Errorf("is %s, not an object: %w", clip(f.raw[name]), ErrInvalid))
 		return
 	}
-	for key := range p.raw {
+	for _, key := range slices.Sorted(maps.Keys(p.raw)) {
 		switch key {
 		case "type", "rope_type":
 			kind := "default"

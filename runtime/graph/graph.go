@@ -154,6 +154,9 @@ func (g *Graph) Check() error {
 	}
 	var cache Cache
 	for i, n := range g.Nodes {
+		if n.Kind == invalid || n.Kind >= kinds {
+			return fmt.Errorf("graph: node %d: %v is no op", i, n.Kind)
+		}
 		in := make([]tensor.Shape, len(n.In))
 		for j, v := range n.In {
 			if v < 0 || int(v) >= len(made) || !made[v] {

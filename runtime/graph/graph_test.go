@@ -1,0 +1,157 @@
+package graph_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// tiny is a graph with every kind of op: one layer, width 6, a vocabulary of 7.
+func tiny(t *testing.T) *graph.Graph {
+	t.Helper()
+	var b graph.Builder
+	weight := func(name string, shape ...int) graph.Value { return b.Weight(name, shape, name, name) }
+	none := graph.Attr{}
+	x := b.Op(graph.Embed, none, weight("embedding", 7, 6))
+	h := b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-5}, x, weight("norm", 6))
+	q := b.Op(graph.MatMul, none, h, weight("q", 8, 6))
+	k := b.Op(graph.MatMul, none, h, weight("k", 4, 6))
+	v := b.Op(graph.MatMul, none, h, weight("v", 4, 6))
+	q = b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Theta: 100}, q)
+	k = b.Op(graph.Rope, graph.Attr{Heads: 1, HeadDim: 4, Theta: 100}, k)
+	a := b.Op(graph.Attention, graph.Attr{Heads: 2, KVHeads: 1, HeadDim: 4, Scale: 0.5}, q, k, v)
+	x = b.Op(graph.Add, none, x, b.Op(graph.MatMul, none, a, weight("o", 6, 8)))
+	x = b.Op(graph.Add, none, x, b.Op(graph.SwiGLU, none, x, h))
+	x = b.Op(graph.Rows, none, x)
+	g, err := b.Graph(x, b.Op(graph.MatMul, none, x, weight("output", 7, 6)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func TestBuilderShapes(t *testing.T) {
+	g := tiny(t)
+	if !g.Shapes[g.Logits].Equal(tensor.Shape{graph.Wanted, 7}) || !g.Shapes[g.Hidden].Equal(tensor.Shape{graph.Wanted, 6}) {
+		t.Errorf("results are %v and %v", g.Shapes[g.Logits], g.Shapes[g.Hidden])
+	}
+	if got := g.Cache(); got != (graph.Cache{Layers: 1, Width: 4}) {
+		t.Errorf("cache %+v", got)
+	}
+	var seen []graph.Kind
+	for _, n := range g.Nodes {
+		seen = append(seen, n.Kind)
+	}
+	for _, k := range graph.Kinds() {
+		if !slices.Contains(seen, k) {
+			t.Errorf("this test lacks %v", k)
+		}
+	}
+}
+
+func TestCheckRefuses(t *testing.T) {
+	node := func(g *graph.Graph, k graph.Kind) *graph.Node {
+		i := slices.IndexFunc(g.Nodes, func(n graph.Node) bool { return n.Kind == k })
+		return &g.Nodes[i]
+	}
+	for name, c := range map[string]struct {
+		spoil func(*graph.Graph)
+		want  string
+	}{
+		"later value":         {func(g *graph.Graph) { g.Nodes[1].In[0] = g.Logits }, "before it is made"},
+		"no such value":       {func(g *graph.Graph) { g.Nodes[1].In[0] = 1000 }, "before it is made"},
+		"weight as operand":   {func(g *graph.Graph) { node(g, graph.Add).In[0] = 0 }, "must be made by an op"},
+		"operand as weight":   {func(g *graph.Graph) { node(g, graph.MatMul).In[1] = g.Nodes[0].Out }, "must be a weight"},
+		"made twice":          {func(g *graph.Graph) { g.Nodes[1].Out = g.Nodes[0].Out }, "not free"},
+		"other shape":         {func(g *graph.Graph) { g.Shapes[g.Nodes[0].Out] = tensor.Shape{graph.Tokens, 9} }, "its value has"},
+		"no eps":              {func(g *graph.Graph) { node(g, graph.RMSNorm).Attr.Eps = 0 }, "Eps > 0"},
+		"odd heads":           {func(g *graph.Graph) { node(g, graph.Attention).Attr.Heads = 3 }, "KVHeads*HeadDim"},
+		"odd pairs":           {func(g *graph.Graph) { a := &node(g, graph.Rope).Attr; a.Heads, a.HeadDim = 8, 1 }, "HeadDim even"},
+		"layer skipped":       {func(g *graph.Graph) { node(g, graph.Attention).Attr.Layer = 1 }, "want layer 0"},
+		"name used twice":     {func(g *graph.Graph) { g.Weights[1].Name = g.Weights[0].Name }, "used twice"},
+		"unread weight":       {func(g *graph.Graph) { node(g, graph.MatMul).In[1] = 2; g.Nodes[3].In[1] = 4 }, "never read"},
+		"result not wanted":   {func(g *graph.Graph) { g.Hidden = g.Nodes[0].Out }, "no row for each wanted"},
+		"too few operands":    {func(g *graph.Graph) { node(g, graph.Add).In = node(g, graph.Add).In[:1] }, "2 operands"},
+		"no kind":             {func(g *graph.Graph) { g.Nodes[2].Kind = 200 }, "no op"},
+		"weight without size": {func(g *graph.Graph) { g.Weights[0].Shape = tensor.Shape{-1, 6} }, "has shape"},
+	} {
+		g := tiny(t)
+		c.spoil(g)
+		if err := g.Check(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want an error with %q", name, err, c.want)
+		}
+	}
+}
+
+func TestBuilderKeepsFirstError(t *testing.T) {
+	var b graph.Builder
+	x := b.Op(graph.Embed, graph.Attr{}, b.Weight("e", tensor.Shape{3, 4}, "", ""))
+	x = b.Op(graph.MatMul, graph.Attr{}, x, b.Weight("w", tensor.Shape{3, 5}, "", ""))
+	x = b.Op(graph.Rows, graph.Attr{}, x)
+	if _, err := b.Graph(x, x); err == nil || !strings.Contains(err.Error(), "node 1: MatMul") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestPlan runs random graphs twice in their minds: each value in memory of its
+// own, and in the plan's slots. Nobody may find in a slot another value than
+// the one it wants, and no slot may be too small.
+func TestPlan(t *testing.T) {
+	check := func(t *testing.T, g *graph.Graph) {
+		p := g.Plan()
+		holds := make([]graph.Value, len(p.Slots))
+		for i := range holds {
+			holds[i] = -1
+		}
+		for i, n := range g.Nodes {
+			for _, v := range n.In {
+				if !g.IsWeight(v) && v != g.Logits && holds[p.Slot[v]] != v {
+					t.Fatalf("node %d (%v) wants value %d, slot %d holds %d", i, n.Kind, v, p.Slot[v], holds[p.Slot[v]])
+				}
+			}
+			if n.Out == g.Logits {
+				continue
+			}
+			s := p.Slot[n.Out]
+			if p.Slots[s].Width < g.Width(n.Out) || p.Slots[s].Rows != g.Shapes[n.Out][0] {
+				t.Fatalf("value %d of shape %v in slot %+v", n.Out, g.Shapes[n.Out], p.Slots[s])
+			}
+			for _, v := range n.In {
+				if !g.IsWeight(v) && v != g.Logits && p.Slot[v] == s && !slices.Contains([]graph.Kind{graph.Add, graph.SwiGLU, graph.Rope}, n.Kind) {
+					t.Fatalf("node %d (%v) writes over its operand", i, n.Kind)
+				}
+			}
+			holds[s] = n.Out
+		}
+		if g.Hidden != g.Logits && holds[p.Slot[g.Hidden]] != g.Hidden {
+			t.Fatalf("the hidden state is gone")
+		}
+	}
+	check(t, tiny(t))
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		var b graph.Builder
+		values := []graph.Value{b.Op(graph.Embed, graph.Attr{}, b.Weight("e", tensor.Shape{5, 8}, "", ""))}
+		for range r.IntN(20) {
+			x, y := values[r.IntN(len(values))], values[r.IntN(len(values))]
+			switch r.IntN(3) {
+			case 0:
+				values = append(values, b.Op(graph.Add, graph.Attr{}, x, y))
+			case 1:
+				values = append(values, b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Theta: 10}, x))
+			case 2:
+				values = append(values, b.Op(graph.SwiGLU, graph.Attr{}, x, y))
+			}
+		}
+		h := b.Op(graph.Rows, graph.Attr{}, values[r.IntN(len(values))])
+		g, err := b.Graph(h, b.Op(graph.MatMul, graph.Attr{}, h, b.Weight("o", tensor.Shape{5, 8}, "", "")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, g)
+	}
+}
