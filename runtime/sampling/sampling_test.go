@@ -1,0 +1,208 @@
+package sampling
+
+import (
+	"cmp"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+var nan, inf = float32(math.NaN()), float32(math.Inf(1))
+
+func TestGreedy(t *testing.T) {
+	for name, c := range map[string]struct {
+		row  []float32
+		p    Params
+		want int32
+	}{
+		"largest":                           {row: []float32{1, 3, 2}, want: 1},
+		"lowest id among equals":            {row: []float32{1, 3, 3}, want: 1},
+		"NaN is impossible":                 {row: []float32{nan, -5, nan}, want: 1},
+		"plus infinity is certain":          {row: []float32{9, inf, nan}, want: 1},
+		"plus infinity, drawn":              {row: []float32{9, inf, nan}, p: Params{Temperature: 1, TopP: 0.5}, want: 1},
+		"a bias decides":                    {row: []float32{1, 3, 2}, p: Params{Bias: map[int32]float64{0: 100}}, want: 0},
+		"a bias beyond the vocabulary":      {row: []float32{1, 3, 2}, p: Params{Bias: map[int32]float64{-1: 9, 3: 9}}, want: 1},
+		"repetition of the prompt":          {row: []float32{1, 3, 2}, p: Params{Repetition: 2}, want: 2},
+		"repetition of a negative one":      {row: []float32{-9, -3, -4}, p: Params{Repetition: 2}, want: 2},
+		"top k of one":                      {row: []float32{1, 3, 2}, p: Params{Temperature: 9, TopK: 1}, want: 1},
+		"top p of next to nothing":          {row: []float32{1, 3, 3}, p: Params{Temperature: 9, TopP: 1e-9}, want: 1},
+		"min p of one":                      {row: []float32{1, 3, 2}, p: Params{Temperature: 9, MinP: 1}, want: 1},
+		"a temperature of next to nothing":  {row: []float32{1, 3, 2}, p: Params{Temperature: 1e-300}, want: 1},
+		"drawn where all but one is absent": {row: []float32{nan, -inf, 2}, p: Params{Temperature: 1}, want: 2},
+	} {
+		before := slices.Clone(c.row)
+		got, err := New(c.p, []int32{1}).Sample(c.row)
+		if err != nil || got.ID != c.want {
+			t.Errorf("%s: %v, %v; want %d", name, got, err, c.want)
+		}
+		if !slices.EqualFunc(before, c.row, func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }) {
+			t.Errorf("%s: the row was changed", name)
+		}
+	}
+	for _, temperature := range []float64{0, 1} {
+		if _, err := New(Params{Temperature: temperature}, nil).Sample([]float32{nan, -inf}); !errors.Is(err, ErrNotANumber) {
+			t.Errorf("a row without a number: %v", err)
+		}
+	}
+}
+
+func TestPenalties(t *testing.T) {
+	// The output grows 0 0 0 …: 5 - presence - n*frequency falls below 3.5 after two.
+	s := New(Params{Presence: 0.5, Frequency: 0.6}, []int32{1})
+	var got []int32
+	for range 4 {
+		token, _ := s.Sample([]float32{5, 3.5, 0})
+		got = append(got, token.ID)
+	}
+	if want := []int32{0, 0, 1, 0}; !slices.Equal(got, want) { // the prompt's 1 has no penalty until it is output
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestSeed: the same seed gives the same text whatever else is sampled in between.
+func TestSeed(t *testing.T) {
+	row := make([]float32, 100)
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range row {
+		row[i] = float32(r.NormFloat64())
+	}
+	text := func(seed uint64, beside *Sampler) (ids []int32) {
+		s := New(Params{Temperature: 1, Seed: seed}, nil)
+		for range 50 {
+			token, _ := s.Sample(row)
+			ids = append(ids, token.ID)
+			if beside != nil {
+				beside.Sample(row)
+			}
+		}
+		return ids
+	}
+	if !slices.Equal(text(1, nil), text(1, New(Params{Temperature: 2}, nil))) {
+		t.Error("a neighbour changed the text")
+	}
+	if slices.Equal(text(1, nil), text(2, nil)) {
+		t.Error("two seeds gave one text")
+	}
+}
+
+// kept is the plain way to say which tokens are left and how likely each is.
+func kept(row []float32, p Params) map[int32]float64 {
+	var all []candidate
+	most, _ := argmax(row)
+	for id, x := range row {
+		if w := math.Exp(float64(x-row[most]) / p.Temperature); w > 0 {
+			all = append(all, candidate{int32(id), w})
+		}
+	}
+	slices.SortFunc(all, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.id, b.id))
+	})
+	if p.TopK > 0 {
+		all = all[:min(p.TopK, len(all))]
+	}
+	if p.TopP > 0 && p.TopP < 1 {
+		total, upTo := sum(all), 0.0
+		for i, c := range all {
+			if upTo += c.weight; upTo >= p.TopP*total {
+				all = all[:i+1]
+				break
+			}
+		}
+	}
+	all = slices.DeleteFunc(all, func(c candidate) bool { return c.weight < p.MinP })
+	share := map[int32]float64{}
+	for _, c := range all {
+		share[c.id] = c.weight / sum(all)
+	}
+	return share
+}
+
+func TestDistribution(t *testing.T) {
+	row := []float32{1, 2.5, nan, 2, -inf, 0, 2, -1}
+	for _, p := range []Params{
+		{Temperature: 1}, {Temperature: 0.5}, {Temperature: 3}, {Temperature: 1, TopK: 3}, {Temperature: 1, TopP: 0.8},
+		{Temperature: 1, TopK: 4, TopP: 0.7}, {Temperature: 1, MinP: 0.2}, {Temperature: 2, TopK: 100, TopP: 0.95, MinP: 0.3},
+	} {
+		const n = 40000
+		counts := map[int32]int{}
+		s := New(p, nil)
+		for range n {
+			token, err := s.Sample(row)
+			if err != nil {
+				t.Fatal(err)
+			}
+			counts[token.ID]++
+		}
+		want := kept(row, p)
+		for id := range row {
+			got, share := float64(counts[int32(id)])/n, want[int32(id)]
+			if (share == 0) != (got == 0) || math.Abs(got-share) > 0.012 { // 4.8 deviations of a share of one half
+				t.Errorf("%+v: token %d has %.3f, want %.3f", p, id, got, share)
+			}
+		}
+	}
+}
+
+// TestTwin compares with the plain way on random rows.
+func TestTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 3000 {
+		row := make([]float32, 1+r.IntN(40))
+		for i := range row {
+			row[i] = float32(r.IntN(9)) // many equals
+		}
+		p := Params{Temperature: 0.1 + 3*r.Float64(), TopK: r.IntN(12), TopP: r.Float64(), MinP: 0.5 * r.Float64(), Seed: r.Uint64(), Logprobs: true, TopLogprobs: 5}
+		token, err := New(p, nil).Sample(row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kept(row, p)[token.ID] == 0 {
+			t.Fatalf("%+v of %v: chose %d, which is not among %v", p, row, token.ID, kept(row, p))
+		}
+		share := kept(row, Params{Temperature: 1})
+		if math.Abs(token.Logprob-math.Log(share[token.ID])) > 1e-9 {
+			t.Fatalf("logprob %g, want %g", token.Logprob, math.Log(share[token.ID]))
+		}
+		ids := make([]int32, len(row))
+		for i := range ids {
+			ids[i] = int32(i)
+		}
+		slices.SortStableFunc(ids, func(a, b int32) int { return cmp.Compare(row[b], row[a]) })
+		for i, top := range token.Top {
+			if top.ID != ids[i] || math.Abs(top.Logprob-math.Log(share[top.ID])) > 1e-9 {
+				t.Fatalf("top %v of %v", token.Top, row)
+			}
+		}
+		if len(token.Top) != min(5, len(row)) {
+			t.Fatalf("%d of %d likeliest", len(token.Top), len(row))
+		}
+	}
+}
+
+func TestLogprobsOfBrokenRow(t *testing.T) {
+	token, err := New(Params{Logprobs: true, TopLogprobs: 2}, nil).Sample([]float32{nan, 1, nan})
+	if err != nil || token.ID != 1 || token.Logprob != 0 || len(token.Top) != 1 {
+		t.Errorf("%+v, %v", token, err)
+	}
+}
+
+func BenchmarkSample(b *testing.B) {
+	row := make([]float32, 128_000)
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range row {
+		row[i] = float32(3 * r.NormFloat64())
+	}
+	for name, p := range map[string]Params{
+		"greedy": {}, "temperature": {Temperature: 1}, "topP": {Temperature: 1, TopP: 0.95},
+		"topK": {Temperature: 1, TopK: 40}, "logprobs": {Logprobs: true, TopLogprobs: 20},
+	} {
+		b.Run(name, func(b *testing.B) {
+			s := New(p, nil)
+			for b.Loop() {
+				s.Sample(row)
+			}
+		})
+	}
+}
