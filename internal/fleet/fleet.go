@@ -94,6 +94,9 @@ func (f *Fleet) Sync(targets []Target) {
 	}
 }
 
+// Client is what the fleet talks with; requests to its workers take the same way.
+func (f *Fleet) Client() *http.Client { return f.client }
+
 // Workers are all reports, in the order of names.
 func (f *Fleet) Workers() []Report {
 	var reports []Report
