@@ -1,0 +1,444 @@
+// Package engine runs the replicas of one device: next -> run -> sample ->
+// commit, one step after the other, in one goroutine. What runs in a step is
+// batching's decision; this package carries it out and hands the tokens to whoever
+// asked. Start at Engine.Run and step.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/sampling"
+)
+
+// Engine runs several replicas on one device. Its methods may be called from
+// any goroutine, also before Run and after it.
+type Engine struct {
+	log  *slog.Logger
+	wake chan struct{} // there may be something to run
+	out  backend.Out   // of the step
+
+	mu       sync.Mutex // never held while a program runs
+	batcher  *batching.Batcher
+	replicas map[string]*replica
+	requests map[uint64]*request // sequence -> who asked
+	stepping *replica            // whose program runs now
+	last     uint64              // sequence
+	stopped  bool
+}
+
+// Options of an engine; the zero value works.
+type Options struct {
+	Log *slog.Logger // what went wrong in a step; nil: slog.Default()
+}
+
+// Replica is a model's program, and its room.
+type Replica struct {
+	Name        string
+	Program     backend.Program
+	Blocks      int     // KV blocks: backend.Limits.Blocks
+	BlockTokens int     // positions in one: backend.Limits.BlockTokens
+	MaxTokens   int     // context: prompt and output of one request
+	Vocabulary  int     // logits in a row
+	Stop        []int32 // end tokens of the model
+	StepTokens  int     // tokens of one step: backend.Limits.MaxTokens; 0: 256
+	StepRows    int     // rows of logits of one step: backend.Limits.MaxRows; 0: StepTokens
+	Sequences   int     // requests that run at the same time; 0: 16
+	Waiting     int     // requests that wait beyond those; 0: 256
+}
+
+// Request asks for the continuation of a prompt.
+type Request struct {
+	Replica string
+	Prompt  []int32
+	// MaxTokens of output; the context may leave less room. 0: as many as it has
+	// room for, or none with PromptLogits.
+	MaxTokens    int
+	Sampling     sampling.Params
+	Stop         []int32 // end tokens beside the model's
+	IgnoreStop   bool    // no token ends the text
+	PromptLogits bool    // the last event has the logits of every position of the prompt
+}
+
+// Event is one token of a request, or its end.
+type Event struct {
+	Token sampling.Token // while Finish is empty
+
+	// Finish is set in the last event, which has no token. The rest is of that event.
+	Finish         batching.Finish
+	Err            error // with FinishError and FinishCancelled
+	Prompt, Output int   // tokens
+	Cached         int   // of the prompt, not computed but taken over
+	PromptLogits   []float32
+}
+
+// Stats of a replica, as of now.
+type Stats = batching.Stats
+
+// TooLongError says that a prompt does not leave room for one more token.
+type TooLongError = batching.TooLongError
+
+// Why a request is not taken, beside *TooLongError, or ends with FinishError.
+var (
+	ErrNoReplica   = batching.ErrNoReplica
+	ErrQueueFull   = batching.ErrQueueFull
+	ErrEmptyPrompt = batching.ErrEmptyPrompt
+	ErrVocabulary  = errors.New("the prompt has a token that the model does not know")
+	ErrRemoved     = errors.New("the model was taken off the device")
+	ErrStopped     = errors.New("the engine has stopped")
+)
+
+type replica struct {
+	Replica
+	removing bool
+	gone     chan struct{} // closed once nothing uses the program any more
+}
+
+type request struct {
+	Request
+	id      uint64
+	ctx     context.Context
+	unwatch func() bool
+	events  *stream
+	sampler *sampling.Sampler
+	output  int // tokens delivered
+
+	// Of the step's goroutine.
+	choice sampling.Token
+	logits []float32
+}
+
+// New is an engine without replicas; Run makes it work.
+func New(o Options) *Engine {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &Engine{
+		log:      o.Log,
+		wake:     make(chan struct{}, 1),
+		batcher:  batching.New(),
+		replicas: map[string]*replica{},
+		requests: map[uint64]*request{},
+	}
+}
+
+// Run takes steps until ctx ends; then it ends all requests with ErrStopped and
+// returns nil. It sleeps while there is nothing to run.
+func (e *Engine) Run(ctx context.Context) error {
+	defer e.stop()
+	for ctx.Err() == nil {
+		if e.step(ctx) {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.wake:
+		}
+	}
+	return nil
+}
+
+// Add lets a replica take requests. The engine uses its program until Remove has returned.
+func (e *Engine) Add(r Replica) error {
+	if r.StepTokens == 0 {
+		r.StepTokens = 256
+	}
+	if r.StepRows == 0 {
+		r.StepRows = r.StepTokens
+	}
+	if r.Sequences == 0 {
+		r.Sequences = 16
+	}
+	if r.Waiting == 0 {
+		r.Waiting = 256
+	}
+	if r.Program == nil || r.Vocabulary <= 0 {
+		return fmt.Errorf("replica %q: a program and a vocabulary are needed", r.Name)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	err := e.batcher.Open(batching.Replica{
+		Name: r.Name, Blocks: r.Blocks, BlockTokens: r.BlockTokens, MaxTokens: r.MaxTokens,
+		StepTokens: r.StepTokens, StepRows: r.StepRows, Sequences: r.Sequences, Waiting: r.Waiting,
+	})
+	if err != nil {
+		return err
+	}
+	e.replicas[r.Name] = &replica{Replica: r, gone: make(chan struct{})}
+	return nil
+}
+
+// Remove takes no more requests for a replica and waits for those it has; when
+// ctx ends they end with ErrRemoved. Once it has returned, the program is not
+// used any more. The only error is ErrNoReplica.
+func (e *Engine) Remove(ctx context.Context, name string) error {
+	e.mu.Lock()
+	r := e.replicas[name]
+	if r == nil || r.removing {
+		e.mu.Unlock()
+		return fmt.Errorf("%w: %q", ErrNoReplica, name)
+	}
+	r.removing = true
+	e.settle(r)
+	e.mu.Unlock()
+
+	select {
+	case <-r.gone:
+	case <-ctx.Done():
+		e.mu.Lock()
+		e.deliver(e.batcher.Close(name, ErrRemoved))
+		e.settle(r)
+		e.mu.Unlock()
+		<-r.gone // its last step
+	}
+	return nil
+}
+
+// Submit queues a request. Its events come in order, and the channel is closed
+// after the last, the one with Finish set. A slow reader delays nobody. When ctx
+// ends, so does the request, and what it held is free by the next step; its last
+// event may then be missing. Either read to the end or end ctx.
+//
+// The error is ErrNoReplica, ErrQueueFull, ErrEmptyPrompt, ErrVocabulary,
+// ErrStopped, a *TooLongError, or ctx's.
+func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return nil, ErrStopped
+	}
+	home := e.replicas[r.Replica]
+	if home == nil || home.removing {
+		return nil, fmt.Errorf("%w: %q", ErrNoReplica, r.Replica)
+	}
+	for _, t := range r.Prompt {
+		if t < 0 || int(t) >= home.Vocabulary {
+			return nil, fmt.Errorf("%w: %d is not in 0 to %d", ErrVocabulary, t, home.Vocabulary-1)
+		}
+	}
+	s := batching.Sequence{
+		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits,
+	}
+	if r.MaxTokens == 0 && !r.PromptLogits {
+		s.MaxTokens = home.MaxTokens
+	}
+	if !r.IgnoreStop {
+		s.Stop = append(append(s.Stop, home.Stop...), r.Stop...)
+	}
+	if err := e.batcher.Add(s); err != nil {
+		return nil, err
+	}
+	e.last++
+	q := &request{Request: r, id: s.ID, ctx: ctx, events: newStream(ctx), sampler: sampling.New(r.Sampling, r.Prompt)}
+	e.requests[q.id] = q
+	q.unwatch = context.AfterFunc(ctx, func() { e.cancel(q) })
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+	return q.events.out, nil
+}
+
+// Stats of a replica; false if there is none.
+func (e *Engine) Stats(name string) (Stats, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.batcher.Stats(name)
+}
+
+// work is one step: a batch, the replica that runs it, and whose span is whose.
+type work struct {
+	batch    batching.Batch
+	replica  *replica
+	requests []*request // of the batch's spans
+}
+
+// step takes one step; false if there was nothing to run.
+func (e *Engine) step(ctx context.Context) bool {
+	w := e.next()
+	if w.replica == nil {
+		return false
+	}
+	if err := e.run(ctx, w); err != nil {
+		e.abort(w, err) // its requests end, its neighbours go on
+		return true
+	}
+	e.commit(w, sample(w, &e.out))
+	return true
+}
+
+func (e *Engine) next() work {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	batch := e.batcher.Next()
+	if len(batch.Spans) == 0 {
+		return work{}
+	}
+	w := work{batch: batch, replica: e.replicas[batch.Replica]}
+	for _, s := range batch.Spans {
+		w.requests = append(w.requests, e.requests[s.Sequence])
+	}
+	e.stepping = w.replica
+	return w
+}
+
+// run computes a batch into e.out. A panic of the program is an error of the batch.
+func (e *Engine) run(ctx context.Context, w work) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.log.Error("program panicked", "model", w.replica.Name, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
+		}
+		if err != nil {
+			err = fmt.Errorf("run a step of %d tokens of %s: %w", w.batch.Tokens(), w.replica.Name, err)
+		}
+	}()
+	if err := w.replica.Program.Run(ctx, w.batch, &e.out); err != nil {
+		if ctx.Err() != nil {
+			return ErrStopped
+		}
+		return err
+	}
+	if got, want := len(e.out.Logits), w.batch.Logits()*w.replica.Vocabulary; got < want {
+		return fmt.Errorf("the program gave %d logits where %d were asked for", got, want)
+	}
+	return nil
+}
+
+// choice is the next token of a span, where it has one.
+type choice struct {
+	token sampling.Token
+	err   error
+}
+
+// sample chooses the tokens of a batch, each by its own request's sampler, and
+// keeps the logits of prompts that want them.
+func sample(w work, out *backend.Out) []choice {
+	choices := make([]choice, len(w.batch.Spans))
+	row := 0
+	logits := func(rows int) []float32 {
+		from := row * w.replica.Vocabulary
+		row += rows
+		return out.Logits[from : row*w.replica.Vocabulary]
+	}
+	for i, span := range w.batch.Spans {
+		q := w.requests[i]
+		var last []float32
+		switch span.Rows {
+		case batching.LastRow:
+			last = logits(1)
+		case batching.AllRows:
+			all := logits(len(span.Tokens))
+			q.logits = append(q.logits, all...)
+			last = all[len(all)-w.replica.Vocabulary:]
+		}
+		if span.Next {
+			choices[i].token, choices[i].err = q.sampler.Sample(last)
+		}
+	}
+	return choices
+}
+
+func (e *Engine) commit(w work, choices []choice) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	tokens := make([]int32, len(choices))
+	for i, c := range choices {
+		q := w.requests[i]
+		if c.err != nil {
+			if o, ok := e.batcher.Cancel(q.id); ok {
+				o.Finish, o.Err = batching.FinishError, fmt.Errorf("sample a token of %s: %w", w.replica.Name, c.err)
+				e.deliver([]batching.Output{o})
+			}
+			continue
+		}
+		q.choice, tokens[i] = c.token, c.token.ID
+	}
+	e.deliver(e.batcher.Commit(w.batch, tokens))
+	e.stepping = nil
+	e.settle(w.replica)
+}
+
+func (e *Engine) abort(w work, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !errors.Is(err, ErrStopped) {
+		e.log.Error("step failed", "model", w.replica.Name, "requests", len(w.batch.Spans), "error", err)
+	}
+	e.deliver(e.batcher.Abort(w.batch, err))
+	e.stepping = nil
+	e.settle(w.replica)
+}
+
+// cancel ends a request whose context has ended.
+func (e *Engine) cancel(q *request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if o, ok := e.batcher.Cancel(q.id); ok {
+		o.Err = context.Cause(q.ctx)
+		e.deliver([]batching.Output{o})
+	}
+	if r := e.replicas[q.Replica]; r != nil {
+		e.settle(r)
+	}
+}
+
+// stop ends what Run leaves.
+func (e *Engine) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopped = true
+	for id := range e.requests {
+		if o, ok := e.batcher.Cancel(id); ok {
+			o.Finish, o.Err = batching.FinishError, ErrStopped
+			e.deliver([]batching.Output{o})
+		}
+	}
+	for _, r := range e.replicas {
+		e.settle(r)
+	}
+}
+
+// deliver hands outputs to those who asked. e.mu is held.
+func (e *Engine) deliver(outputs []batching.Output) {
+	for _, o := range outputs {
+		q := e.requests[o.Sequence]
+		if o.Token != batching.NoToken {
+			q.output++
+			q.events.send(Event{Token: q.choice})
+		}
+		if o.Finish == "" {
+			continue
+		}
+		delete(e.requests, q.id)
+		q.unwatch()
+		last := Event{Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, Cached: o.Cached}
+		if o.Finish == batching.FinishStop || o.Finish == batching.FinishLength {
+			last.PromptLogits = q.logits
+		}
+		q.events.send(last)
+		q.events.close()
+	}
+}
+
+// settle lets a replica that is being removed go once nothing of it is left. e.mu is held.
+func (e *Engine) settle(r *replica) {
+	if !r.removing || e.stepping == r || e.replicas[r.Name] != r {
+		return
+	}
+	if s, ok := e.batcher.Stats(r.Name); ok && s.Running+s.Waiting > 0 {
+		return
+	}
+	e.batcher.Close(r.Name, nil)
+	delete(e.replicas, r.Name)
+	close(r.gone)
+}

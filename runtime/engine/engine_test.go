@@ -1,0 +1,547 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/sampling"
+)
+
+const vocabulary = 40
+
+// program is a toy: its cache holds tokens, and the logits after a text are a
+// function of all that it reads through the block table.
+type program struct {
+	blockTokens int
+	cells       [][]int32
+	step        time.Duration
+	steps       atomic.Int64
+	// broken, if set, may fail a batch or panic.
+	broken func(batching.Batch) error
+}
+
+func newProgram(r Replica) *program {
+	p := &program{blockTokens: r.BlockTokens, cells: make([][]int32, r.Blocks), step: time.Millisecond}
+	for i := range p.cells {
+		p.cells[i] = make([]int32, r.BlockTokens)
+	}
+	return p
+}
+
+func (p *program) Run(ctx context.Context, b batching.Batch, out *backend.Out) error {
+	p.steps.Add(1)
+	select {
+	case <-time.After(p.step):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.broken != nil {
+		if err := p.broken(b); err != nil {
+			return err
+		}
+	}
+	out.Logits = out.Logits[:0]
+	for _, s := range b.Spans {
+		for i, t := range s.Tokens {
+			at := s.Start + i
+			p.cells[s.Blocks[at/p.blockTokens]][at%p.blockTokens] = t
+		}
+		for i := range s.Tokens {
+			if s.Rows == batching.AllRows || s.Rows == batching.LastRow && i == len(s.Tokens)-1 {
+				out.Logits = append(out.Logits, p.logits(s, s.Start+i+1)...)
+			}
+		}
+	}
+	return nil
+}
+
+func (p *program) logits(s batching.Span, n int) []float32 {
+	text := make([]int32, n)
+	for at := range text {
+		text[at] = p.cells[s.Blocks[at/p.blockTokens]][at%p.blockTokens]
+	}
+	return toy(text)
+}
+
+func (p *program) Bytes() backend.Bytes { return backend.Bytes{} }
+func (p *program) Close() error         { return nil }
+
+// toy is the logits after a text.
+func toy(text []int32) []float32 {
+	h := uint32(2166136261)
+	for _, t := range text {
+		h = (h ^ uint32(t)) * 16777619
+	}
+	row := make([]float32, vocabulary)
+	for i := range row {
+		h = h*1664525 + 1013904223
+		row[i] = float32(h>>20) / 1024
+	}
+	return row
+}
+
+// alone is the greedy continuation.
+func alone(prompt []int32, n int, stop ...int32) (ids []int32) {
+	text := slices.Clone(prompt)
+	for range n {
+		token, _ := sampling.New(sampling.Params{}, nil).Sample(toy(text))
+		if slices.Contains(stop, token.ID) {
+			break
+		}
+		ids, text = append(ids, token.ID), append(text, token.ID)
+	}
+	return ids
+}
+
+func small(name string) (Replica, *program) {
+	r := Replica{Name: name, Blocks: 32, BlockTokens: 4, MaxTokens: 128, Vocabulary: vocabulary, StepTokens: 16, Sequences: 8, Waiting: 8}
+	p := newProgram(r)
+	r.Program = p
+	return r, p
+}
+
+// start runs an engine until the test's end, inside a bubble.
+func start(t *testing.T, replicas ...Replica) *Engine {
+	e := New(Options{Log: slog.New(slog.DiscardHandler)})
+	for _, r := range replicas {
+		if err := e.Add(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return e
+}
+
+func read(events <-chan Event) (ids []int32, last Event) {
+	for ev := range events {
+		if ev.Finish == "" {
+			ids = append(ids, ev.Token.ID)
+		}
+		last = ev
+	}
+	return ids, last
+}
+
+func submit(t *testing.T, e *Engine, ctx context.Context, r Request) <-chan Event {
+	t.Helper()
+	events, err := e.Submit(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return events
+}
+
+func prompt(n int, seed int32) []int32 {
+	ids := make([]int32, n)
+	for i := range ids {
+		ids[i] = (seed*7 + int32(i)*3) % vocabulary
+	}
+	return ids
+}
+
+// TestTogether: sixteen requests for two replicas, more than the blocks have room
+// for at once, give what each gives alone.
+func TestTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		b, _ := small("b")
+		a.Stop = []int32{3}
+		e := start(t, a, b)
+		var streams []<-chan Event
+		var want [][]int32
+		for i := range 16 {
+			r := Request{Replica: "a", Prompt: prompt(5+i, int32(i)), MaxTokens: 30}
+			ids := alone(r.Prompt, 30, 3)
+			if i%2 == 1 {
+				r.Replica = "b"
+				ids = alone(r.Prompt, 30)
+			}
+			streams = append(streams, submit(t, e, t.Context(), r))
+			want = append(want, ids)
+		}
+		for i, s := range streams {
+			ids, last := read(s)
+			why := batching.FinishLength
+			if len(want[i]) < 30 {
+				why = batching.FinishStop
+			}
+			if !slices.Equal(ids, want[i]) || last.Finish != why || last.Output != len(ids) || last.Prompt != 5+i {
+				t.Errorf("request %d: %v %+v, want %v", i, ids, last, want[i])
+			}
+		}
+		for _, name := range []string{"a", "b"} {
+			if s, _ := e.Stats(name); s.Completed != 8 || s.KVUsed != 0 || s.Running+s.Waiting != 0 {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+	})
+}
+
+// TestSampledTogether: a seed gives one text whatever shares the batch.
+func TestSampledTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		e := start(t, a)
+		r := Request{Replica: "a", Prompt: prompt(9, 1), MaxTokens: 20, Sampling: sampling.Params{Temperature: 1, TopP: 0.9, Seed: 42}}
+		want, _ := read(submit(t, e, t.Context(), r))
+		var streams []<-chan Event
+		for i := range 6 {
+			other := r
+			other.Prompt, other.Sampling.Seed = prompt(3+i, int32(i)), uint64(i)
+			streams = append(streams, submit(t, e, t.Context(), other))
+		}
+		got, last := read(submit(t, e, t.Context(), r))
+		if !slices.Equal(got, want) || last.Cached != 8 {
+			t.Errorf("with company %v (%d cached), alone %v", got, last.Cached, want)
+		}
+		for _, s := range streams {
+			read(s)
+		}
+	})
+}
+
+func TestCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		e := start(t, a)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		events := submit(t, e, ctx, Request{Replica: "a", Prompt: prompt(20, 1)})
+		<-events
+		if s, _ := e.Stats("a"); s.Running != 1 || s.KVUsed == 0 {
+			t.Fatalf("%+v", s)
+		}
+		gone := errors.New("the client has gone")
+		cancel(gone)
+		synctest.Wait()
+		if s, _ := e.Stats("a"); s.Running != 0 || s.KVUsed != 0 {
+			t.Errorf("after cancel: %+v", s)
+		}
+		if _, last := read(events); last.Finish != batching.FinishCancelled || !errors.Is(last.Err, gone) {
+			t.Errorf("last event %+v", last)
+		}
+		time.Sleep(10 * time.Millisecond)
+		steps := p.steps.Load()
+		time.Sleep(time.Hour)
+		if p.steps.Load() != steps {
+			t.Error("steps are taken with nothing to run")
+		}
+		if _, err := e.Submit(ctx, Request{Replica: "a", Prompt: prompt(2, 1)}); !errors.Is(err, gone) {
+			t.Errorf("submit with an ended context: %v", err)
+		}
+	})
+}
+
+// TestFailures: an error or a panic of a program ends the requests of its batch
+// and of no other.
+func TestFailures(t *testing.T) {
+	failed := errors.New("out of order")
+	for name, c := range map[string]struct {
+		broken func(batching.Batch) error
+		says   string
+	}{
+		"error": {func(batching.Batch) error { return failed }, "run a step of 6 tokens of a: out of order"},
+		"panic": {func(batching.Batch) error { panic("oops") }, "run a step of 6 tokens of a: panic: oops"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := small("a")
+				a.Sequences = 1
+				b, _ := small("b")
+				e := start(t, a, b)
+				p.broken = func(b batching.Batch) error {
+					if b.Spans[0].Start == 0 && b.Spans[0].Tokens[0] == 13 {
+						return c.broken(b)
+					}
+					return nil
+				}
+				bad := submit(t, e, t.Context(), Request{Replica: "a", Prompt: []int32{13, 1, 2, 3, 4, 5}, MaxTokens: 5})
+				good := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(6, 1), MaxTokens: 5})
+				other := submit(t, e, t.Context(), Request{Replica: "b", Prompt: prompt(6, 1), MaxTokens: 5})
+				if ids, last := read(bad); len(ids) != 0 || last.Finish != batching.FinishError || last.Err.Error() != c.says {
+					t.Errorf("%v %+v", ids, last)
+				}
+				for _, s := range []<-chan Event{good, other} {
+					if ids, last := read(s); !slices.Equal(ids, alone(prompt(6, 1), 5)) || last.Err != nil {
+						t.Errorf("neighbour: %v %+v", ids, last)
+					}
+				}
+				if s, _ := e.Stats("a"); s.KVUsed != 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+}
+
+// nan is a program whose logits are not numbers for texts that start with token 13.
+type nan struct{ *program }
+
+func (n nan) Run(ctx context.Context, b batching.Batch, out *backend.Out) error {
+	err := n.program.Run(ctx, b, out)
+	row := 0
+	for _, s := range b.Spans {
+		if s.Rows == batching.LastRow {
+			if s.Start == 0 && s.Tokens[0] == 13 {
+				for i := range vocabulary {
+					out.Logits[row*vocabulary+i] = float32(math.NaN())
+				}
+			}
+			row++
+		}
+	}
+	return err
+}
+
+func TestNotANumber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		a.Program = nan{p}
+		e := start(t, a)
+		bad := submit(t, e, t.Context(), Request{Replica: "a", Prompt: []int32{13, 1}, MaxTokens: 5})
+		good := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(6, 1), MaxTokens: 5})
+		if _, last := read(bad); !errors.Is(last.Err, sampling.ErrNotANumber) || last.Finish != batching.FinishError {
+			t.Errorf("%+v", last)
+		}
+		if ids, _ := read(good); !slices.Equal(ids, alone(prompt(6, 1), 5)) {
+			t.Errorf("neighbour in the same batch: %v", ids)
+		}
+	})
+}
+
+func TestTooFewLogits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		a.Vocabulary++
+		e := start(t, a)
+		if _, last := read(submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1)})); last.Finish != batching.FinishError {
+			t.Errorf("%+v", last)
+		}
+	})
+}
+
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		e := start(t, a)
+		slow := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 120})
+		time.Sleep(time.Second) // it reads nothing; the text is finished all the same
+		if s, _ := e.Stats("a"); s.Completed != 1 {
+			t.Errorf("after %d steps: %+v", p.steps.Load(), s)
+		}
+		if ids, last := read(slow); !slices.Equal(ids, alone(prompt(3, 1), 120)) || last.Finish != batching.FinishLength {
+			t.Errorf("%d of 120 tokens, %+v", len(ids), last)
+		}
+		// One that has gone leaves nothing behind: the bubble would not end.
+		ctx, cancel := context.WithCancel(t.Context())
+		submit(t, e, ctx, Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 120})
+		time.Sleep(time.Second)
+		cancel()
+	})
+}
+
+func TestPromptLogits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		a.StepRows = 8
+		e := start(t, a)
+		text := prompt(21, 4)
+		var want []float32
+		for n := range text {
+			want = append(want, toy(text[:n+1])...)
+		}
+		for _, n := range []int{0, 3} {
+			ids, last := read(submit(t, e, t.Context(), Request{Replica: "a", Prompt: text, MaxTokens: n, PromptLogits: true}))
+			if !slices.Equal(last.PromptLogits, want) || !slices.Equal(ids, alone(text, n)) {
+				t.Errorf("%d logits, ids %v", len(last.PromptLogits), ids)
+			}
+		}
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		a.Sequences, a.Waiting = 1, 1
+		e := start(t, a)
+		var long *TooLongError
+		for name, c := range map[string]struct {
+			r    Request
+			want any
+		}{
+			"unknown":    {Request{Replica: "b", Prompt: prompt(1, 1)}, &ErrNoReplica},
+			"empty":      {Request{Replica: "a"}, &ErrEmptyPrompt},
+			"vocabulary": {Request{Replica: "a", Prompt: []int32{vocabulary}}, &ErrVocabulary},
+			"negative":   {Request{Replica: "a", Prompt: []int32{-1}}, &ErrVocabulary},
+			"too long":   {Request{Replica: "a", Prompt: prompt(128, 1)}, &long},
+		} {
+			_, err := e.Submit(t.Context(), c.r)
+			if sentinel, ok := c.want.(*error); ok && !errors.Is(err, *sentinel) || !ok && !errors.As(err, c.want) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if long.Prompt != 128 || long.MaxTokens != 128 {
+			t.Errorf("%+v", long)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for range 2 {
+			submit(t, e, ctx, Request{Replica: "a", Prompt: prompt(3, 1)})
+		}
+		if _, err := e.Submit(ctx, Request{Replica: "a", Prompt: prompt(3, 1)}); !errors.Is(err, ErrQueueFull) {
+			t.Errorf("third: %v", err)
+		}
+		if err := e.Add(a); err == nil {
+			t.Error("added twice")
+		}
+	})
+}
+
+func TestRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, pa := small("a")
+		b, _ := small("b")
+		e := start(t, a, b)
+		events := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 20})
+		done := make(chan error)
+		go func() { done <- e.Remove(t.Context(), "a") }()
+		synctest.Wait()
+		if _, err := e.Submit(t.Context(), Request{Replica: "a", Prompt: prompt(3, 1)}); !errors.Is(err, ErrNoReplica) {
+			t.Errorf("submit while removing: %v", err)
+		}
+		if err := e.Remove(t.Context(), "a"); !errors.Is(err, ErrNoReplica) {
+			t.Errorf("remove twice: %v", err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if ids, last := read(events); !slices.Equal(ids, alone(prompt(3, 1), 20)) || last.Finish != batching.FinishLength {
+			t.Errorf("a running request was not let end: %v %+v", ids, last)
+		}
+		if _, ok := e.Stats("a"); ok {
+			t.Error("still there")
+		}
+		// It may come back, and leave in a hurry, in the middle of a step.
+		if err := e.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		pa.step = time.Minute
+		events = submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 20})
+		waiting := submit(t, e, t.Context(), Request{Replica: "b", Prompt: prompt(3, 1), MaxTokens: 2})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		if err := e.Remove(ctx, "a"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took < 59*time.Second {
+			t.Errorf("Remove returned after %v while the program was running", took)
+		}
+		if _, last := read(events); !errors.Is(last.Err, ErrRemoved) || last.Finish != batching.FinishError {
+			t.Errorf("%+v", last)
+		}
+		if ids, _ := read(waiting); len(ids) != 2 {
+			t.Errorf("neighbour: %v", ids)
+		}
+		if err := e.Remove(t.Context(), "b"); err != nil { // idle: at once
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		p.step = time.Hour
+		e := New(Options{Log: slog.New(slog.DiscardHandler)})
+		if err := e.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		early := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1)}) // before Run
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- e.Run(ctx) }()
+		synctest.Wait()
+		late := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 2)})
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		for _, s := range []<-chan Event{early, late} {
+			if _, last := read(s); last.Finish != batching.FinishError || !errors.Is(last.Err, ErrStopped) {
+				t.Errorf("%+v", last)
+			}
+		}
+		if _, err := e.Submit(t.Context(), Request{Replica: "a", Prompt: prompt(3, 1)}); !errors.Is(err, ErrStopped) {
+			t.Errorf("after the end: %v", err)
+		}
+		if err := e.Remove(t.Context(), "a"); err != nil {
+			t.Errorf("remove after the end: %v", err)
+		}
+	})
+}
+
+// TestManyComeAndGo drives the engine from many goroutines; run it with -race.
+func TestManyComeAndGo(t *testing.T) {
+	a, pa := small("a")
+	b, pb := small("b")
+	a.Waiting, b.Waiting = 1000, 1000
+	pa.step, pb.step = 0, 0
+	e := start(t, a, b)
+	done := make(chan error)
+	const n = 60
+	for i := range n {
+		go func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			r := Request{Replica: []string{"a", "b"}[i%2], Prompt: prompt(3+i%17, int32(i)), MaxTokens: 40}
+			events, err := e.Submit(ctx, r)
+			if err != nil {
+				done <- err
+				return
+			}
+			var ids []int32
+			for ev := range events {
+				if ev.Finish == "" {
+					ids = append(ids, ev.Token.ID)
+				}
+				if i%3 == 0 && len(ids) == 10 {
+					cancel()
+				}
+				runtime.Gosched()
+			}
+			if want := alone(r.Prompt, 40); i%3 != 0 && !slices.Equal(ids, want) {
+				err = fmt.Errorf("request %d: %v, want %v", i, ids, want)
+			}
+			done <- err
+		}()
+	}
+	for range n {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if s, _ := e.Stats(name); s.KVUsed != 0 || s.Running+s.Waiting != 0 || s.Completed != n/2 {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
