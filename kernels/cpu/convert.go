@@ -1,0 +1,101 @@
+// Package cpu has the kernels of the CPU backend in plain Go: one op a function,
+// its shapes in its comment, serial, on memory that the caller owns. Beside each
+// stands a straightforward twin with float64 sums, named …Ref, by which it is judged.
+//
+// Sums have a fixed order that depends on the row alone, so a row's result does
+// not depend on what else is computed with it. Products are rounded before they
+// are added (float32(a*b)), so no compiler fuses them differently in two places.
+//
+// Weights are little-endian bytes as a checkpoint has them, at any alignment.
+// The hosts are little-endian too.
+package cpu
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"unsafe"
+
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// Matrix is weights [Rows, Cols], rows contiguous. A vector is a matrix of one row.
+type Matrix struct {
+	DType      tensor.DType
+	Rows, Cols int
+	Data       []byte // DType.Bytes(Rows*Cols) long
+}
+
+// piece of a row that is decoded at once, on the stack. A multiple of lanes.
+const piece = 256
+
+// row i's numbers from column from on, as bytes.
+func (m Matrix) row(i, from int) []byte {
+	size := int(m.DType.Bytes(1))
+	return m.Data[(i*m.Cols+from)*size : (i+1)*m.Cols*size]
+}
+
+// Row writes row i [Cols] as float32 to dst.
+func (m Matrix) Row(dst []float32, i int) {
+	decode(dst[:m.Cols], m.row(i, 0), m.DType)
+}
+
+// decode writes the first len(dst) numbers of src. It panics on a format that is
+// not F32, F16 or BF16, which a backend refuses before.
+func decode(dst []float32, src []byte, d tensor.DType) {
+	switch d {
+	case tensor.F32:
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(dst))), 4*len(dst)), src[:4*len(dst)])
+	case tensor.F16:
+		src = src[:2*len(dst)]
+		for i := range dst {
+			dst[i] = F16(binary.LittleEndian.Uint16(src[2*i:]))
+		}
+	case tensor.BF16:
+		src = src[:2*len(dst)]
+		for i := range dst {
+			dst[i] = BF16(binary.LittleEndian.Uint16(src[2*i:]))
+		}
+	default:
+		panic(fmt.Sprintf("cpu: no kernel for %v", d))
+	}
+}
+
+// F16 is the number with the bits of an IEEE 754 half. It does no arithmetic on
+// subnormal float32, which is slow on some processors.
+func F16(h uint16) float32 {
+	const rebias = (127 - 15) << 23
+	bits := uint32(h&0x7fff) << 13
+	switch exponent := bits & (0x1f << 23); exponent {
+	case 0x1f << 23: // infinity, not a number
+		bits += 2 * rebias
+	case 0: // zero, subnormal: put a one in front of the fraction, then take it away
+		const one = 113 << 23
+		bits = math.Float32bits(math.Float32frombits(bits+one) - math.Float32frombits(one))
+	default:
+		bits += rebias
+	}
+	return math.Float32frombits(bits | uint32(h&0x8000)<<16)
+}
+
+// BF16 is the number with the bits of a bfloat16: the upper half of a float32.
+func BF16(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
+
+// F16Ref is F16 by its definition.
+func F16Ref(h uint16) float32 {
+	sign := 1.0
+	if h&0x8000 != 0 {
+		sign = -1
+	}
+	exponent, fraction := int(h>>10&0x1f), float64(h&0x3ff)
+	switch exponent {
+	case 0x1f:
+		if fraction != 0 {
+			return float32(math.NaN())
+		}
+		return float32(math.Inf(int(sign)))
+	case 0:
+		return float32(math.Copysign(math.Ldexp(fraction, -24), sign))
+	}
+	return float32(sign * math.Ldexp(1024+fraction, exponent-25))
+}

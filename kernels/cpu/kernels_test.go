@@ -1,0 +1,191 @@
+package cpu_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+var dtypes = []tensor.DType{tensor.F32, tensor.F16, tensor.BF16}
+
+// sizes meet the edges of lanes, pieces and tiles.
+var sizes = []int{1, 2, 3, 7, 8, 9, 15, 64, 172, 255, 256, 257, 777}
+
+func random(r *rand.Rand, n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	return x
+}
+
+// matrix has random weights that begin at an odd address.
+func matrix(r *rand.Rand, d tensor.DType, rows, cols int) cpu.Matrix {
+	data := make([]byte, 1, 1+d.Bytes(int64(rows*cols)))
+	for range rows * cols {
+		x := math.Float32bits(float32(r.NormFloat64()))
+		switch d {
+		case tensor.F32:
+			data = binary.LittleEndian.AppendUint32(data, x)
+		case tensor.BF16:
+			data = binary.LittleEndian.AppendUint16(data, uint16(x>>16))
+		case tensor.F16: // any finite half of at most 2
+			data = binary.LittleEndian.AppendUint16(data, uint16(r.UintN(0x4000)|r.UintN(2)<<15))
+		}
+	}
+	return cpu.Matrix{DType: d, Rows: rows, Cols: cols, Data: data[1:]}
+}
+
+// near fails unless got is want to within tolerance of want's norm, or of that of
+// ones where sums have cancelled.
+func near(t *testing.T, what string, got, want []float32, tolerance float64) {
+	t.Helper()
+	var diff, norm float64
+	for i := range want {
+		diff += math.Pow(float64(got[i])-float64(want[i]), 2)
+		norm += math.Pow(float64(want[i]), 2)
+	}
+	if !(math.Sqrt(diff) <= tolerance*math.Sqrt(max(norm, float64(len(want))))) {
+		t.Errorf("%s: error %g of norm %g", what, math.Sqrt(diff), math.Sqrt(norm))
+	}
+}
+
+func TestF16(t *testing.T) {
+	for h := range 1 << 16 {
+		got, want := cpu.F16(uint16(h)), cpu.F16Ref(uint16(h))
+		if math.Float32bits(got) != math.Float32bits(want) && !(got != got && want != want) {
+			t.Fatalf("F16(%#04x) = %v, want %v", h, got, want)
+		}
+	}
+}
+
+func TestDot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, n := range append(sizes, 0) {
+		x, y := random(r, n), random(r, n)
+		bound := 0.0
+		for i := range x {
+			bound += math.Abs(float64(x[i] * y[i]))
+		}
+		if got, want := float64(cpu.Dot(x, y)), cpu.DotRef(x, y); math.Abs(got-want) > 1e-6*bound {
+			t.Errorf("Dot of %d: %v, want %v", n, got, want)
+		}
+	}
+}
+
+func TestMatMul(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for _, d := range dtypes {
+		for _, k := range sizes {
+			for _, shape := range [][2]int{{1, 1}, {1, 5}, {3, 7}, {8, 3}, {9, 2}, {17, 4}} {
+				rows, n := shape[0], shape[1]
+				x, w := random(r, rows*k), matrix(r, d, n, k)
+				want, got := make([]float32, rows*n), make([]float32, rows*n)
+				cpu.MatMulRef(want, x, rows, w)
+				cpu.MatMul(got, x, rows, w, 0, n/2)
+				cpu.MatMul(got, x, rows, w, n/2, n)
+				name := fmt.Sprintf("%v [%d,%d] x [%d,%d]", d, rows, k, n, k)
+				near(t, name, got, want, 1e-5)
+
+				alone := make([]float32, n)
+				cpu.MatMul(alone, x[(rows-1)*k:], 1, w, 0, n)
+				if !slices.Equal(alone, got[(rows-1)*n:]) {
+					t.Errorf("%s: the last row alone differs from the last row in company", name)
+				}
+			}
+		}
+	}
+}
+
+func TestRMSNorm(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, d := range dtypes {
+		for _, n := range sizes {
+			x, w := random(r, n), matrix(r, d, 1, n)
+			want, got := make([]float32, n), slices.Clone(x)
+			cpu.RMSNormRef(want, x, w, 1e-5)
+			cpu.RMSNorm(got, got, w, 1e-5)
+			near(t, fmt.Sprintf("%v [%d]", d, n), got, want, 1e-6)
+		}
+	}
+}
+
+func TestRotate(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for _, neighbours := range []bool{false, true} {
+		for _, dim := range []int{2, 6, 8, 128} {
+			for _, position := range []int{0, 1, 77, 1000} {
+				x := random(r, 3*dim)
+				want, got := make([]float32, len(x)), slices.Clone(x)
+				cos, sin := make([]float32, dim/2), make([]float32, dim/2)
+				cpu.RotateRef(want, x, dim, position, 10000, neighbours)
+				cpu.Angles(cos, sin, position, 10000)
+				cpu.Rotate(got, got, cos, sin, neighbours)
+				// An angle near 1000 is known to 3e-5 in float32.
+				near(t, fmt.Sprintf("dim %d at %d, neighbours %v", dim, position, neighbours), got, want, 1e-6+6e-8*float64(position))
+			}
+		}
+	}
+}
+
+func TestSwiGLU(t *testing.T) {
+	gate := []float32{-200, -10, -1, 0, 1e-9, 1, 10, 200}
+	up := []float32{1, 2, 3, 4, 5, 6, 7, 8}
+	want, got := make([]float32, len(up)), slices.Clone(gate)
+	cpu.SwiGLURef(want, gate, up)
+	cpu.SwiGLU(got, got, up)
+	for i := range want {
+		if math.Abs(float64(got[i]-want[i])) > 1e-6*math.Abs(float64(want[i])) {
+			t.Errorf("silu(%v)*%v: got %v, want %v", gate[i], up[i], got[i], want[i])
+		}
+	}
+}
+
+func TestAttend(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	for _, dim := range []int{1, 2, 5, 8, 33, 64} {
+		for _, blockTokens := range []int{1, 3, 16, 100} {
+			for _, n := range []int{1, 2, 16, 17, 63, 64, 65, 200} {
+				const heads = 3
+				need := (n + blockTokens - 1) / blockTokens
+				kv := cpu.KV{BlockTokens: blockTokens, Width: heads * dim}
+				kv.Data = random(r, (need+2)*2*blockTokens*kv.Width)
+				for i := range kv.Data {
+					kv.Data[i] *= 4 // scores that differ
+				}
+				var blocks []int32
+				for _, b := range r.Perm(need + 2)[:need] {
+					blocks = append(blocks, int32(b))
+				}
+				q, want, got := random(r, dim), make([]float32, dim), make([]float32, dim)
+				for h := range heads {
+					cpu.AttendRef(want, q, kv, blocks, n, h*dim, 0.5)
+					cpu.Attend(got, q, kv, blocks, n, h*dim, 0.5)
+					near(t, fmt.Sprintf("dim %d, %d positions in blocks of %d", dim, n, blockTokens), got, want, 1e-5)
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkMatMul(b *testing.B) {
+	const n, k = 512, 2048
+	for _, d := range dtypes {
+		for _, rows := range []int{1, 16} {
+			b.Run(fmt.Sprintf("%v/rows=%d", d, rows), func(b *testing.B) {
+				r := rand.New(rand.NewPCG(1, 1))
+				x, w, y := random(r, rows*k), matrix(r, d, n, k), make([]float32, rows*n)
+				for b.Loop() {
+					cpu.MatMul(y, x, rows, w, 0, n)
+				}
+				b.ReportMetric(float64(b.N)*float64(rows*n*k)/b.Elapsed().Seconds()/1e9, "Gmac/s")
+			})
+		}
+	}
+}
