@@ -1,0 +1,356 @@
+package kubernetes
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// A worker killed mid-stream: its clients are told, the model is tried once
+// more and serves. A second death during the trial quarantines it, its
+// neighbour serves on, and a changed spec ends the quarantine.
+func TestWorkerKilledMidStream(t *testing.T) {
+	s := newScene(t)
+	s.pool("stream", 1, "512Mi")
+	s.model("stream", float32Model, "")
+	s.model("stream-neighbour", float16Model, "")
+	s.ready("stream", "stream-neighbour")
+	s.killMidStream("stream", "stream")
+	s.ready("stream", "stream-neighbour")
+	s.answers("stream")
+	s.answers("stream-neighbour")
+	if trial := s.get("stream").Status.Trial; trial == nil || trial.Deaths != 1 {
+		t.Errorf("trial %+v", trial)
+	}
+	if trial := s.get("stream-neighbour").Status.Trial; trial != nil {
+		t.Errorf("the neighbour, which did nothing, is suspected too: %+v", trial)
+	}
+
+	s.killMidStream("stream", "stream")
+	message := s.condition("stream", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonQuarantined)
+	progress("  %s", message)
+	s.ready("stream-neighbour")
+	s.answers("stream-neighbour")
+	s.kubectl("patch", "model", "stream", "--type=merge", "-p", `{"spec":{"context":{"maxTokens":256}}}`)
+	s.ready("stream")
+	s.answers("stream")
+}
+
+// killMidStream kills the worker of a pool while it streams.
+func (s *scene) killMidStream(pool, model string) {
+	s.Helper()
+	pod := s.worker(pool)
+	state := s.state(pool, pod)
+	broken := make(chan string) // what the client of a stream saw at last
+	const clients = 6
+	for range clients {
+		go func() {
+			for {
+				st, err := s.open(model, 480)
+				if err != nil {
+					broken <- err.Error()
+					return
+				}
+				if last, done := st.rest(); !done || strings.Contains(last, `"error"`) {
+					broken <- last
+					return
+				}
+			}
+		}()
+	}
+	s.watch(pool, pod, func(now worker.State) bool {
+		h := home(now, s.namespace+"/"+model)
+		return h != nil && h.Running >= clients/2
+	})
+	s.kill(s.T, pod, syscall.SIGKILL)
+	for range clients {
+		select {
+		case last := <-broken:
+			progress("  a client's last line: %.200s", last)
+		case <-time.After(patience):
+			s.Fatal("a client was never told that its worker is gone")
+		}
+	}
+	s.eventually("the worker runs again", func() string {
+		pods := s.workers(pool)
+		if len(pods) != 1 || !podReady(&pods[0]) {
+			return "its pod is not ready"
+		}
+		response, err := s.call(pool, &pods[0], "GET", worker.PathState, "")
+		if err != nil {
+			return err.Error()
+		}
+		defer response.Body.Close()
+		var now worker.State
+		if err := json.NewDecoder(response.Body).Decode(&now); err != nil || now.Instance == state.Instance {
+			return "it is the same process"
+		}
+		return ""
+	})
+}
+
+// watch follows a worker's states until one is as wanted.
+func (s *scene) watch(pool string, pod *corev1.Pod, wanted func(worker.State) bool) {
+	s.Helper()
+	response, err := s.call(pool, pod, "GET", worker.PathState+"?watch=true", "")
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	lines.Buffer(nil, 16<<20)
+	limit := time.Now().Add(patience)
+	for time.Now().Before(limit) && lines.Scan() {
+		var state worker.State
+		if err := json.Unmarshal(lines.Bytes(), &state); err != nil {
+			s.Fatal(err)
+		}
+		if wanted(state) {
+			return
+		}
+	}
+	s.Fatalf("the worker never was in the wanted state: %v", lines.Err())
+}
+
+// A worker killed while it loads: the model is tried once more, alone; a
+// second death quarantines it. The neighbour comes back each time.
+func TestWorkerKilledMidLoad(t *testing.T) {
+	s := newScene(t)
+	s.pool("load", 1, "2Gi")
+	s.model("load-neighbour", float16Model, "")
+	s.ready("load-neighbour")
+	dir := s.copyModel("slow")
+	size := sparseModel(t, dir, 1024, 4096, 16) // all zero, but it takes its time
+	progress("  %d MB", size>>20)
+	pod := s.worker("load")
+	killWhileLoading := func() {
+		s.watch("load", pod, func(now worker.State) bool {
+			h := home(now, s.namespace+"/slow")
+			return h != nil && h.Phase == worker.PhaseLoading
+		})
+		s.kill(t, s.worker("load"), syscall.SIGKILL)
+	}
+	s.model("slow", "file:///models/slow", "")
+	killWhileLoading()
+	s.ready("load-neighbour")
+	s.ready("slow")
+	s.answers("load-neighbour")
+	if trial := s.get("slow").Status.Trial; trial == nil || trial.Deaths != 1 {
+		t.Errorf("trial %+v", trial)
+	}
+}
+
+// The operator killed while it places: every model ends up where it should,
+// once.
+func TestOperatorKilledMidPlacement(t *testing.T) {
+	s := newScene(t)
+	s.pool("many", 2, "512Mi")
+	s.model("many-0", float32Model, "")
+	s.ready("many-0")
+	asking := s.keepAsking("many-0")
+	names := []string{"many-0"}
+	var all strings.Builder
+	for i := 1; i < 8; i++ {
+		names = append(names, fmt.Sprintf("many-%d", i))
+		all.WriteString(modelManifest(names[i], float32Model, ""))
+	}
+	s.apply(all.String())
+	for i := range 3 {
+		for _, p := range s.operators() {
+			s.kill(t, &p, syscall.SIGKILL)
+		}
+		if i < 2 {
+			s.eventually("an operator runs", func() string {
+				for _, p := range s.operators() {
+					if c := p.Status.ContainerStatuses; len(c) > 0 && c[0].State.Running != nil && len(s.processes(t, c[0].ContainerID)) > 0 {
+						return ""
+					}
+				}
+				return "none does"
+			})
+		}
+	}
+	s.ready(names...)
+	for _, n := range names {
+		s.answers(n)
+	}
+	s.eventually("each model has one home", func() string {
+		homes := map[string]int{}
+		for _, p := range s.workers("many") {
+			for _, h := range s.state("many", &p).Homes {
+				homes[h.Model]++
+			}
+		}
+		for _, n := range names {
+			if homes[s.namespace+"/"+n] != 1 {
+				return fmt.Sprint(homes)
+			}
+		}
+		return ""
+	})
+	asking.end(s)
+	s.eventually("both operators are ready", func() string {
+		for _, p := range s.operators() {
+			if !podReady(&p) {
+				return p.Name + " is not"
+			}
+		}
+		return ""
+	})
+}
+
+func (s *scene) operators() []corev1.Pod {
+	return s.pods(system, client.MatchingLabels{v1alpha1.LabelComponent: "operator"})
+}
+
+// The API server goes away for a minute: nothing that serves stops, a sleeping
+// model wakes, and afterwards changes are taken again.
+func TestAPIServerAway(t *testing.T) {
+	s := newScene(t)
+	s.pool("away", 1, "512Mi")
+	s.model("away", float32Model, "")
+	s.model("away-sleeper", float16Model, "autoscaling: {min: 0, max: 1, idleAfter: 10s}")
+	s.ready("away", "away-sleeper")
+	pod := s.worker("away")
+	before := s.state("away", pod)
+	asking := s.keepAsking("away")
+	s.signal(t, "STOP", "kube-apiserver")
+	func() {
+		defer s.signal(t, "CONT", "kube-apiserver")
+		for second := 0; second < 60; second += 15 {
+			progress("  without the API server for %d s", second)
+			time.Sleep(15 * time.Second)
+			s.answers("away-sleeper")
+		}
+	}()
+	s.model("away-after", float32Model, "")
+	s.ready("away", "away-after")
+	asking.end(s)
+	after := s.state("away", s.worker("away"))
+	if after.Instance != before.Instance {
+		t.Error("the worker was replaced")
+	}
+	if h := home(after, s.namespace+"/away"); h == nil || h.ResidentSeconds < 60 {
+		t.Errorf("the model was loaded anew: %+v", h)
+	}
+}
+
+// Two operators. The leader is paused for a minute while the other leads, then
+// goes on: nothing resident is lost, and what it would send is refused.
+func TestFailover(t *testing.T) {
+	s := newScene(t)
+	s.pool("failover", 1, "512Mi")
+	s.model("failover", float32Model, "")
+	s.ready("failover")
+	s.eventually("two operators are ready", func() string {
+		operators := s.operators()
+		if len(operators) != 2 || !podReady(&operators[0]) || !podReady(&operators[1]) {
+			return fmt.Sprintf("there are %d", len(operators))
+		}
+		return ""
+	})
+	pod := s.worker("failover")
+	before := s.state("failover", pod)
+	old := s.leader()
+	progress("  %s leads; pausing it", old.Name)
+	asking := s.keepAsking("failover")
+	s.kill(t, old, syscall.SIGSTOP)
+	func() {
+		defer s.kill(t, old, syscall.SIGCONT)
+		s.within(90*time.Second, "the other operator leads", func() string {
+			if now := s.leader(); now == nil || now.Name == old.Name {
+				return "it does not"
+			}
+			return ""
+		})
+		progress("  %s leads now", s.leader().Name)
+		s.model("failover-second", float16Model, "")
+		s.ready("failover-second")
+		for paused := 30; paused <= 60; paused += 15 {
+			time.Sleep(15 * time.Second)
+			progress("  paused for %d s and more", paused)
+		}
+	}()
+	s.kubectl("delete", "model", "failover-second", "--timeout=60s")
+	s.model("failover-third", float16Model, "")
+	s.ready("failover-third", "failover")
+	time.Sleep(5 * time.Second) // for anything that the old one may still send
+	asking.end(s)
+
+	after := s.state("failover", pod)
+	if after.Instance != before.Instance {
+		t.Fatal("the worker was replaced")
+	}
+	if after.Epoch <= before.Epoch {
+		t.Errorf("the epoch was %d and is %d", before.Epoch, after.Epoch)
+	}
+	if h := home(after, s.namespace+"/failover"); h == nil || h.ResidentSeconds < 60 || h.Phase != worker.PhaseResident {
+		t.Errorf("what was resident was lost: %+v", h)
+	}
+	if home(after, s.namespace+"/failover-third") == nil || home(after, s.namespace+"/failover-second") != nil {
+		t.Error("the worker does not hold what the new leader wants")
+	}
+	// An assignment of the old leader's, word for word.
+	stale, err := json.Marshal(worker.Assignment{Epoch: before.Epoch, Generation: before.Generation + 1000, Instance: before.Instance, Homes: []worker.Home{}})
+	check(t, err)
+	response, err := s.call("failover", pod, "PUT", worker.PathAssignment, string(stale))
+	check(t, err)
+	defer response.Body.Close()
+	var refusal worker.Refusal
+	if err := json.NewDecoder(response.Body).Decode(&refusal); err != nil || response.StatusCode != 409 || refusal.Reason != worker.RefusedOlder {
+		t.Errorf("the old leader's assignment: status %d, %+v %v", response.StatusCode, refusal, err)
+	}
+}
+
+// leader is the operator pod that holds the lease; nil in between.
+func (s *scene) leader() *corev1.Pod {
+	s.Helper()
+	var leases coordinationv1.LeaseList
+	if err := s.client.List(context.Background(), &leases, client.InNamespace(system)); err != nil {
+		s.Fatal(err)
+	}
+	for _, p := range s.operators() {
+		for _, l := range leases.Items {
+			if l.Spec.HolderIdentity != nil && strings.HasPrefix(*l.Spec.HolderIdentity, p.Name) {
+				return &p
+			}
+		}
+	}
+	return nil
+}
+
+// The operator's restart changes nothing that serves.
+func TestOperatorRestart(t *testing.T) {
+	s := newScene(t)
+	s.pool("restart", 1, "512Mi")
+	s.model("restart", float32Model, "")
+	s.ready("restart")
+	before := s.state("restart", s.worker("restart"))
+	asking := s.keepAsking("restart")
+	if _, err := s.cluster.kubectl("", "-n", system, "rollout", "restart", "deployment/estiba-operator"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.cluster.kubectl("", "-n", system, "rollout", "status", "deployment/estiba-operator", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	s.model("restart-second", float16Model, "")
+	s.ready("restart", "restart-second")
+	asking.end(s)
+	after := s.state("restart", s.worker("restart"))
+	a, b := home(before, s.namespace+"/restart"), home(after, s.namespace+"/restart")
+	if a == nil || b == nil || after.Instance != before.Instance || b.ResidentSeconds < a.ResidentSeconds {
+		t.Errorf("before %+v, after %+v", a, b)
+	}
+}
