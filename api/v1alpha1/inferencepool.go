@@ -181,7 +181,7 @@ type UpdateSpec struct {
 
 // ScaleDownSpec says when an idle worker is given back.
 type ScaleDownSpec struct {
-	// After so long without a home. Default 10m.
+	// After so long with nothing resident, loading or running. Default 10m.
 	// +optional
 	After *metav1.Duration `json:"after,omitempty"`
 }
@@ -224,6 +224,9 @@ type DeviceStatus struct {
 	// Memory that one device's claim gives to models.
 	// +optional
 	Memory *resource.Quantity `json:"memory,omitempty"`
+	// Template is the hash of the pod template that this was seen with; another one may bring another device.
+	// +optional
+	Template string `json:"template,omitempty"`
 }
 
 // MemoryStatus sums the devices of a pool.

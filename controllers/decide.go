@@ -1,0 +1,337 @@
+package controllers
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/policy/scaling"
+)
+
+// Decide is the one placement decision for the cluster: scaling, then packing.
+// It has no client, clock or log: equal input, in any order, gives an equal
+// plan. What has a home keeps it unless its worker goes, its Model no longer
+// wants it, or a person changed the spec.
+func Decide(seen Seen) Plan {
+	if !seen.Settled {
+		return Plan{Memory: seen.Memory, Again: time.Second}
+	}
+	d := &decision{
+		seen: seen,
+		plan: Plan{
+			Assignments: map[string]worker.Assignment{},
+			Create:      map[string]int{},
+			Budgets:     map[string]int32{},
+			Memory:      Memory{map[string]WorkerMemory{}, map[string]scaling.State{}},
+		},
+		pools: map[string]*pool{}, byKey: map[string]*model{}, byName: map[string]*station{},
+	}
+	d.readPools()
+	d.readModels()
+	d.readWorkers()
+	d.readDemand()
+	d.suspect()
+	d.load()
+	d.scale()
+	d.place()
+	d.resize()
+	d.move()
+	d.assign()
+	d.inspect()
+	d.report()
+	return d.plan
+}
+
+// decision is one run of Decide: what was seen, joined up, and the plan so far.
+type decision struct {
+	seen     Seen
+	plan     Plan
+	pools    map[string]*pool // "namespace/name" -> pool
+	models   []*model         // those that come first get a home first
+	byKey    map[string]*model
+	stations []*station // workers, by name
+	byName   map[string]*station
+	fleet    *packing.Fleet
+}
+
+// pool is an InferencePool with its workers.
+type pool struct {
+	*Pool
+	key      string
+	stations []*station
+	device   int64 // bytes of one device, seen or expected; 0: unknown
+	devices  int   // of one worker
+	need     int   // workers more than there are, for models without a home
+}
+
+// model is a Model with what is known of it.
+type model struct {
+	*v1alpha1.Model
+	key      string
+	revision string
+	names    []string
+	conflict string // who has the names that this Model may not have
+	pools    []*pool
+	priority map[string]int // pool -> priority there
+	need     map[string]worker.Footprint
+	tokens   map[string]int
+	failure  *worker.InspectError // why the source has no footprint
+	trial    *v1alpha1.Trial
+
+	load    scaling.Load
+	wanted  int    // homes
+	awake   int    // of them, with the weights on the device
+	scaling string // why so many
+	homes   []*home
+	missing int
+	why     packing.Why
+	grows   *pool // gets a worker for this model
+}
+
+// station is a worker with what it holds.
+type station struct {
+	*Worker
+	pool   *pool
+	memory WorkerMemory
+	silent bool
+	usable bool // may get new homes
+	hard   bool // takes no requests: the worker drains
+	homes  map[string]*home
+	// base is what the worker was last told, or what it reported to a leader that never told it anything.
+	base []worker.Home
+}
+
+// home is a model on a worker.
+type home struct {
+	model   *model // nil: no such Model any more
+	station *station
+	devices []string
+	told    *worker.Home      // what the worker has been told; nil: new
+	state   *worker.HomeState // what it reports; nil: nothing yet
+	awake   bool
+	alone   bool
+	reason  string
+}
+
+// leaving: the home's worker is on its way out, so that it does not count.
+func (h *home) leaving() bool { return h.station.memory.Going != "" || !h.station.Deleting.IsZero() }
+
+// ready: a request that comes here is answered, or wakes the model.
+func (h *home) ready() bool {
+	if h.state == nil || h.station.silent || h.state.Revision != h.model.revision && h.told != nil && h.told.Revision == h.model.revision {
+		return false
+	}
+	switch h.state.Phase {
+	case worker.PhaseResident:
+		return true
+	case worker.PhaseIdle, worker.PhaseLoading, worker.PhaseFetching:
+		return !h.awake
+	}
+	return false
+}
+
+func (h *home) resident() bool {
+	return h.state != nil && h.state.Phase == worker.PhaseResident && !h.station.silent
+}
+
+// silence after which a worker counts as silent: it gets nothing new.
+const silence = 10 * time.Second
+
+func (d *decision) readPools() {
+	for i := range d.seen.Pools {
+		p := &d.seen.Pools[i]
+		e := &pool{Pool: p, key: p.Key(), devices: 1}
+		if m := p.Spec.Device.Memory; m != nil {
+			e.device = m.Value()
+		}
+		if m := p.Status.Device.Memory; m != nil && p.Status.Device.Template == p.Hash {
+			e.device = m.Value()
+		}
+		d.pools[e.key] = e
+	}
+}
+
+func (d *decision) readModels() {
+	for i := range d.seen.Models {
+		m := &d.seen.Models[i]
+		e := &model{Model: m, key: Key(m), revision: Revision(m), priority: map[string]int{},
+			need: map[string]worker.Footprint{}, tokens: map[string]int{}}
+		for _, key := range sortedKeys(d.pools) {
+			p := d.pools[key]
+			if !p.DeletionTimestamp.IsZero() || !d.allows(p, m) {
+				continue
+			}
+			e.pools = append(e.pools, p)
+			e.priority[key] = int(m.Spec.Priority)
+			if p.Namespace != m.Namespace {
+				limit := 0
+				if p.Spec.AllowedNamespaces.MaxPriority != nil {
+					limit = int(*p.Spec.AllowedNamespaces.MaxPriority)
+				}
+				e.priority[key] = min(e.priority[key], limit)
+			}
+		}
+		if t := m.Status.Trial; t != nil && t.Revision == e.revision {
+			e.trial = t.DeepCopy()
+		}
+		d.models = append(d.models, e)
+		d.byKey[e.key] = e
+	}
+	giveNames(d.models)
+	slices.SortFunc(d.models, func(a, b *model) int {
+		return cmp.Or(-cmp.Compare(a.Spec.Priority, b.Spec.Priority), older(a, b))
+	})
+}
+
+func older(a, b *model) int {
+	return cmp.Or(a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.key, b.key))
+}
+
+// allows reports whether m may come to p.
+func (d *decision) allows(p *pool, m *v1alpha1.Model) bool {
+	switch a := p.Spec.AllowedNamespaces; a.From {
+	case v1alpha1.NamespacesAll:
+	case v1alpha1.NamespacesSelector:
+		if !matches(a.Selector, d.seen.Namespaces[m.Namespace]) {
+			return false
+		}
+	default:
+		if p.Namespace != m.Namespace {
+			return false
+		}
+	}
+	return m.Spec.PoolSelector == nil || matches(m.Spec.PoolSelector, p.Labels)
+}
+
+func matches(s *metav1.LabelSelector, l map[string]string) bool {
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	return err == nil && selector.Matches(labels.Set(l))
+}
+
+// giveNames gives each Model of a namespace the names it may use: of two that
+// want the same one, the older Model has it.
+func giveNames(models []*model) {
+	inOrder := slices.Clone(models)
+	slices.SortFunc(inOrder, older)
+	owner := map[string]*model{} // "namespace/served name" -> its Model
+	for _, m := range inOrder {
+		for _, n := range append([]string{m.Name}, m.Spec.ServedNames...) {
+			switch o := owner[m.Namespace+"/"+n]; {
+			case o == nil:
+				owner[m.Namespace+"/"+n] = m
+				m.names = append(m.names, n)
+			case o != m && m.conflict == "":
+				m.conflict = "The name " + n + " belongs to the older Model " + o.Name + "."
+			}
+		}
+	}
+}
+
+func (d *decision) readWorkers() {
+	for i := range d.seen.Workers {
+		w := &d.seen.Workers[i]
+		p := d.pools[w.Pool]
+		if p == nil || d.byName[w.Name] != nil {
+			continue
+		}
+		s := &station{Worker: w, pool: p, memory: d.seen.Memory.Workers[w.Name], homes: map[string]*home{}}
+		if s.memory.Going == scaling.OutOfDate && s.memory.DrainedSince.IsZero() && s.current() {
+			s.memory.Going = ""
+		}
+		s.silent = w.Report != nil && !w.Connected && d.seen.Now.Sub(w.Heard) > silence
+		d.byName[w.Name] = s
+		d.stations = append(d.stations, s)
+	}
+	slices.SortFunc(d.stations, func(a, b *station) int { return cmp.Compare(a.Name, b.Name) })
+	for _, s := range d.stations {
+		s.pool.stations = append(s.pool.stations, s)
+		if r := s.Report; r != nil && len(r.Devices) > 0 {
+			s.pool.devices = len(r.Devices)
+			s.pool.device = r.Devices[0].CapacityBytes
+			for _, device := range r.Devices {
+				s.pool.device = max(s.pool.device, device.CapacityBytes)
+			}
+		}
+	}
+}
+
+// readDemand sums up what clients want, and finds out what each model needs.
+func (d *decision) readDemand() {
+	for _, g := range d.seen.Gateways {
+		for _, demand := range g.Models {
+			if m := d.byKey[demand.Model]; m != nil {
+				m.load.Held += demand.Held
+			}
+		}
+	}
+	for _, s := range d.stations {
+		if s.Report == nil || s.Failed {
+			continue
+		}
+		for _, h := range s.Report.Homes {
+			m := d.byKey[h.Model]
+			if m == nil {
+				continue
+			}
+			m.load.Running += h.Running
+			m.load.Waiting += h.Waiting
+			if h.Revision == m.revision && h.Footprint.Total() > 0 {
+				if f, known := m.need[s.Worker.Pool]; !known || h.Footprint.Measured && !f.Measured || h.Footprint.Measured == f.Measured && h.Footprint.Total() > f.Total() {
+					m.need[s.Worker.Pool] = h.Footprint
+				}
+				m.tokens[s.Worker.Pool] = h.MaxTokens
+			}
+		}
+	}
+	for _, m := range d.models {
+		for _, p := range m.pools {
+			d.footprint(m, p)
+		}
+		if len(m.need) > 0 {
+			m.failure = nil // one pool can read it
+		}
+	}
+}
+
+// footprint of m on a device of p, if no worker of p reports it: read from the
+// source's header, or remembered in the status.
+func (d *decision) footprint(m *model, p *pool) {
+	in, asked := d.seen.Inspections[InspectKey{p.key, m.revision}]
+	if _, known := m.need[p.key]; known {
+		return
+	}
+	if asked && !in.At.IsZero() {
+		if in.Result.Error != nil {
+			m.failure = in.Result.Error
+			return
+		}
+		m.need[p.key], m.tokens[p.key] = in.Result.Footprint, in.Result.MaxTokens
+		return
+	}
+	for _, f := range m.Status.Footprints {
+		if f.Pool == p.key && f.Revision == m.revision {
+			m.need[p.key] = worker.Footprint{WeightsBytes: f.Weights.Value(), KVFloorBytes: f.KVFloor.Value(), WorkspaceBytes: f.Workspace.Value(), Measured: f.Measured}
+			m.tokens[p.key] = int(f.MaxTokens)
+		}
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// short is the name in "namespace/name".
+func short(key string) string { return key[strings.IndexByte(key, '/')+1:] }
+
+// soon asks for another decision at t.
+func (d *decision) soon(t time.Time) {
+	if wait := max(t.Sub(d.seen.Now), 100*time.Millisecond); d.plan.Again == 0 || wait < d.plan.Again {
+		d.plan.Again = wait
+	}
+}

@@ -1,0 +1,376 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/policy/scaling"
+)
+
+const (
+	defaultIdleAfter = 5 * time.Minute
+	defaultTarget    = 8
+	defaultDrain     = 5 * time.Minute
+	defaultScaleDown = 10 * time.Minute
+)
+
+// sleeps reports whether m may be off its devices when nobody asks for it.
+func (m *model) sleeps() bool { return m.Spec.Autoscaling != nil && m.Spec.Autoscaling.Min == 0 }
+
+func (m *model) idleAfter() time.Duration {
+	if m.Spec.Autoscaling == nil {
+		return 0
+	}
+	return orElse(m.Spec.Autoscaling.IdleAfter, defaultIdleAfter)
+}
+
+// off says why m is to have no home at all; empty: it is to have one.
+func (m *model) off() string {
+	switch {
+	case !m.DeletionTimestamp.IsZero():
+		return "it is being deleted"
+	case m.Spec.Suspend:
+		return v1alpha1.ReasonSuspended
+	case m.quarantined():
+		return v1alpha1.ReasonQuarantined
+	case len(m.names) == 0:
+		return v1alpha1.ReasonNameConflict
+	case len(m.pools) == 0:
+		return v1alpha1.ReasonNoPoolMatches
+	}
+	return ""
+}
+
+// scale decides how many homes each model has, and how many of them are awake.
+func (d *decision) scale() {
+	for _, m := range d.models {
+		spec := scaling.Spec{Min: 1, Max: 1, Target: defaultTarget}
+		if r := m.Spec.Replicas; r != nil {
+			spec.Min, spec.Max = int(*r), int(*r)
+		}
+		if a := m.Spec.Autoscaling; a != nil {
+			spec.Min, spec.Max, spec.IdleAfter = int(a.Min), int(a.Max), m.idleAfter()
+			if a.Target.Requests > 0 {
+				spec.Target = int(a.Target.Requests)
+			}
+		}
+		state, known := d.seen.Memory.Models[m.key]
+		if !known { // a new leader goes on from what is resident
+			for _, h := range m.homes {
+				if h.told != nil && h.told.Resident {
+					state.Wanted++
+				}
+			}
+		}
+		count, state := scaling.Replicas(d.seen.Now, spec, m.load, state)
+		d.plan.Memory.Models[m.key] = state
+		if !state.LowSince.IsZero() {
+			d.soon(state.LowSince.Add(spec.IdleAfter))
+		}
+		if m.off() != "" {
+			continue
+		}
+		m.wanted, m.awake, m.scaling = count.Wanted, count.Wanted, count.Reason
+		if m.sleeps() {
+			// The worker wakes the first home when a request comes and lets it sleep again,
+			// without the operator; only further ones are kept awake from here.
+			m.wanted, m.awake = max(1, count.Wanted), max(0, count.Wanted-1)
+		}
+		if m.trial != nil {
+			m.awake = max(m.awake, 1)
+		}
+	}
+}
+
+// demanded reports whether anybody waits for a home that m lacks.
+func (m *model) demanded() bool {
+	return !m.sleeps() || m.load.Total() > 0 || m.trial != nil && m.awake > 0
+}
+
+// place keeps the homes that are wanted, drops the others, and finds new ones:
+// first for models that are tried alone, then in order of precedence.
+func (d *decision) place() {
+	for _, m := range d.models {
+		d.keep(m)
+	}
+	for _, trial := range []bool{true, false} {
+		for _, m := range d.models {
+			if (m.trial != nil) == trial && m.off() == "" {
+				d.settleIn(m)
+			}
+		}
+	}
+	for _, m := range d.models {
+		d.awaken(m)
+	}
+}
+
+// keep drops homes beyond the wanted number, and those in pools that m may not use.
+func (d *decision) keep(m *model) {
+	var staying []*home
+	for _, h := range slices.Clone(m.homes) {
+		switch {
+		case !slices.Contains(m.pools, h.station.pool) || m.wanted == 0 || d.outgrown(h):
+			d.drop(h)
+		case !h.leaving():
+			staying = append(staying, h)
+		}
+	}
+	if len(staying) <= m.wanted {
+		return
+	}
+	slices.SortStableFunc(staying, func(a, b *home) int {
+		return cmp.Or(
+			-compareBool(a.ready(), b.ready()),
+			-compareBool(a.resident(), b.resident()),
+			-compareBool(a.station.current(), b.station.current()),
+			cmp.Compare(a.station.Name, b.station.Name))
+	})
+	for _, h := range staying[m.wanted:] {
+		d.drop(h)
+	}
+}
+
+// outgrown reports whether the new revision of h's model does not fit where the old one is.
+func (d *decision) outgrown(h *home) bool {
+	if h.told == nil || h.told.Revision == h.model.revision || !h.station.usable || !d.renew(h) {
+		return false
+	}
+	return slices.ContainsFunc(h.devices, func(device string) bool { return d.fleet.Free(h.station.Name, device) < 0 })
+}
+
+// current: made from the template in force, on a node that stays.
+func (s *station) current() bool { return s.Hash == s.pool.Hash && s.Leaving == "" }
+
+// drop lets go of a home. The worker ends its running requests first; until it
+// reports that, the home's bytes stay taken.
+func (d *decision) drop(h *home) {
+	delete(h.station.homes, h.model.key)
+	h.model.homes = slices.DeleteFunc(h.model.homes, func(o *home) bool { return o == h })
+}
+
+// settleIn finds the homes that m lacks.
+func (d *decision) settleIn(m *model) {
+	staying := 0
+	for _, h := range m.homes {
+		if !h.leaving() {
+			staying++
+		}
+	}
+	m.missing = max(0, m.wanted-staying)
+	if m.missing > 0 && m.trial != nil {
+		m.missing = 1
+	}
+	need := known(m)
+	if len(need) == 0 {
+		return
+	}
+	for m.missing > 0 {
+		at, reason, why := d.find(m, need)
+		if at.Worker == "" {
+			m.why = why
+			return
+		}
+		m.missing--
+		d.add(m, at, reason)
+	}
+}
+
+// find looks for a home on workers that are up to date, then on all.
+func (d *decision) find(m *model, need map[string]int64) (at packing.Home, reason string, why packing.Why) {
+	want := packing.Want{Model: m.key, Need: need, Alone: m.trial != nil, Not: map[string]bool{}}
+	outdated := false
+	for _, s := range d.stations {
+		want.Not[s.Name] = !s.current() || m.homeOn(s) != nil
+		outdated = outdated || !s.current()
+	}
+	if at, reason, why = d.fleet.Place(want); at.Worker != "" {
+		return at, reason, why
+	}
+	if outdated {
+		for _, s := range d.stations {
+			want.Not[s.Name] = m.homeOn(s) != nil
+		}
+		if at, reason, why = d.fleet.Place(want); at.Worker != "" {
+			return at, reason, why
+		}
+	}
+	if want.Alone && !d.mayGrow(m) {
+		// No worker will ever be idle. The second death still ends it.
+		want.Alone = false
+		at, reason, why = d.fleet.Place(want)
+	}
+	return at, reason, why
+}
+
+func (m *model) homeOn(s *station) *home {
+	for _, h := range m.homes {
+		if h.station == s {
+			return h
+		}
+	}
+	return nil
+}
+
+func (d *decision) add(m *model, at packing.Home, reason string) *home {
+	s := d.byName[at.Worker]
+	h := &home{model: m, station: s, devices: []string{at.Device}, reason: reason, alone: at.Alone}
+	if s.Report != nil {
+		for i := range s.Report.Homes {
+			if s.Report.Homes[i].Model == m.key { // it comes back before it was gone
+				h.state = &s.Report.Homes[i]
+			}
+		}
+	}
+	s.homes[m.key] = h
+	m.homes = append(m.homes, h)
+	return h
+}
+
+// mayGrow reports whether a pool of m may have one more worker.
+func (d *decision) mayGrow(m *model) bool {
+	return slices.ContainsFunc(m.pools, func(p *pool) bool { return len(p.present(d.seen.Now)) < p.limit() })
+}
+
+// awaken decides which homes ask to be resident: those that are already, first.
+func (d *decision) awaken(m *model) {
+	inOrder := slices.Clone(m.homes)
+	slices.SortStableFunc(inOrder, func(a, b *home) int {
+		return cmp.Or(
+			compareBool(a.leaving(), b.leaving()),
+			-compareBool(a.told != nil && a.told.Resident, b.told != nil && b.told.Resident),
+			-compareBool(a.resident(), b.resident()),
+			cmp.Compare(a.station.Name, b.station.Name))
+	})
+	n := 0
+	for _, h := range inOrder {
+		if h.leaving() { // as it was, until its replacement is there
+			h.awake = h.told != nil && h.told.Resident
+			continue
+		}
+		h.awake = n < m.awake
+		n++
+	}
+}
+
+// assign turns the homes of each worker into its assignment.
+func (d *decision) assign() {
+	for _, s := range d.stations {
+		if s.Report != nil && !s.Failed && s.Deleting.IsZero() {
+			d.assignTo(s)
+		}
+		d.plan.Memory.Workers[s.Name] = s.memory
+	}
+	d.label()
+}
+
+func (d *decision) assignTo(s *station) {
+	r := s.Report
+	a := worker.Assignment{Epoch: d.seen.Epoch, Instance: r.Instance, Drain: s.hard, Homes: []worker.Home{}}
+	for _, key := range sortedKeys(s.homes) {
+		if h := s.homes[key]; h.model != nil && !s.hard {
+			a.Homes = append(a.Homes, d.wire(h))
+		}
+	}
+	last := s.memory.Assigned
+	same := last.Epoch == a.Epoch && last.Instance == a.Instance
+	switch {
+	case same && sameContent(last, a):
+		a.Generation = last.Generation
+	case same:
+		a.Generation = last.Generation + 1
+	default:
+		a.Generation = 1
+	}
+	if r.Epoch == a.Epoch && r.Generation > a.Generation { // it holds more than this process remembers
+		a.Generation = r.Generation + 1
+	}
+	s.memory.Assigned = a
+	sent := d.seen.Sent[s.Name]
+	reported := r.Epoch == a.Epoch && r.Generation == a.Generation
+	underWay := sent.Instance == a.Instance && sent.Epoch == a.Epoch && sent.Generation == a.Generation
+	if !reported && !underWay {
+		d.plan.Assignments[s.Name] = a
+	}
+}
+
+func sameContent(a, b worker.Assignment) bool {
+	return a.Drain == b.Drain && slices.EqualFunc(a.Homes, b.Homes, func(a, b worker.Home) bool { return hash(a) == hash(b) })
+}
+
+// wire is the home as the worker is told. A new revision is told only when it
+// is known to fit where the old one is.
+func (d *decision) wire(h *home) worker.Home {
+	m := h.model
+	if h.told != nil && h.told.Revision != m.revision && h.told.Source.URI != "" && !d.renew(h) {
+		old := *h.told
+		old.Resident, old.ServedNames = h.awake, m.names
+		return old
+	}
+	w := worker.Home{
+		Model: m.key, Revision: m.revision, ServedNames: m.names,
+		Source: source(m.Model), Format: string(m.Spec.Precision.Format), Context: context(m.Model),
+		Devices: h.devices, Resident: h.awake,
+		EvictionOrder: m.priority[h.station.pool.key], NeverEvict: m.Spec.Eviction == v1alpha1.EvictNever,
+	}
+	if !h.awake {
+		w.IdleSeconds = m.idleAfter().Seconds()
+	}
+	return w
+}
+
+// renew reports whether the new revision of h's model may take the place of the old one.
+func (d *decision) renew(h *home) bool {
+	_, known := h.model.need[h.station.pool.key]
+	return known
+}
+
+// label has the UIDs of the Models that each pod should be labelled with, where they differ.
+func (d *decision) label() {
+	for _, s := range d.stations {
+		if s.Failed || !s.Deleting.IsZero() || s.Report == nil {
+			continue
+		}
+		wanted := s.uids()
+		have := slices.Sorted(slices.Values(s.Models))
+		if !slices.Equal(wanted, have) {
+			if d.plan.Labels == nil {
+				d.plan.Labels = map[string][]uid{}
+			}
+			d.plan.Labels[s.Name] = wanted
+		}
+	}
+}
+
+func (s *station) uids() []uid {
+	var ids []uid
+	for _, h := range s.homes {
+		if h.model != nil && h.model.UID != "" {
+			ids = append(ids, h.model.UID)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

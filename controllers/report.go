@@ -1,0 +1,519 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// maxPlacements bounds the placements in a status.
+const maxPlacements = 64
+
+// report writes down what is so, for people and for a later leader.
+func (d *decision) report() {
+	for i := range d.seen.Models {
+		d.plan.Models = append(d.plan.Models, d.modelStatus(d.byKey[Key(&d.seen.Models[i])]))
+	}
+	for i := range d.seen.Pools {
+		d.plan.Pools = append(d.plan.Pools, d.poolStatus(d.pools[d.seen.Pools[i].Key()]))
+	}
+}
+
+func (d *decision) modelStatus(m *model) v1alpha1.ModelStatus {
+	s := v1alpha1.ModelStatus{
+		ObservedGeneration: m.Generation,
+		Selector:           v1alpha1.LabelModelPrefix + string(m.UID),
+		ServedNames:        m.names,
+		Trial:              m.trial,
+	}
+	if m.UID == "" {
+		s.Selector = ""
+	}
+	for _, h := range m.homes {
+		if h.leaving() {
+			continue
+		}
+		s.Replicas++
+		if h.ready() {
+			s.ReadyReplicas++
+		}
+	}
+	s.Footprints = d.footprints(m)
+	s.Placements = d.placements(m)
+	s.Summary = summary(m, s)
+	s.Conditions = d.verdict(m, s).Conditions(m.Status.Conditions, m.Generation, d.seen.Now)
+	return s
+}
+
+func (d *decision) footprints(m *model) []v1alpha1.FootprintStatus {
+	var all []v1alpha1.FootprintStatus
+	for _, p := range m.pools {
+		f, known := m.need[p.key]
+		if !known {
+			continue
+		}
+		all = append(all, v1alpha1.FootprintStatus{
+			Pool: p.key, Weights: quantity(f.WeightsBytes), KVFloor: quantity(f.KVFloorBytes), Workspace: quantity(f.WorkspaceBytes),
+			Measured: f.Measured, MaxTokens: int32(m.tokens[p.key]), Revision: m.revision,
+		})
+	}
+	return all
+}
+
+func quantity(n int64) resource.Quantity { return *resource.NewQuantity(n, resource.BinarySI) }
+
+func (d *decision) placements(m *model) []v1alpha1.Placement {
+	var all []v1alpha1.Placement
+	for _, h := range m.homes {
+		p := v1alpha1.Placement{Pool: h.station.pool.key, Worker: h.station.Name, Devices: h.devices, State: h.placement(), Reason: h.reason}
+		if p.State == v1alpha1.PlacementFailed {
+			p.Reason = h.state.Message
+		}
+		p.Since = metav1.NewTime(d.seen.Now.Truncate(time.Second))
+		for _, old := range m.Status.Placements {
+			if old.Worker == p.Worker && old.State == p.State && slices.Equal(old.Devices, p.Devices) {
+				p.Since = old.Since
+			}
+		}
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b v1alpha1.Placement) int { return cmp.Compare(a.Worker, b.Worker) })
+	return all[:min(len(all), maxPlacements)]
+}
+
+func (h *home) placement() v1alpha1.PlacementState {
+	if h.leaving() {
+		return v1alpha1.PlacementDraining
+	}
+	if h.state == nil {
+		return v1alpha1.PlacementAssigned
+	}
+	switch h.state.Phase {
+	case worker.PhaseResident:
+		return v1alpha1.PlacementResident
+	case worker.PhaseFetching, worker.PhaseLoading:
+		return v1alpha1.PlacementLoading
+	case worker.PhaseFailed, worker.PhaseRefused:
+		return v1alpha1.PlacementFailed
+	case worker.PhaseDraining:
+		return v1alpha1.PlacementDraining
+	}
+	if h.state.Tier == worker.TierHost {
+		return v1alpha1.PlacementHost
+	}
+	return v1alpha1.PlacementDisk
+}
+
+func summary(m *model, s v1alpha1.ModelStatus) v1alpha1.ModelSummary {
+	var pools, workers, devices []string
+	for _, p := range s.Placements {
+		pools = append(pools, short(p.Pool))
+		workers = append(workers, p.Worker)
+		devices = append(devices, strings.Join(p.Devices, ","))
+	}
+	sum := v1alpha1.ModelSummary{Pool: firstOf(unique(pools)), Worker: firstOf(workers), Device: firstOf(devices)}
+	total := int64(0)
+	for _, h := range m.homes {
+		total += m.need[h.station.pool.key].Total()
+	}
+	if total > 0 {
+		sum.Memory = brief(total)
+	} else if n := likely(known(m), ""); n > 0 {
+		sum.Memory = "needs " + brief(n)
+	}
+	return sum
+}
+
+func unique(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
+
+// firstOf is "a", or "a +2" for three.
+func firstOf(list []string) string {
+	switch len(list) {
+	case 0:
+		return ""
+	case 1:
+		return list[0]
+	}
+	return fmt.Sprintf("%s +%d", list[0], len(list)-1)
+}
+
+// brief writes bytes for a column: 1.1Mi.
+func brief(n int64) string {
+	if n < 1024 {
+		return fmt.Sprint(n)
+	}
+	return strings.TrimSuffix(strings.ReplaceAll(packing.Size(n), " ", ""), "B")
+}
+
+// verdict says whether a request to m would be answered; if not, why not, and who can help.
+func (d *decision) verdict(m *model, s v1alpha1.ModelStatus) status.Verdict {
+	v := d.answer(m, s)
+	v.Placed = d.placed(m, s, v)
+	if m.conflict != "" && v.Reason != v1alpha1.ReasonNameConflict {
+		message := m.conflict + " This Model answers to " + strings.Join(m.names, ", ") + ". Choose another name in spec.servedNames."
+		v.StalledBy = &status.Part{True: true, Reason: v1alpha1.ReasonNameConflict, Message: message}
+		v.Ready, v.Stalled, v.Progressing = false, true, false
+		v.Reason, v.Message = v1alpha1.ReasonNameConflict, message
+	}
+	return v
+}
+
+// answer is the verdict without a look at names.
+func (d *decision) answer(m *model, s v1alpha1.ModelStatus) status.Verdict {
+	for _, rule := range []func(*decision, *model) (status.Verdict, bool){
+		(*decision).switchedOff, (*decision).zero, (*decision).serving, (*decision).asleep, (*decision).settling, (*decision).unread, (*decision).homeless,
+	} {
+		if v, applies := rule(d, m); applies {
+			return v
+		}
+	}
+	return status.Verdict{Reason: v1alpha1.ReasonWaitingForWorker, Message: "Waits for a worker.", Progressing: true}
+}
+
+// switchedOff: m is to have no home.
+func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
+	v := status.Verdict{Reason: m.off()}
+	switch v.Reason {
+	case "":
+		return v, false
+	case v1alpha1.ReasonSuspended:
+		v.Message = "Suspended: requests are answered with an error. Set spec.suspend to false to serve it."
+	case v1alpha1.ReasonQuarantined:
+		v.Stalled = true
+		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s with no other model on it. Change the spec (source, precision or context) to try again.",
+			m.trial.Deaths, m.trial.Worker, m.trial.Since.UTC().Format(time.RFC3339))
+	case v1alpha1.ReasonNameConflict:
+		v.Stalled = true
+		v.Message = m.conflict + " No name is left for this Model; give it another one."
+	case v1alpha1.ReasonNoPoolMatches:
+		v.Stalled = true
+		v.Message = d.noPool(m)
+	default:
+		v = status.Verdict{Reason: v1alpha1.ReasonDraining, Message: "Running requests end first.", Progressing: true}
+	}
+	return v, true
+}
+
+func (d *decision) noPool(m *model) string {
+	if len(d.pools) == 0 {
+		return "There is no InferencePool yet; create one."
+	}
+	return fmt.Sprintf("None of %s may hold this Model: mend spec.poolSelector of the Model, or labels or spec.allowedNamespaces of a pool.", count(len(d.pools), "InferencePool"))
+}
+
+// zero: a person has asked for no replicas, and no request changes that.
+func (d *decision) zero(m *model) (status.Verdict, bool) {
+	if r := m.Spec.Replicas; r == nil || *r > 0 {
+		return status.Verdict{}, false
+	}
+	return status.Verdict{Reason: v1alpha1.ReasonSuspended, Message: "spec.replicas is 0: requests are answered with an error. Raise it, or use spec.autoscaling with min 0, so that a request wakes the model."}, true
+}
+
+// serving: some home has the weights on a device.
+func (d *decision) serving(m *model) (status.Verdict, bool) {
+	n, wanted := 0, max(1, m.awake)
+	for _, h := range m.homes {
+		if h.resident() && !h.station.hard {
+			n++
+		}
+	}
+	if n == 0 {
+		return status.Verdict{}, false
+	}
+	v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing}
+	v.Message = fmt.Sprintf("%d of %s %s requests.", n, count(max(n, wanted), "replica"), verb(n, "answers", "answer"))
+	v.Progressing = n < wanted && (m.missing == 0 || m.grows != nil)
+	if m.failure != nil { // the revision before this one serves
+		v.Message += " They are of the spec before its last change, whose source cannot be used: " + m.failure.Message
+		v.Stalled, v.Progressing = m.failure.Reason != worker.ReasonSourceUnavailable, m.failure.Reason == worker.ReasonSourceUnavailable
+		if v.Stalled {
+			v.StalledBy = &status.Part{True: true, Reason: m.failure.Reason, Message: m.failure.Message}
+		}
+	}
+	return v, true
+}
+
+func verb(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+// asleep: nothing is resident, and a request wakes it.
+func (d *decision) asleep(m *model) (status.Verdict, bool) {
+	v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonScaledToZero}
+	if !m.sleeps() || m.trial != nil {
+		return v, false
+	}
+	for _, h := range m.homes {
+		if !h.ready() || h.station.hard {
+			continue
+		}
+		v.Message = fmt.Sprintf("Nothing is resident; a request wakes the model on worker %s.", h.station.Name)
+		if h.state.Phase != worker.PhaseIdle {
+			v.Message = fmt.Sprintf("A request wakes the model on worker %s now.", h.station.Name)
+		}
+		return v, true
+	}
+	if len(m.homes) == 0 && m.grows != nil && m.load.Total() == 0 && !slices.ContainsFunc(m.grows.stations, (*station).starting) {
+		v.Message = fmt.Sprintf("Nothing is resident; a request starts a worker in pool %s and wakes the model there.", short(m.grows.key))
+		return v, true
+	}
+	return v, false
+}
+
+// settling: there is a home, and it is not ready.
+func (d *decision) settling(m *model) (status.Verdict, bool) {
+	var best *status.Verdict
+	for _, h := range m.homes {
+		v := d.homeVerdict(h)
+		if best == nil || !best.Progressing && v.Progressing {
+			best = &v
+		}
+	}
+	if best == nil {
+		return status.Verdict{}, false
+	}
+	return *best, true
+}
+
+func (d *decision) homeVerdict(h *home) status.Verdict {
+	at := fmt.Sprintf("worker %s", h.station.Name)
+	switch {
+	case h.station.silent:
+		return status.Verdict{Reason: v1alpha1.ReasonWorkerLost, Progressing: true,
+			Message: fmt.Sprintf("Worker %s has reported nothing since %s. The model keeps its home there until the pod is gone.", h.station.Name, h.station.Heard.UTC().Format(time.RFC3339))}
+	case h.leaving():
+		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: "Running requests end on " + at + ", which is on its way out; then the model gets another home."}
+	case h.station.Report == nil:
+		return status.Verdict{Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true, Message: "The model has a home on " + at + ", which has not reported yet."}
+	case h.state == nil:
+		return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "Assigned to " + at + ", device " + strings.Join(h.devices, ", ") + "."}
+	}
+	reason := cmp.Or(h.state.Reason, v1alpha1.ReasonRefused)
+	switch h.state.Phase {
+	case worker.PhaseFailed:
+		stalled := slices.Contains([]string{worker.ReasonDigestMismatch, worker.ReasonInvalidModel, worker.ReasonUnsupportedModel}, reason)
+		return status.Verdict{Reason: reason, Message: sentence(h.state.Message), Stalled: stalled, Progressing: !stalled}
+	case worker.PhaseRefused:
+		return status.Verdict{Reason: reason, Message: "Refused by " + at + ": " + sentence(h.state.Message), Progressing: true}
+	case worker.PhaseDraining:
+		return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
+	}
+	what := "Loading"
+	if h.state.Phase == worker.PhaseFetching {
+		what = "Fetching the files"
+	}
+	if h.state.Progress > 0 {
+		what += fmt.Sprintf(" (%d %%)", int(h.state.Progress*10)*10)
+	}
+	return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: what + " on " + at + "."}
+}
+
+// sentence ends with a full stop.
+func sentence(s string) string {
+	if s == "" || strings.HasSuffix(s, ".") {
+		return s
+	}
+	return s + "."
+}
+
+// unread: nobody knows yet what m needs.
+func (d *decision) unread(m *model) (status.Verdict, bool) {
+	if len(m.need) > 0 {
+		return status.Verdict{}, false
+	}
+	if f := m.failure; f != nil {
+		again := f.Reason == worker.ReasonSourceUnavailable
+		return status.Verdict{Reason: f.Reason, Message: sentence(f.Message), Stalled: !again, Progressing: again}, true
+	}
+	for _, p := range m.pools {
+		if p.readable() {
+			return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "A worker of pool " + short(p.key) + " reads the model's header."}, true
+		}
+	}
+	return d.waiting(m), true
+}
+
+// homeless: the need is known, and there is no home.
+func (d *decision) homeless(m *model) (status.Verdict, bool) {
+	if len(m.homes) > 0 {
+		return status.Verdict{}, false
+	}
+	if m.grows != nil || m.why.Reserved > 0 || m.why.Devices() == 0 {
+		return d.waiting(m), true
+	}
+	// Only a person can help if it is larger than every device there is.
+	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.why.TooSmall > 0 && m.why.TooSmall == m.why.Devices()}, true
+}
+
+// limits says why no pool grows.
+func (d *decision) limits(m *model) string {
+	var b strings.Builder
+	for _, p := range m.pools {
+		switch n := len(p.present(d.seen.Now)); {
+		case p.Invalid != "":
+			fmt.Fprintf(&b, " Pool %s cannot grow: its template is invalid.", short(p.key))
+		case p.device > 0 && likely(known(m), p.key) > p.device:
+			fmt.Fprintf(&b, " Another worker of pool %s would not help.", short(p.key))
+		case n >= p.limit():
+			fmt.Fprintf(&b, " Pool %s has %d of at most %d workers.", short(p.key), n, p.limit())
+		}
+	}
+	return b.String()
+}
+
+// waiting: a worker is coming, or none may come.
+func (d *decision) waiting(m *model) status.Verdict {
+	v := status.Verdict{Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true}
+	if m.why.Reserved > 0 {
+		v.Message = m.why.String()
+		return v
+	}
+	pools := m.pools
+	if m.grows != nil {
+		pools = []*pool{m.grows}
+	}
+	for _, p := range pools {
+		for _, s := range p.stations {
+			if s.starting() && s.Unschedulable != "" {
+				v.Reason = v1alpha1.ReasonWaitingForNode
+				v.Message = fmt.Sprintf("Pod %s waits for a node: %s", s.Name, sentence(s.Unschedulable))
+				return v
+			}
+		}
+	}
+	for _, p := range pools {
+		for _, s := range p.stations {
+			if s.starting() && s.Waiting != "" {
+				v.Message = fmt.Sprintf("Pod %s does not start: %s", s.Name, sentence(s.Waiting))
+				return v
+			}
+		}
+	}
+	var b strings.Builder
+	for _, p := range pools {
+		starting, going := 0, 0
+		for _, s := range p.stations {
+			if s.starting() {
+				starting++
+			} else if !s.Failed && (s.memory.Going != "" || !s.Deleting.IsZero()) {
+				going++
+			}
+		}
+		starting += d.plan.Create[p.key]
+		switch {
+		case starting > 0:
+			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
+		case going > 0:
+			fmt.Fprintf(&b, "Pool %s replaces %s; the model comes back on the next one. ", short(p.key), count(going, "worker"))
+		case p.Invalid != "":
+			fmt.Fprintf(&b, "Pool %s makes no workers: %s ", short(p.key), sentence(p.Invalid))
+		case len(p.present(d.seen.Now)) > 0:
+			fmt.Fprintf(&b, "No worker of pool %s can be reached now (%d of at most %d). ", short(p.key), len(p.present(d.seen.Now)), p.limit())
+		default:
+			fmt.Fprintf(&b, "Pool %s has no worker and may have %d; raise spec.workers.max. ", short(p.key), p.limit())
+			v.Progressing = false
+		}
+	}
+	v.Message = strings.TrimSpace(b.String())
+	return v
+}
+
+// placed: m has as many homes as are wanted.
+func (d *decision) placed(m *model, s v1alpha1.ModelStatus, v status.Verdict) *status.Part {
+	if int(s.Replicas) >= m.wanted && m.wanted > 0 {
+		var b strings.Builder
+		for _, p := range s.Placements[:min(len(s.Placements), 3)] {
+			fmt.Fprintf(&b, "On worker %s, device %s: %s. ", p.Worker, strings.Join(p.Devices, ", "), cmp.Or(strings.TrimSuffix(p.Reason, "."), "it was there already"))
+		}
+		return &status.Part{True: true, Reason: v1alpha1.ReasonSucceeded, Message: strings.TrimSpace(b.String())}
+	}
+	if v.Ready && m.why.Devices() > 0 {
+		return &status.Part{Reason: v1alpha1.ReasonDoesNotFit, Message: fmt.Sprintf("%d of %s %s a home. %s%s", s.Replicas, count(m.wanted, "replica"), verb(int(s.Replicas), "has", "have"), m.why.String(), d.limits(m))}
+	}
+	return &status.Part{Reason: v.Reason, Message: v.Message}
+}
+
+func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
+	s := v1alpha1.InferencePoolStatus{
+		ObservedGeneration: p.Generation,
+		Selector:           v1alpha1.LabelPool + "=" + p.Name,
+		Device:             p.Status.Device,
+	}
+	models := map[string]bool{}
+	var capacity, used int64
+	for _, w := range p.present(d.seen.Now) {
+		s.Workers++
+		for key := range w.homes {
+			models[key] = true
+		}
+		if w.Report == nil {
+			continue
+		}
+		if w.usable && !w.silent {
+			s.ReadyWorkers++
+		}
+		s.Devices += int32(len(w.Report.Devices))
+		for _, device := range w.Report.Devices {
+			capacity += device.CapacityBytes
+			used += device.UsedBytes
+		}
+		if w.current() && len(w.Report.Devices) > 0 {
+			size := quantity(w.Report.Devices[0].CapacityBytes)
+			s.Device = v1alpha1.DeviceStatus{Memory: &size, Template: w.Hash}
+		}
+	}
+	s.Models = int32(len(models))
+	s.Memory = v1alpha1.MemoryStatus{Capacity: quantity(capacity), Allocated: quantity(used)}
+	s.Summary = v1alpha1.PoolSummary{Workers: fmt.Sprintf("%d/%d", s.ReadyWorkers, s.Workers), Memory: brief(used) + " / " + brief(capacity)}
+	s.Conditions = d.poolVerdict(p, s).Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
+	return s
+}
+
+func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.Verdict {
+	wanted := int(s.Workers) + d.plan.Create[p.key]
+	for _, w := range p.present(d.seen.Now) {
+		if w.memory.Going != "" || !w.Deleting.IsZero() {
+			wanted--
+		}
+	}
+	ready := int(s.ReadyWorkers)
+	switch {
+	case p.Invalid != "":
+		return status.Verdict{Ready: false, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
+	case s.Workers == 0 && wanted == 0:
+		return status.Verdict{Ready: true, Reason: v1alpha1.ReasonScaledToZero, Message: "There is no worker; a Model that needs one starts it."}
+	case ready >= max(wanted, 1):
+		v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing, Message: fmt.Sprintf("%s %s assignments.", count(ready, "worker"), verb(ready, "takes", "take"))}
+		v.Progressing = int(s.Workers) != wanted
+		return v
+	}
+	v := status.Verdict{Ready: ready > 0, Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true,
+		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(max(wanted, int(s.Workers)), "worker"), verb(ready, "is", "are"))}
+	for _, w := range p.stations {
+		if !w.starting() {
+			continue
+		}
+		switch {
+		case w.Unschedulable != "":
+			v.Reason, v.Message = v1alpha1.ReasonWaitingForNode, v.Message+fmt.Sprintf(" Pod %s waits for a node: %s", w.Name, sentence(w.Unschedulable))
+			return v
+		case w.Waiting != "":
+			v.Message += fmt.Sprintf(" Pod %s does not start: %s", w.Name, sentence(w.Waiting))
+			return v
+		}
+	}
+	return v
+}

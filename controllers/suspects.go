@@ -1,0 +1,98 @@
+package controllers
+
+import (
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+)
+
+// One bad model must not spread. A model that was loading or running a step
+// when its worker's process died is tried once more, alone on an idle worker;
+// if that dies too, the model is quarantined until its spec's revision changes.
+
+const (
+	// quarantine is the number of deaths that ends the trial.
+	quarantine = 2
+	// passed is how long a model stays resident alone to pass without a request.
+	passed = 10 * time.Second
+)
+
+func (m *model) quarantined() bool { return m.trial != nil && m.trial.Deaths >= quarantine }
+
+// suspect notes the deaths since the last decision, and who passed the trial.
+func (d *decision) suspect() {
+	for _, s := range d.stations {
+		last, now := s.memory.Last, s.Report
+		if now == nil {
+			continue
+		}
+		died := last.Instance != "" && last.Instance != now.Instance && !last.Draining && s.Deleting.IsZero() && !s.Failed
+		if died {
+			d.died(s, last)
+		}
+		if last.Instance != now.Instance {
+			s.memory = WorkerMemory{Going: s.memory.Going}
+		}
+		s.memory.Last = *now
+	}
+	for _, m := range d.models {
+		if m.trial == nil || m.quarantined() {
+			continue
+		}
+		for _, s := range d.stations {
+			if d.acquits(s, m) {
+				m.trial = nil
+				break
+			}
+		}
+	}
+}
+
+// died counts the death of a process against each model that it may be the fault of.
+func (d *decision) died(s *station, last worker.State) {
+	for _, h := range last.Homes {
+		m := d.byKey[h.Model]
+		if m == nil || h.Revision != m.revision || h.Phase != worker.PhaseLoading && h.Running == 0 {
+			continue
+		}
+		if m.trial == nil {
+			m.trial = &v1alpha1.Trial{Revision: m.revision}
+		}
+		if m.trial.Worker == s.Name && m.trial.Instance == last.Instance {
+			continue
+		}
+		m.trial.Deaths = min(m.trial.Deaths+1, quarantine)
+		m.trial.Since = metav1.Time{Time: d.seen.Now.Truncate(time.Second)}
+		m.trial.Worker, m.trial.Instance = s.Name, last.Instance
+	}
+}
+
+// acquits reports whether m was loaded on s after the death, alone, and has
+// answered a request or been there long enough.
+func (d *decision) acquits(s *station, m *model) bool {
+	r := s.Report
+	if r == nil || s.silenced(d.seen.Now) || len(r.Homes) != 1 || r.Homes[0].Model != m.key || r.Homes[0].Phase != worker.PhaseResident {
+		return false
+	}
+	h := r.Homes[0]
+	if r.Instance == m.trial.Instance {
+		return false
+	}
+	resident := time.Duration(h.ResidentSeconds*float64(time.Second)) + d.seen.Now.Sub(s.Heard)
+	if d.seen.Now.Add(-resident).Before(m.trial.Since.Time) {
+		return false // it had been there before
+	}
+	if h.Completed > 0 || resident >= passed {
+		return true
+	}
+	d.soon(d.seen.Now.Add(passed - resident))
+	return false
+}
+
+// silenced: nothing has been heard for so long that the worker counts as silent.
+func (s *station) silenced(now time.Time) bool {
+	return s.Report != nil && !s.Connected && now.Sub(s.Heard) > silence
+}

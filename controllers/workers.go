@@ -1,0 +1,319 @@
+package controllers
+
+import (
+	"slices"
+	"time"
+
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/policy/scaling"
+)
+
+// overdue is how long after its time a pod that is being deleted still counts
+// as one of the pool's workers.
+const overdue = time.Minute
+
+// present are the workers whose devices may be in use.
+func (p *pool) present(now time.Time) []*station {
+	return slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool {
+		return s.Failed || !s.Deleting.IsZero() && now.Sub(s.Deleting) > overdue
+	})
+}
+
+// starting: it has not reported yet, and is to stay.
+func (s *station) starting() bool {
+	return s.Report == nil && !s.Failed && s.Deleting.IsZero() && s.memory.Going == ""
+}
+
+// limit is how many workers the pool may have.
+func (p *pool) limit() int {
+	n := int(p.Spec.Workers.Max)
+	if p.Spec.Replicas != nil {
+		n = min(max(int(*p.Spec.Replicas), int(p.Spec.Workers.Min)), n)
+	}
+	if p.Invalid != "" {
+		n = 0
+	}
+	return n
+}
+
+// resize decides how many workers each pool has and which of them go.
+func (d *decision) resize() {
+	d.grow()
+	for _, key := range sortedKeys(d.pools) {
+		p := d.pools[key]
+		if !p.DeletionTimestamp.IsZero() {
+			continue
+		}
+		d.resizePool(p)
+	}
+}
+
+// grow finds a pool for each model that waits for a home and counts the
+// workers that they would fill together.
+func (d *decision) grow() {
+	waiting := map[*pool][]*model{}
+	for _, m := range d.models {
+		if m.missing == 0 {
+			continue
+		}
+		if p := d.growable(m); p != nil {
+			m.grows = p
+			if m.demanded() {
+				waiting[p] = append(waiting[p], m)
+			}
+		}
+	}
+	for p, models := range waiting {
+		p.need = d.fills(p, models)
+	}
+}
+
+// growable is the first pool that has, or may get, a worker on which m fits. A
+// model whose header nobody has read needs a worker to read it.
+func (d *decision) growable(m *model) *pool {
+	need := known(m)
+	if len(need) == 0 && (m.failure != nil || slices.ContainsFunc(m.pools, (*pool).readable)) || m.why.Reserved > 0 && m.trial == nil {
+		return nil
+	}
+	for _, p := range m.pools {
+		coming := slices.ContainsFunc(p.stations, (*station).starting)
+		if (coming || len(p.present(d.seen.Now)) < p.limit() || p.replacing()) && (p.device == 0 || likely(need, p.key) <= p.device) {
+			return p
+		}
+	}
+	return nil
+}
+
+// replacing: a worker is on its way out, and another one may come in its place.
+func (p *pool) replacing() bool {
+	return p.limit() > 0 && slices.ContainsFunc(p.stations, func(s *station) bool {
+		return !s.Failed && (s.memory.Going != "" || !s.Deleting.IsZero())
+	})
+}
+
+// readable: a worker of the pool can be asked to read a header.
+func (p *pool) readable() bool {
+	return slices.ContainsFunc(p.stations, func(s *station) bool { return s.usable && !s.silent })
+}
+
+// likely is the need in a pool or, where that is not known, the most that it is elsewhere.
+func likely(need map[string]int64, pool string) int64 {
+	if n, known := need[pool]; known {
+		return n
+	}
+	most := int64(0)
+	for _, n := range need {
+		most = max(most, n)
+	}
+	return most
+}
+
+// fills is how many workers, beyond those that are starting, the models would fill.
+func (d *decision) fills(p *pool, models []*model) int {
+	starting := 0
+	for _, s := range p.stations {
+		if s.starting() {
+			starting++
+		}
+	}
+	capacity := p.device
+	if capacity == 0 { // unknown: as if each model took a device
+		capacity = 1
+	}
+	var devices []packing.Device
+	more := func() {
+		w := string(rune('a' + len(devices)/p.devices)) // names only need to differ
+		for i := range p.devices {
+			devices = append(devices, packing.Device{Pool: p.key, Worker: w, Name: string(rune('a' + i)), Capacity: capacity})
+		}
+	}
+	for workers := 1; workers <= p.limit(); workers++ {
+		more()
+		if d.allFit(p, models, packing.New(devices)) || p.device == 0 {
+			return max(0, workers-starting)
+		}
+	}
+	return max(0, p.limit()-starting)
+}
+
+func (d *decision) allFit(p *pool, models []*model, f *packing.Fleet) bool {
+	for _, m := range models {
+		want := packing.Want{Model: m.key, Need: map[string]int64{p.key: likely(known(m), p.key)}, Alone: m.trial != nil}
+		for range m.missing {
+			if at, _, _ := f.Place(want); at.Worker == "" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (d *decision) resizePool(p *pool) {
+	spec := scaling.Pool{
+		Min: int(p.Spec.Workers.Min), Max: int(p.Spec.Workers.Max),
+		ScaleDownAfter: orElse(p.Spec.ScaleDown.After, defaultScaleDown),
+		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)),
+	}
+	if p.Spec.Replicas != nil {
+		n := int(*p.Spec.Replicas)
+		spec.Fixed = &n
+	}
+	var workers []scaling.Worker
+	for _, s := range p.present(d.seen.Now) {
+		s.rest(d.seen.Now)
+		workers = append(workers, scaling.Worker{
+			Name: s.Name, Ready: s.Report != nil && !s.silent, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
+			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Outdated: !s.current(),
+		})
+	}
+	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
+	if !todo.Again.IsZero() {
+		d.soon(todo.Again)
+	}
+	if todo.Create > 0 && p.Invalid == "" {
+		d.plan.Create[p.key] = todo.Create
+	}
+	for _, r := range todo.Remove {
+		if s := d.byName[r.Worker]; s.current() || p.Invalid == "" {
+			s.memory.Going = r.Reason
+			d.soon(d.seen.Now)
+		}
+	}
+	d.plan.Budgets[p.key] = int32(max(0, len(workers)-spec.MaxUnavailable))
+}
+
+// rest notes since when nothing on the worker is awake. Homes that sleep do not keep a worker.
+func (s *station) rest(now time.Time) {
+	idle := s.usable && !s.silent
+	for _, h := range s.homes {
+		idle = idle && !h.awake && h.model != nil
+	}
+	if s.Report != nil {
+		for _, h := range s.Report.Homes {
+			idle = idle && h.Phase != worker.PhaseResident && h.Phase != worker.PhaseLoading && h.Phase != worker.PhaseFetching && h.Running+h.Waiting == 0
+		}
+	}
+	switch {
+	case !idle:
+		s.memory.IdleSince = time.Time{}
+	case s.memory.IdleSince.IsZero():
+		s.memory.IdleSince = now
+	}
+}
+
+// move carries on with the workers that are to go: their homes move elsewhere,
+// where there is room, before the old ones end; then the worker drains, and
+// when it is empty, or its time is up, the pod is deleted.
+func (d *decision) move() {
+	for _, s := range d.stations {
+		switch {
+		case s.Failed:
+			d.delete(s, "the pod has ended")
+		case !s.Deleting.IsZero():
+		case s.Report == nil && s.memory.Going != "":
+			d.delete(s, s.memory.Going)
+		case s.Report != nil && s.Report.Draining && s.memory.Going == "":
+			s.memory.Going = "it is draining"
+			fallthrough
+		case s.memory.Going != "":
+			d.goes(s)
+		}
+	}
+}
+
+func (d *decision) goes(s *station) {
+	stuck := true
+	for _, key := range sortedKeys(s.homes) {
+		h := s.homes[key]
+		switch {
+		case h.model == nil:
+		case h.model.replaced():
+			d.drop(h)
+		case h.model.missing == 0 && h.model.off() == "": // its new home is on its way
+			stuck = false
+		}
+	}
+	if !stuck && !s.Report.Draining && s.memory.DrainedSince.IsZero() {
+		return
+	}
+	s.hard = true
+	if s.memory.DrainedSince.IsZero() {
+		s.memory.DrainedSince = d.seen.Now
+	}
+	until := s.memory.DrainedSince.Add(orElse(s.pool.Spec.Update.Drain, defaultDrain))
+	switch {
+	case s.drained():
+		d.delete(s, s.memory.Going)
+	case !d.seen.Now.Before(until):
+		d.delete(s, s.memory.Going+"; its time to drain is over")
+	default:
+		d.soon(until)
+	}
+}
+
+// replaced reports whether as many homes as are wanted are ready on workers that stay.
+func (m *model) replaced() bool {
+	ready := 0
+	for _, h := range m.homes {
+		if !h.leaving() && h.ready() {
+			ready++
+		}
+	}
+	return ready >= m.wanted
+}
+
+// drained: it has been told to take nothing, and nothing runs.
+func (s *station) drained() bool {
+	return s.Report.Draining && !slices.ContainsFunc(s.Report.Homes, func(h worker.HomeState) bool { return h.Running+h.Waiting > 0 })
+}
+
+func (d *decision) delete(s *station, reason string) {
+	d.plan.Delete = append(d.plan.Delete, Deletion{s.Name, reason})
+}
+
+const (
+	// retryFirst and retryMost bound the time between two readings of a source that failed.
+	retryFirst = 2 * time.Second
+	retryMost  = time.Minute
+)
+
+// inspect asks a worker of each pool for the footprints that are not known.
+func (d *decision) inspect() {
+	asked := map[InspectKey]bool{}
+	for _, m := range d.models {
+		if m.off() != "" {
+			continue
+		}
+		for _, p := range m.pools {
+			key := InspectKey{p.key, m.revision}
+			if _, known := m.need[p.key]; known || asked[key] {
+				continue
+			}
+			i := slices.IndexFunc(p.stations, func(s *station) bool { return s.usable && !s.silent })
+			if i < 0 || !d.due(d.seen.Inspections[key]) {
+				continue
+			}
+			asked[key] = true
+			d.plan.Inspect = append(d.plan.Inspect, Inspect{p.stations[i].Name, key, worker.InspectRequest{
+				Source: source(m.Model), Format: string(m.Spec.Precision.Format), Context: context(m.Model),
+			}})
+		}
+	}
+}
+
+// due reports whether a source is to be read now: never asked, or failed long enough ago.
+func (d *decision) due(in Inspected) bool {
+	if in.Pending {
+		return false
+	}
+	if in.At.IsZero() {
+		return true
+	}
+	wait := min(retryFirst<<min(max(in.Attempts-1, 0), 10), retryMost)
+	if at := in.At.Add(wait); d.seen.Now.Before(at) {
+		d.soon(at)
+		return false
+	}
+	return true
+}
