@@ -1,6 +1,7 @@
 // Command demo serves the bundled tiny model with bin/estiba through the whole
 // path in one process, asks it something, and shows the streamed answer and
 // where the models were put. It stays up on a terminal, and ends without one.
+// With --ask URL it only asks the gateway there.
 package main
 
 import (
@@ -9,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -22,12 +24,21 @@ import (
 	"time"
 )
 
-const binary = "bin/estiba"
+const (
+	binary = "bin/estiba"
+	prompt = "Once upon a time"
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil && ctx.Err() == nil {
+	only := flag.String("ask", "", "URL of a gateway that runs already: only ask it")
+	flag.Parse()
+	demo := run
+	if *only != "" {
+		demo = func(ctx context.Context) error { return ask(ctx, os.Stdout, *only, "stories", prompt, 120) }
+	}
+	if err := demo(ctx); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -70,7 +81,6 @@ func run(ctx context.Context) error {
 	if err := waitReady(ctx, url, ended); err != nil {
 		return fmt.Errorf("%w\n%s", err, log.String())
 	}
-	const prompt = "Once upon a time"
 	say("asking the model stories: %q (streamed from %s/v1/completions)", prompt, url)
 	if err := ask(ctx, os.Stdout, url, "stories", prompt, 120); err != nil {
 		return fmt.Errorf("%w\n%s", err, log.String())
