@@ -50,9 +50,9 @@ func KVBytesPerToken(c Config) int64 {
 
 // WorkspaceBytes is what a program of this configuration needs beside weights and
 // KV cache for steps of up to maxTokens tokens and maxRows rows of logits: its
-// activations, the angles of the rotary embedding, and the logits.
+// activations, the angles of the rotary embedding, and the logits. It is 0 for a
+// configuration that Build refuses.
 func WorkspaceBytes(c Config, maxTokens, maxRows int) int64 {
-	c.Layers = min(c.Layers, 2) // more layers use the same slots again
 	g, err := Build(c)
 	if err != nil {
 		return 0

@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/graph"
@@ -26,6 +27,10 @@ type Backend interface {
 // Weights gives the tensor that a graph calls name (graph.Graph.Weights). Its
 // data may be a mapped file, which stays valid until the program is closed.
 type Weights func(name string) (tensor.Tensor, error)
+
+// ErrFault marks a step, or a load, that could not read the weights: the mapped
+// file was truncated or its disk failed. The process is sound, the program is not.
+var ErrFault = errors.New("the weights cannot be read")
 
 // Limits bound one program.
 type Limits struct {

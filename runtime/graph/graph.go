@@ -127,7 +127,7 @@ func (g *Graph) Width(v Value) int {
 
 // Check says what is wrong with a graph: an op that reads what no op before it
 // made, a shape that is not what its op makes, a weight that is named twice or
-// never read, layers of the cache that are not 0, 1, 2… of one width, or results that are no rows
+// never read, another number of Embed ops than one, layers of the cache that are not 0, 1, 2… of one width, or results that are no rows
 // of logits. A backend may compile whatever passes.
 func (g *Graph) Check() error {
 	if len(g.Shapes) < len(g.Weights) {
@@ -153,6 +153,7 @@ func (g *Graph) Check() error {
 		made[v] = true
 	}
 	var cache Cache
+	embeds := 0
 	for i, n := range g.Nodes {
 		if n.Kind == invalid || n.Kind >= kinds {
 			return fmt.Errorf("graph: node %d: %v is no op", i, n.Kind)
@@ -178,6 +179,9 @@ func (g *Graph) Check() error {
 			return fmt.Errorf("graph: node %d (%v) makes shape %v, its value has %v", i, n.Kind, out, g.Shapes[n.Out])
 		}
 		made[n.Out] = true
+		if n.Kind == Embed {
+			embeds++
+		}
 		if n.Kind == Attention {
 			width := n.Attr.KVHeads * n.Attr.HeadDim
 			if n.Attr.Layer != cache.Layers || cache.Layers > 0 && width != cache.Width {
@@ -185,6 +189,9 @@ func (g *Graph) Check() error {
 			}
 			cache = Cache{cache.Layers + 1, width}
 		}
+	}
+	if embeds != 1 {
+		return fmt.Errorf("graph: %d Embed ops, want one", embeds)
 	}
 	for v, w := range g.Weights {
 		if !read[v] {

@@ -1,0 +1,435 @@
+package backendtest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// Run takes a backend through all that is asked of one.
+func Run(t *testing.T, b backend.Backend) {
+	t.Run("ops", func(t *testing.T) { ops(t, b) })
+	t.Run("models", func(t *testing.T) {
+		for name, c := range shapes {
+			for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16} {
+				t.Run(fmt.Sprintf("%s/%v", name, d), func(t *testing.T) {
+					g, err := arch.Build(c)
+					if err != nil {
+						t.Fatal(err)
+					}
+					Model(t, b, g, Random(g, d, 1))
+				})
+			}
+		}
+	})
+	t.Run("sizes", func(t *testing.T) { sizes(t, b) })
+	t.Run("refusals", func(t *testing.T) { refusals(t, b) })
+	t.Run("cancellation", func(t *testing.T) { cancellation(t, b) })
+}
+
+// shapes are small models whose sizes are as odd as an architecture allows.
+var shapes = map[string]arch.Config{
+	"one head":            {Layers: 1, Hidden: 5, FFN: 3, Heads: 1, KVHeads: 1, HeadDim: 2},
+	"three heads on one":  {Layers: 2, Hidden: 17, FFN: 13, Heads: 3, KVHeads: 1, HeadDim: 6, RopePairs: arch.RopeNeighbours},
+	"seven heads on 7":    {Layers: 2, Hidden: 33, FFN: 31, Heads: 7, KVHeads: 7, HeadDim: 10, TiedOutput: true},
+	"nine heads on three": {Layers: 3, Hidden: 24, FFN: 50, Heads: 9, KVHeads: 3, HeadDim: 34, TiedOutput: true, RopePairs: arch.RopeNeighbours},
+	"wider than a piece":  {Layers: 1, Hidden: 300, FFN: 515, Heads: 2, KVHeads: 1, HeadDim: 150},
+}
+
+func init() {
+	for name, c := range shapes {
+		c.Architecture, c.Vocabulary, c.MaxPositions, c.NormEps, c.RopeTheta, c.BOS = "llama", 29, 512, 1e-5, 500, -1
+		shapes[name] = c
+	}
+}
+
+// Random gives a graph weights of a format by a seed. They start at odd
+// addresses, as in a file.
+func Random(g *graph.Graph, d tensor.DType, seed uint64) backend.Weights {
+	r := rand.New(rand.NewPCG(seed, 7))
+	all := map[string]tensor.Tensor{}
+	for _, w := range g.Weights {
+		n, _ := w.Shape.Elements()
+		scale := 1.5 / math.Sqrt(float64(w.Shape[len(w.Shape)-1]))
+		shift := 0.0
+		if len(w.Shape) == 1 {
+			scale, shift = 0.2, 1
+		}
+		data := make([]byte, 1, 1+d.Bytes(n))
+		for range n {
+			data = appendNumber(data, d, r.NormFloat64()*scale+shift)
+		}
+		all[w.Name] = tensor.Tensor{Name: w.Name, DType: d, Shape: w.Shape, Data: data[1:]}
+	}
+	return func(name string) (tensor.Tensor, error) {
+		t, ok := all[name]
+		if !ok {
+			return t, fmt.Errorf("no weight %q", name)
+		}
+		return t, nil
+	}
+}
+
+// appendNumber rounds towards zero, which random weights do not mind.
+func appendNumber(data []byte, d tensor.DType, x float64) []byte {
+	bits := math.Float32bits(float32(x))
+	switch d {
+	case tensor.F16:
+		sign, exponent, fraction := uint16(bits>>16&0x8000), int(bits>>23&0xff)-127+15, uint16(bits>>13&0x3ff)
+		switch {
+		case exponent <= 0: // subnormal: units of 2^-24
+			return binary.LittleEndian.AppendUint16(data, sign|uint16(math.Abs(x)*(1<<24)))
+		case exponent >= 31:
+			exponent, fraction = 30, 0x3ff
+		}
+		return binary.LittleEndian.AppendUint16(data, sign|uint16(exponent)<<10|fraction)
+	case tensor.BF16:
+		return binary.LittleEndian.AppendUint16(data, uint16(bits>>16))
+	}
+	return binary.LittleEndian.AppendUint32(data, bits)
+}
+
+// ops puts each kind between an embedding and the result, and compares with the reference.
+func ops(t *testing.T, b backend.Backend) {
+	const vocabulary, width, dim = 11, 36, 6
+	none := graph.Attr{}
+	type build = func(b *graph.Builder, x graph.Value) graph.Value
+	cases := map[graph.Kind][]build{
+		graph.Embed: {func(b *graph.Builder, x graph.Value) graph.Value { return x }},
+		graph.Rows:  {func(b *graph.Builder, x graph.Value) graph.Value { return x }},
+		graph.RMSNorm: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-3}, x, b.Weight("w", tensor.Shape{width}, "", ""))
+		}},
+		graph.Add: {
+			func(b *graph.Builder, x graph.Value) graph.Value { return b.Op(graph.Add, none, x, x) },
+			func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.Add, none, b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{width, width}, "", "")), x)
+			},
+		},
+		graph.SwiGLU: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.SwiGLU, none, x, b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{width, width}, "", "")))
+		}},
+	}
+	for _, n := range []int{1, 2, 37, 300} {
+		cases[graph.MatMul] = append(cases[graph.MatMul], func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{n, width}, "", ""))
+		})
+	}
+	for _, neighbours := range []bool{false, true} {
+		cases[graph.Rope] = append(cases[graph.Rope], func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.Rope, graph.Attr{Heads: width / dim, HeadDim: dim, Theta: 30, Neighbours: neighbours}, x)
+		})
+	}
+	for _, kvHeads := range []int{1, 2, 3, 6} {
+		cases[graph.Attention] = append(cases[graph.Attention], func(b *graph.Builder, x graph.Value) graph.Value {
+			k := b.Op(graph.MatMul, none, x, b.Weight("k", tensor.Shape{kvHeads * dim, width}, "", ""))
+			v := b.Op(graph.MatMul, none, x, b.Weight("v", tensor.Shape{kvHeads * dim, width}, "", ""))
+			return b.Op(graph.Attention, graph.Attr{Heads: width / dim, KVHeads: kvHeads, HeadDim: dim, Scale: 2}, x, k, v)
+		})
+	}
+	tokens := []int32{3, 1, 4, 1, 5, 9, 2, 6, 10, 0, 8}
+	for _, k := range graph.Kinds() {
+		if len(cases[k]) == 0 {
+			t.Errorf("%v has no case", k)
+		}
+		for i, build := range cases[k] {
+			for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16} {
+				if !b.Supports(k, d) {
+					t.Logf("%s does not support %v on %v", b.Name(), k, d)
+					continue
+				}
+				var gb graph.Builder
+				x := gb.Op(graph.Embed, none, gb.Weight("table", tensor.Shape{vocabulary, width}, "", ""))
+				h := gb.Op(graph.Rows, none, build(&gb, x))
+				g, err := gb.Graph(h, h)
+				if err != nil {
+					t.Fatalf("%v, case %d: %v", k, i, err)
+				}
+				w := Random(g, d, uint64(i))
+				want, _, err := Reference(g, w, tokens)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3})
+				got := p.run(t, span(0, tokens, []int32{2, 0, 1}))
+				near(t, fmt.Sprintf("%v, case %d, %v", k, i, d), got, want, 1e-5)
+			}
+		}
+	}
+}
+
+// Model checks that a graph with weights gives the reference's logits within
+// 1e-4, and the very same logits however its tokens are cut into chunks, batched with
+// others, and laid out in blocks.
+func Model(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights) {
+	t.Helper()
+	const blockTokens, blocks, length = 4, 64, 43
+	r := rand.New(rand.NewPCG(11, 12))
+	vocabulary := g.Vocabulary()
+	tokens := func(n int) []int32 {
+		ids := make([]int32, n)
+		for i := range ids {
+			ids[i] = r.Int32N(int32(vocabulary))
+		}
+		return ids
+	}
+	prompt := tokens(length)
+	limits := backend.Limits{MaxTokens: 2 * length, MaxRows: 2 * length, BlockTokens: blockTokens, Blocks: blocks, Exact: true}
+	p := compile(t, b, g, w, limits)
+	table := func(from int) []int32 {
+		ids := make([]int32, (length+blockTokens-1)/blockTokens)
+		for i := range ids {
+			ids[i] = int32(from + i)
+		}
+		return ids
+	}
+
+	want, wantHidden, err := Reference(g, w, prompt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.out.WantHidden = true
+	whole := slices.Clone(p.run(t, span(0, prompt, table(0))))
+	near(t, "logits", whole, want, 1e-4)
+	near(t, "hidden state", p.out.Hidden, wantHidden, 1e-4)
+	p.out.WantHidden = false
+	same := func(what string, got []float32) {
+		t.Helper()
+		if !slices.Equal(got, whole) {
+			t.Errorf("%s: the logits differ from those of one pass", what)
+		}
+	}
+	same("again", p.run(t, span(0, prompt, table(0))))
+
+	for _, chunk := range []int{1, 2, 3, 4, 5, 16, length - 1} {
+		var got []float32
+		for at := 0; at < length; at += chunk {
+			got = append(got, p.run(t, span(at, prompt[at:min(at+chunk, length)], table(20)))...)
+		}
+		same(fmt.Sprintf("in chunks of %d", chunk), got)
+	}
+
+	permuted := table(0)
+	for i, at := range r.Perm(blocks)[:len(permuted)] {
+		permuted[i] = int32(at)
+	}
+	same("blocks permuted", p.run(t, span(0, prompt, permuted)))
+
+	// Three other sequences that decode and prefill beside it, at places of their own.
+	others := [][]int32{tokens(9), tokens(17), tokens(30)}
+	p.run(t, span(0, others[0][:8], []int32{50, 40, 30}))
+	var got []float32
+	for at, n := 0, 0; at < length; at += n {
+		n = min(1+r.IntN(12), length-at)
+		mine := span(at, prompt[at:at+n], table(0))
+		decode := span(8, others[0][8:], []int32{50, 40, 30})
+		decode.Rows = batching.LastRow
+		prefill := span(0, others[1], []int32{63, 62, 61, 60, 59})
+		prefill.Rows = batching.NoRows
+		last := span(0, others[2][:30-n], []int32{49, 48, 47, 46, 45, 44, 43, 42})
+		last.Rows = batching.LastRow
+		rows := p.run(t, decode, prefill, mine, last)
+		if len(rows) != (1+n+1)*vocabulary {
+			t.Fatalf("%d numbers of logits, want %d rows of %d", len(rows), 1+n+1, vocabulary)
+		}
+		got = append(got, rows[vocabulary:(1+n)*vocabulary]...)
+	}
+	same("in company", got)
+
+	one := span(0, prompt, table(0))
+	one.Rows = batching.LastRow
+	if got := p.run(t, one); !slices.Equal(got, whole[(length-1)*vocabulary:]) {
+		t.Errorf("the last row alone differs from the last of all rows")
+	}
+	one.Rows = batching.NoRows
+	if got := p.run(t, one); len(got) != 0 {
+		t.Errorf("%d logits that nobody asked for", len(got))
+	}
+}
+
+// sizes compares what a program says it holds with what is estimated from the configuration.
+func sizes(t *testing.T, b backend.Backend) {
+	for name, c := range shapes {
+		g, err := arch.Build(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range []backend.Limits{
+			{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1},
+			{MaxTokens: 64, MaxRows: 8, BlockTokens: 16, Blocks: 9},
+		} {
+			got := compile(t, b, g, Random(g, tensor.F16, 1), l).Bytes()
+			var weights int64
+			for _, w := range g.Weights {
+				n, _ := w.Shape.Elements()
+				weights += tensor.F16.Bytes(n)
+			}
+			want := backend.Bytes{
+				Weights:   weights,
+				KV:        int64(l.Blocks) * int64(l.BlockTokens) * arch.KVBytesPerToken(c),
+				Workspace: arch.WorkspaceBytes(c, l.MaxTokens, l.MaxRows),
+			}
+			within := func(got, want int64) bool { return got <= want && got >= want-want/10 }
+			if !within(got.Weights, want.Weights) || !within(got.KV, want.KV) || !within(got.Workspace, want.Workspace) {
+				t.Errorf("%s, %+v: holds %+v, estimated %+v", name, l, got, want)
+			}
+		}
+	}
+}
+
+// refusals are batches and weights that must be refused, after which the program runs on.
+func refusals(t *testing.T, b backend.Backend) {
+	g, err := arch.Build(shapes["one head"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := Random(g, tensor.F32, 1)
+	p := compile(t, b, g, w, backend.Limits{MaxTokens: 6, MaxRows: 4, BlockTokens: 4, Blocks: 3})
+	good := span(0, []int32{1, 2, 3, 4}, []int32{1})
+	want := slices.Clone(p.run(t, good))
+	for name, c := range map[string]struct {
+		spans []batching.Span
+		text  string
+	}{
+		"no tokens":             {[]batching.Span{span(0, nil, []int32{0})}, "no tokens"},
+		"negative start":        {[]batching.Span{span(-1, []int32{1}, []int32{0})}, "cover"},
+		"start that overflows":  {[]batching.Span{span(math.MaxInt, []int32{1}, []int32{0})}, "cover"},
+		"blocks too few":        {[]batching.Span{span(2, []int32{1, 2, 3}, []int32{0})}, "cover"},
+		"no blocks":             {[]batching.Span{span(0, []int32{1}, nil)}, "cover"},
+		"negative block":        {[]batching.Span{span(0, []int32{1}, []int32{-1})}, "block -1"},
+		"block beyond":          {[]batching.Span{span(0, []int32{1}, []int32{3})}, "block 3 of 3"},
+		"negative token":        {[]batching.Span{span(0, []int32{-1}, []int32{0})}, "vocabulary"},
+		"token beyond":          {[]batching.Span{span(0, []int32{29}, []int32{0})}, "vocabulary"},
+		"too many tokens":       {[]batching.Span{span(0, []int32{1, 2, 3, 4}, []int32{0}), span(0, []int32{1, 2, 3}, []int32{1})}, "7 tokens"},
+		"too many rows":         {[]batching.Span{span(0, []int32{1, 2, 3, 4, 5}, []int32{0, 1})}, "5 rows"},
+		"two writers":           {[]batching.Span{span(0, []int32{1}, []int32{0}), span(0, []int32{1}, []int32{0})}, "both write"},
+		"second span is broken": {[]batching.Span{good, {Tokens: []int32{1}, Blocks: []int32{7}}}, "block 7"},
+	} {
+		err := p.Run(context.Background(), batching.Batch{Spans: c.spans}, &p.out)
+		if err == nil || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: got %v, want an error with %q", name, err, c.text)
+		}
+	}
+	if got := p.run(t, good); !slices.Equal(got, want) {
+		t.Error("the logits changed after refused batches")
+	}
+	if got := p.run(t); len(got) != 0 {
+		t.Errorf("an empty batch gives %d logits", len(got))
+	}
+
+	limits := backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1}
+	for name, spoil := range map[string]func(*tensor.Tensor){
+		"another shape":  func(t *tensor.Tensor) { t.Shape = tensor.Shape{29, 4} },
+		"too few bytes":  func(t *tensor.Tensor) { t.Data = t.Data[1:] },
+		"header only":    func(t *tensor.Tensor) { t.Data = nil },
+		"unknown format": func(t *tensor.Tensor) { t.DType = tensor.Invalid },
+	} {
+		_, err := b.Compile(context.Background(), g, func(name string) (tensor.Tensor, error) {
+			t, err := w(name)
+			if name == "output" {
+				spoil(&t)
+			}
+			return t, err
+		}, limits)
+		if err == nil || !strings.Contains(err.Error(), "output") {
+			t.Errorf("%s: got %v, want an error that names the weight", name, err)
+		}
+	}
+	lost := errors.New("lost")
+	if _, err := b.Compile(context.Background(), g, func(string) (tensor.Tensor, error) { return tensor.Tensor{}, lost }, limits); !errors.Is(err, lost) {
+		t.Errorf("weights that are lost: got %v", err)
+	}
+	for _, l := range []backend.Limits{{}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: -1}, {MaxTokens: 1, MaxRows: 1, BlockTokens: math.MaxInt / 2, Blocks: math.MaxInt / 2}} {
+		if _, err := b.Compile(context.Background(), g, w, l); err == nil {
+			t.Errorf("limits %+v were taken", l)
+		}
+	}
+	broken := *g
+	broken.Nodes = slices.Clone(g.Nodes)
+	broken.Nodes[1].Kind = 99
+	if _, err := b.Compile(context.Background(), &broken, w, limits); err == nil || !strings.Contains(err.Error(), "Kind(99)") {
+		t.Errorf("a graph with an unknown op: got %v", err)
+	}
+}
+
+// cancellation ends a step with the context's error; the same step works later.
+func cancellation(t *testing.T, b backend.Backend) {
+	g, err := arch.Build(shapes["one head"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := compile(t, b, g, Random(g, tensor.F32, 1), backend.Limits{MaxTokens: 6, MaxRows: 6, BlockTokens: 4, Blocks: 3})
+	s := span(0, []int32{1, 2, 3, 4, 5}, []int32{1, 2})
+	want := slices.Clone(p.run(t, s))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := p.Run(ctx, batching.Batch{Spans: []batching.Span{s}}, &p.out); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: got %v", err)
+	}
+	if got := p.run(t, s); !slices.Equal(got, want) {
+		t.Error("the logits changed after a cancelled step")
+	}
+}
+
+// program runs batches in tests.
+type program struct {
+	backend.Program
+	out backend.Out
+}
+
+func compile(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, l backend.Limits) *program {
+	t.Helper()
+	p, err := b.Compile(context.Background(), g, w, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &program{Program: p}
+}
+
+// run gives the logits, which the next run overwrites.
+func (p *program) run(t *testing.T, spans ...batching.Span) []float32 {
+	t.Helper()
+	if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &p.out); err != nil {
+		t.Fatal(err)
+	}
+	return p.out.Logits
+}
+
+// span wants all rows.
+func span(start int, tokens, blocks []int32) batching.Span {
+	return batching.Span{Tokens: tokens, Start: start, Blocks: blocks, Rows: batching.AllRows}
+}
+
+// near fails unless the error is within tolerance of the norm of want.
+func near(t *testing.T, what string, got, want []float32, tolerance float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Errorf("%s: %d numbers, want %d", what, len(got), len(want))
+		return
+	}
+	var diff, norm float64
+	for i := range want {
+		diff += math.Pow(float64(got[i])-float64(want[i]), 2)
+		norm += math.Pow(float64(want[i]), 2)
+	}
+	if !(math.Sqrt(diff) <= tolerance*math.Sqrt(norm)) {
+		t.Errorf("%s: error %g of norm %g", what, math.Sqrt(diff), math.Sqrt(norm))
+	}
+}

@@ -1,0 +1,121 @@
+// Package cpu runs graphs on the processor: the weights stay where they are
+// mapped, keys and values are float32. It is the judge of the other backends, so
+// all its arithmetic is exact in the sense of Limits.Exact. Start with Compile.
+package cpu
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// Options of a backend.
+type Options struct {
+	Threads int // goroutines that compute; 0 means GOMAXPROCS
+}
+
+// Backend is the processor. It implements backend.Backend.
+type Backend struct {
+	name string
+	pool *pool
+}
+
+// New gives the processor under a device name such as "cpu-0".
+func New(name string, o Options) *Backend {
+	if o.Threads < 1 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	return &Backend{name: name, pool: newPool(o.Threads)}
+}
+
+// Name of the device.
+func (b *Backend) Name() string { return b.name }
+
+// Supports every kind of op, on float32, float16 and bfloat16 weights.
+func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
+	switch d {
+	case tensor.F32, tensor.F16, tensor.BF16:
+	default:
+		return false
+	}
+	switch k {
+	case graph.Embed, graph.RMSNorm, graph.MatMul, graph.Rope, graph.Attention, graph.Add, graph.SwiGLU, graph.Rows:
+		return true
+	}
+	return false
+}
+
+// Compile makes a program of a graph. It reads no weights, only where they are;
+// the memory it claims is touched when it is used.
+func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.Weights, limits backend.Limits) (backend.Program, error) {
+	fail := func(err error) (backend.Program, error) {
+		return nil, fmt.Errorf("compile for %s: %w", b.name, err)
+	}
+	if err := g.Check(); err != nil {
+		return fail(err)
+	}
+	if limits.MaxTokens < 1 || limits.MaxRows < 1 || limits.BlockTokens < 1 || limits.Blocks < 1 {
+		return fail(fmt.Errorf("limits %+v: each must be at least 1", limits))
+	}
+	p := &program{device: b.name, pool: b.pool, graph: g, limits: limits, plan: g.Plan(), cache: g.Cache(), rotations: g.Rotations()}
+	for _, w := range g.Weights {
+		if err := ctx.Err(); err != nil {
+			return fail(err)
+		}
+		m, err := matrix(w, weights)
+		if err != nil {
+			return fail(err)
+		}
+		p.weights = append(p.weights, m)
+		p.bytes.Weights += int64(len(m.Data))
+	}
+	for i, n := range g.Nodes {
+		d := tensor.F32
+		for _, v := range n.In {
+			if g.IsWeight(v) {
+				d = p.weights[v].DType
+			}
+		}
+		if n.Kind == graph.Embed {
+			p.vocabulary = p.weights[n.In[0]].Rows
+		}
+		if !b.Supports(n.Kind, d) {
+			return fail(fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d))
+		}
+	}
+	if err := p.claim(); err != nil {
+		return fail(err)
+	}
+	return p, nil
+}
+
+// matrix is a weight as the kernels take it; a vector is a matrix of one row.
+func matrix(w graph.Weight, weights backend.Weights) (kernels.Matrix, error) {
+	t, err := weights(w.Name)
+	if err != nil {
+		return kernels.Matrix{}, err
+	}
+	if !t.Shape.Equal(w.Shape) {
+		return kernels.Matrix{}, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
+	}
+	n, ok := t.Shape.Elements()
+	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
+		return kernels.Matrix{}, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
+	}
+	m := kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
+	if len(w.Shape) == 2 {
+		m.Rows = w.Shape[0]
+	}
+	return m, nil
+}
+
+// Close ends the goroutines. Programs must have been closed.
+func (b *Backend) Close() error {
+	b.pool.close()
+	return nil
+}

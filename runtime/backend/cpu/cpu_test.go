@@ -1,0 +1,254 @@
+package cpu_test
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/backendtest"
+	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+func processor(t *testing.T, threads int) *cpu.Backend {
+	b := cpu.New("cpu-0", cpu.Options{Threads: threads})
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+func TestConformance(t *testing.T) {
+	for _, threads := range []int{1, 3} {
+		t.Run(fmt.Sprintf("%d threads", threads), func(t *testing.T) { backendtest.Run(t, processor(t, threads)) })
+	}
+}
+
+func TestConformanceOfATrainedModel(t *testing.T) {
+	for _, folder := range []string{"hf-f32", "hf-bf16"} {
+		g, w := load(t, fixture.Shared(t, "models/stories260K/"+folder))
+		backendtest.Model(t, processor(t, 2), g, w)
+	}
+}
+
+// TestGolden compares every logit with those of independent programs.
+func TestGolden(t *testing.T) {
+	for _, c := range []struct{ model, golden, tensor string }{
+		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors", "once"},
+		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors", "dog"},
+		{"golden/llama-mha-untied", "golden/llama-mha-untied/golden.safetensors", "p0"},
+		{"golden/llama-mha-untied", "golden/llama-mha-untied/golden.safetensors", "p1"},
+	} {
+		g, w := load(t, fixture.Shared(t, c.model))
+		golden := safetensors(t, fixture.Shared(t, c.golden))
+		want := floats(golden[c.tensor+".logits"])
+		tokens := ids(golden[c.tensor+".input_ids"])
+		p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 16, Blocks: 8, Exact: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out backend.Out
+		spans := []batching.Span{{Tokens: tokens, Blocks: []int32{3, 1, 2, 0, 4, 5, 6, 7}, Rows: batching.AllRows}}
+		if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
+			t.Fatal(err)
+		}
+		if len(out.Logits) != len(want) || len(want) == 0 {
+			t.Fatalf("%s: %d logits, want %d", c.tensor, len(out.Logits), len(want))
+		}
+		worst := 0.0
+		for i := range want {
+			worst = max(worst, math.Abs(float64(out.Logits[i]-want[i])))
+		}
+		if !(worst <= 1e-4) {
+			t.Errorf("%s of %s: a logit is off by %g", c.tensor, c.model, worst)
+		}
+		t.Logf("%s of %s: off by at most %.2g", c.tensor, c.model, worst)
+	}
+}
+
+// TestTruncatedFile cuts the mapped file short under a program: its steps end in an error, the
+// process and a neighbour on the same goroutines live on.
+func TestTruncatedFile(t *testing.T) {
+	c := arch.Config{Architecture: "llama", Layers: 2, Hidden: 512, FFN: 512, Heads: 4, KVHeads: 2, HeadDim: 32, Vocabulary: 300, MaxPositions: 64, NormEps: 1e-5, RopeTheta: 10000, BOS: -1}
+	g, err := arch.Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := backendtest.Random(g, tensor.F16, 1)
+	var data []byte
+	at := map[string]int{}
+	for _, w := range g.Weights {
+		tensor, _ := memory(w.Name)
+		at[w.Name] = len(data)
+		data = append(data, tensor.Data...)
+	}
+	path := filepath.Join(t.TempDir(), "weights")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	mapped, err := unix.Mmap(int(file.Fd()), 0, len(data), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+
+	b := processor(t, 3)
+	limits := backend.Limits{MaxTokens: 32, MaxRows: 1, BlockTokens: 16, Blocks: 4}
+	compile := func(w backend.Weights) backend.Program {
+		p, err := b.Compile(context.Background(), g, w, limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	victim := compile(func(name string) (tensor.Tensor, error) {
+		m, err := memory(name)
+		m.Data = mapped[at[name]:][:len(m.Data)]
+		return m, err
+	})
+	neighbour := compile(memory)
+	run := func(p backend.Program) ([]float32, error) {
+		var out backend.Out
+		tokens := make([]int32, 32)
+		err := p.Run(context.Background(), batching.Batch{Spans: []batching.Span{{Tokens: tokens, Blocks: []int32{0, 1}, Rows: batching.LastRow}}}, &out)
+		return out.Logits, err
+	}
+	want, err := run(neighbour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run(victim); err != nil || !slices.Equal(got, want) {
+		t.Fatalf("from the mapped file: other logits, or %v", err)
+	}
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := run(victim); !errors.Is(err, backend.ErrFault) {
+			t.Fatalf("from the truncated file: got %v", err)
+		}
+		if got, err := run(neighbour); err != nil || !slices.Equal(got, want) {
+			t.Fatalf("the neighbour: other logits, or %v", err)
+		}
+	}
+	if err := errors.Join(victim.Close(), neighbour.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(victim); err == nil {
+		t.Error("a closed program runs")
+	}
+}
+
+// TestProgramsAtOnce runs two programs of one backend from two goroutines.
+func TestProgramsAtOnce(t *testing.T) {
+	g, err := arch.Build(arch.Config{Architecture: "llama", Layers: 2, Hidden: 256, FFN: 512, Heads: 4, KVHeads: 2, HeadDim: 32, Vocabulary: 300, MaxPositions: 64, NormEps: 1e-5, RopeTheta: 10000, BOS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := processor(t, 2)
+	var wg sync.WaitGroup
+	for seed := range uint64(2) {
+		p, err := b.Compile(context.Background(), g, backendtest.Random(g, tensor.F32, seed), backend.Limits{MaxTokens: 32, MaxRows: 1, BlockTokens: 16, Blocks: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			var first []float32
+			for range 10 {
+				var out backend.Out
+				if err := p.Run(context.Background(), batching.Batch{Spans: []batching.Span{{Tokens: make([]int32, 32), Blocks: []int32{0, 1}, Rows: batching.LastRow}}}, &out); err != nil {
+					t.Error(err)
+				}
+				if first == nil {
+					first = out.Logits
+				}
+				if !slices.Equal(first, out.Logits) {
+					t.Error("the logits changed")
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// load reads a Hugging Face folder of one file the short way.
+func load(t *testing.T, folder string) (*graph.Graph, backend.Weights) {
+	t.Helper()
+	config, err := os.ReadFile(filepath.Join(folder, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := arch.ParseHF(config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := arch.Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := safetensors(t, filepath.Join(folder, "model.safetensors"))
+	return g, func(name string) (tensor.Tensor, error) {
+		i := slices.IndexFunc(g.Weights, func(w graph.Weight) bool { return w.Name == name })
+		return all[g.Weights[i].HF], nil
+	}
+}
+
+func safetensors(t *testing.T, path string) map[string]tensor.Tensor {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 8 + binary.LittleEndian.Uint64(data)
+	var header map[string]struct {
+		DType   string       `json:"dtype"`
+		Shape   tensor.Shape `json:"shape"`
+		Offsets []int        `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(data[8:n], &header); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]tensor.Tensor{}
+	for name, h := range header {
+		if name != "__metadata__" {
+			d := map[string]tensor.DType{"F32": tensor.F32, "F16": tensor.F16, "BF16": tensor.BF16}[h.DType]
+			all[name] = tensor.Tensor{Name: name, DType: d, Shape: h.Shape, Data: data[n:][h.Offsets[0]:h.Offsets[1]]}
+		}
+	}
+	return all
+}
+
+func floats(t tensor.Tensor) []float32 {
+	var x []float32
+	for i := 0; i < len(t.Data); i += 4 {
+		x = append(x, math.Float32frombits(binary.LittleEndian.Uint32(t.Data[i:])))
+	}
+	return x
+}
+
+func ids(t tensor.Tensor) []int32 {
+	width := len(t.Data) / t.Shape[len(t.Shape)-1]
+	var x []int32
+	for i := 0; i < len(t.Data); i += width {
+		x = append(x, int32(binary.LittleEndian.Uint32(t.Data[i:])))
+	}
+	return x
+}
