@@ -18,40 +18,34 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// A worker killed mid-stream: its clients are told, the model is tried once
-// more and serves. A second death during the trial quarantines it, its
-// neighbour serves on, and a changed spec ends the quarantine.
+// A worker killed mid-stream: its clients are told, its models come back, the
+// suspect after a trial alone; a neighbour that did nothing is no suspect.
 func TestWorkerKilledMidStream(t *testing.T) {
 	s := newScene(t)
 	s.pool("stream", 1, "512Mi")
+	s.kubectl("patch", "ipool", "stream", "--type=merge", "-p", `{"spec":{"workers":{"max":2}}}`)
 	s.model("stream", float32Model, "")
 	s.model("stream-neighbour", float16Model, "")
 	s.ready("stream", "stream-neighbour")
 	s.killMidStream("stream", "stream")
+	if trial := s.get("stream-neighbour").Status.Trial; trial != nil {
+		t.Errorf("the neighbour is suspected: %+v", trial)
+	}
 	s.ready("stream", "stream-neighbour")
 	s.answers("stream")
 	s.answers("stream-neighbour")
-	if trial := s.get("stream").Status.Trial; trial == nil || trial.Deaths != 1 {
-		t.Errorf("trial %+v", trial)
-	}
-	if trial := s.get("stream-neighbour").Status.Trial; trial != nil {
-		t.Errorf("the neighbour, which did nothing, is suspected too: %+v", trial)
-	}
-
-	s.killMidStream("stream", "stream")
-	message := s.condition("stream", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonQuarantined)
-	progress("  %s", message)
-	s.ready("stream-neighbour")
-	s.answers("stream-neighbour")
-	s.kubectl("patch", "model", "stream", "--type=merge", "-p", `{"spec":{"context":{"maxTokens":256}}}`)
-	s.ready("stream")
-	s.answers("stream")
+	s.eventually("the trial is over", func() string {
+		if trial := s.get("stream").Status.Trial; trial != nil {
+			return fmt.Sprintf("%+v", trial)
+		}
+		return ""
+	})
 }
 
 // killMidStream kills the worker of a pool while it streams.
 func (s *scene) killMidStream(pool, model string) {
 	s.Helper()
-	pod := s.worker(pool)
+	pod := s.host(model)
 	state := s.state(pool, pod)
 	broken := make(chan string) // what the client of a stream saw at last
 	const clients = 6
@@ -83,18 +77,38 @@ func (s *scene) killMidStream(pool, model string) {
 			s.Fatal("a client was never told that its worker is gone")
 		}
 	}
-	s.eventually("the worker runs again", func() string {
-		pods := s.workers(pool)
-		if len(pods) != 1 || !podReady(&pods[0]) {
-			return "its pod is not ready"
+	s.restarted(pool, pod, state.Instance)
+}
+
+// host is the pod of the worker that a model is placed on.
+func (s *scene) host(model string) *corev1.Pod {
+	s.Helper()
+	var pod corev1.Pod
+	s.eventually(model+" is on a worker", func() string {
+		m := s.get(model)
+		if len(m.Status.Placements) != 1 {
+			return fmt.Sprintf("it has %d placements", len(m.Status.Placements))
 		}
-		response, err := s.call(pool, &pods[0], "GET", worker.PathState, "")
+		key := client.ObjectKey{Namespace: s.namespace, Name: m.Status.Placements[0].Worker}
+		if err := s.client.Get(context.Background(), key, &pod); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	return &pod
+}
+
+// restarted waits until a worker is another process.
+func (s *scene) restarted(pool string, pod *corev1.Pod, instance string) {
+	s.Helper()
+	s.eventually("the worker runs again", func() string {
+		response, err := s.call(pool, pod, "GET", worker.PathState, "")
 		if err != nil {
 			return err.Error()
 		}
 		defer response.Body.Close()
 		var now worker.State
-		if err := json.NewDecoder(response.Body).Decode(&now); err != nil || now.Instance == state.Instance {
+		if err := json.NewDecoder(response.Body).Decode(&now); err != nil || now.Instance == instance {
 			return "it is the same process"
 		}
 		return ""
@@ -125,31 +139,60 @@ func (s *scene) watch(pool string, pod *corev1.Pod, wanted func(worker.State) bo
 }
 
 // A worker killed while it loads: the model is tried once more, alone; a
-// second death quarantines it. The neighbour comes back each time.
+// second death quarantines it. The neighbour comes back, and stays from then
+// on. A changed spec ends the quarantine.
 func TestWorkerKilledMidLoad(t *testing.T) {
 	s := newScene(t)
 	s.pool("load", 1, "2Gi")
+	s.kubectl("patch", "ipool", "load", "--type=merge", "-p", `{"spec":{"workers":{"max":2}}}`)
 	s.model("load-neighbour", float16Model, "")
 	s.ready("load-neighbour")
-	dir := s.copyModel("slow")
-	size := sparseModel(t, dir, 1024, 4096, 16) // all zero, but it takes its time
-	progress("  %d MB", size>>20)
-	pod := s.worker("load")
-	killWhileLoading := func() {
-		s.watch("load", pod, func(now worker.State) bool {
-			h := home(now, s.namespace+"/slow")
-			return h != nil && h.Phase == worker.PhaseLoading
-		})
-		s.kill(t, s.worker("load"), syscall.SIGKILL)
-	}
+	size := sparseModel(t, s.copyModel("slow"), 1024, 4096, 16) // all zero, but it takes its time
+	progress("  %d MiB", size>>20)
+
 	s.model("slow", "file:///models/slow", "")
-	killWhileLoading()
-	s.ready("load-neighbour")
-	s.ready("slow")
-	s.answers("load-neighbour")
-	if trial := s.get("slow").Status.Trial; trial == nil || trial.Deaths != 1 {
-		t.Errorf("trial %+v", trial)
+	first := s.killMidLoad("load", "slow")
+	s.condition("load-neighbour", v1alpha1.ConditionReady, metav1.ConditionTrue, "")
+	s.eventually("it is on trial", func() string {
+		if trial := s.get("slow").Status.Trial; trial == nil || trial.Deaths != 1 {
+			return fmt.Sprintf("%+v", trial)
+		}
+		return ""
+	})
+	asking := s.keepAsking("load-neighbour")
+	if second := s.killMidLoad("load", "slow"); second == first {
+		t.Error("it was tried again beside its neighbour")
 	}
+	message := s.condition("slow", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonQuarantined)
+	s.condition("slow", v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonQuarantined)
+	progress("  %s", message)
+	asking.end(s)
+	s.kubectl("patch", "model", "slow", "--type=merge", "-p", `{"spec":{"context":{"maxTokens":256}}}`)
+	s.ready("slow", "load-neighbour")
+	s.answers("load-neighbour")
+}
+
+// killMidLoad kills whichever worker of a pool loads a model, and returns its name.
+func (s *scene) killMidLoad(pool, model string) string {
+	s.Helper()
+	var name string
+	s.eventually("a worker loads "+model, func() string {
+		for _, pod := range s.workers(pool) {
+			if !podReady(&pod) {
+				continue
+			}
+			state := s.state(pool, &pod)
+			if h := home(state, s.namespace+"/"+model); h != nil && h.Phase == worker.PhaseLoading {
+				time.Sleep(200 * time.Millisecond) // the operator has seen it too
+				s.kill(s.T, &pod, syscall.SIGKILL)
+				s.restarted(pool, &pod, state.Instance)
+				name = pod.Name
+				return ""
+			}
+		}
+		return "none does"
+	})
+	return name
 }
 
 // The operator killed while it places: every model ends up where it should,
