@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
 )
 
 // BlockTokens is the number of positions in one KV block.
@@ -39,14 +40,21 @@ func Blocks(c worker.Context) int {
 	return int(min(mul(int64(each), int64(c.Sequences)), math.MaxInt32))
 }
 
+// StepTokens is the most tokens that a program computes in one step.
+const StepTokens = 256
+
+// Rows is the most rows of logits that a program gives in one step, which is
+// also how many sequences run at the same time.
+func Rows(c worker.Context) int { return min(max(c.Sequences, 32), StepTokens) }
+
 // Estimate is the footprint of a checkpoint on a device with extents of extent
-// bytes: each part is a whole number of extents. weights, kvPerToken and
-// workspace are in bytes, c has been clamped.
-func Estimate(weights, kvPerToken, workspace int64, c worker.Context, extent int64) worker.Footprint {
+// bytes: each part is a whole number of extents. weights are the bytes of its
+// tensors; c has been clamped.
+func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) worker.Footprint {
 	return worker.Footprint{
 		WeightsBytes:   RoundUp(weights, extent),
-		KVFloorBytes:   RoundUp(mul(mul(int64(Blocks(c)), BlockTokens), kvPerToken), extent),
-		WorkspaceBytes: RoundUp(workspace, extent),
+		KVFloorBytes:   RoundUp(mul(mul(int64(Blocks(c)), BlockTokens), arch.KVBytesPerToken(cfg)), extent),
+		WorkspaceBytes: RoundUp(arch.WorkspaceBytes(cfg, StepTokens, Rows(c)), extent),
 	}
 }
 
