@@ -1,0 +1,184 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/weights"
+)
+
+// Loaded is a model on a device, ready for requests. It stays so until it is
+// given back, however long that takes; the engine may end its requests with
+// engine.ErrRemoved when its home has to go.
+type Loaded struct {
+	Home      api.Home
+	Model     *model.Model
+	Engine    *engine.Engine
+	Replica   string // its name in the engine
+	MaxTokens int    // context, after clamping
+
+	footprint api.Footprint // measured
+	program   backend.Program
+
+	// Guarded by Worker.mu.
+	users  int
+	closed bool // the model is closed when the last user gives it back
+}
+
+func openBackend(d device.Device) (backend.Backend, error) {
+	switch d.Kind {
+	case "cpu":
+		return cpu.New(d.Name, cpu.Options{}), nil
+	}
+	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
+}
+
+// load opens a model, compiles it for a device and gives it to the device's
+// engine. It refuses files that need more than was admitted for them.
+func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (l *Loaded, err error) {
+	m, err := model.Open(path)
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer func() {
+		if l == nil {
+			m.Close()
+		}
+	}()
+	if now := residency.Estimate(m.Config, m.WeightsBytes, c, d.Extent); residency.Need(now) > residency.Need(admitted) {
+		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
+	}
+	progress(0.1)
+	rows, blocks := residency.Rows(c), residency.Blocks(c)
+	p, err := d.backend.Compile(ctx, m.Graph, m.Weights, backend.Limits{
+		MaxTokens: residency.StepTokens, MaxRows: rows, BlockTokens: residency.BlockTokens, Blocks: blocks,
+	})
+	if err != nil {
+		return nil, classify(err)
+	}
+	progress(0.9)
+	err = d.engine.Add(engine.Replica{
+		Name: h.Model, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
+		Vocabulary: m.Config.Vocabulary, Stop: m.Config.EOS,
+		StepTokens: residency.StepTokens, StepRows: rows, Sequences: rows,
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	held := p.Bytes()
+	return &Loaded{
+		Home: h, Model: m, Engine: d.engine, Replica: h.Model, MaxTokens: c.MaxTokens, program: p,
+		footprint: api.Footprint{
+			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
+			KVFloorBytes:   residency.RoundUp(held.KV, d.Extent),
+			WorkspaceBytes: residency.RoundUp(held.Workspace, d.Extent),
+			Measured:       true,
+		},
+	}, nil
+}
+
+// close ends the requests of a model by the end of ctx and takes it off the
+// device. Its files stay mapped for those who still use it: see Worker.giveBack.
+func (l *Loaded) close(ctx context.Context) {
+	_ = l.Engine.Remove(ctx, l.Replica) // the only error: it is not there
+	if l.program != nil {
+		_ = l.program.Close()
+	}
+}
+
+// classify gives an error of opening or compiling a reason of the wire. What
+// the machine cannot do now (no memory, no permission) is not the model's fault.
+func classify(err error) error {
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, weights.ErrUnsupported), errors.Is(err, arch.ErrUnsupported):
+		return &fault{api.ReasonUnsupportedModel, err.Error()}
+	case errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist):
+		return &fault{api.ReasonSourceUnavailable, err.Error()}
+	}
+	return &fault{api.ReasonInvalidModel, err.Error()}
+}
+
+// header reads a model's header; what a hostile file may do is this model's failure.
+func (w *Worker) header(path string) (h model.Header, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			w.log.Error("header panicked", "path", path, "panic", p, "stack", string(debug.Stack()))
+			err = &fault{api.ReasonInvalidModel, fmt.Sprintf("The model broke its reader: %v.", p)}
+		}
+	}()
+	h, err = w.inspect(path)
+	if err != nil {
+		return h, classify(err)
+	}
+	return h, nil
+}
+
+// Inspect reads a source's header and says what a replica of it would need on
+// the worker's first device.
+func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspection {
+	bad := func(err error) api.Inspection {
+		return api.Inspection{Error: &api.InspectError{Reason: reasonOf(err), Message: err.Error()}}
+	}
+	if r.Format != "" && r.Format != "AsStored" {
+		return bad(&fault{api.ReasonUnsupportedModel, fmt.Sprintf("This worker cannot make precision %s; use AsStored.", r.Format)})
+	}
+	path, done, err := w.o.Header(ctx, r.Source)
+	if err != nil {
+		return bad(err)
+	}
+	defer done()
+	h, err := w.header(path)
+	if err != nil {
+		return bad(err)
+	}
+	c, _ := residency.Clamp(r.Context, h.Config.MaxPositions)
+	return api.Inspection{
+		Architecture: h.Architecture, Parameters: h.Parameters, ContextLength: h.Config.MaxPositions, MaxTokens: c.MaxTokens,
+		Footprint: residency.Estimate(h.Config, h.WeightsBytes, c, w.devices[0].Extent),
+	}
+}
+
+// stamp changes when a model's files do: names, sizes and times of a file or of
+// what lies directly in a folder. Empty if there is nothing.
+func stamp(path string) string {
+	if path == "" {
+		return ""
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	var b strings.Builder
+	one := func(name string, info fs.FileInfo) {
+		fmt.Fprintf(&b, "%s %d %d\n", name, info.Size(), info.ModTime().UnixNano())
+	}
+	one(path, info)
+	entries, err := os.ReadDir(path) // nothing for a file
+	if err != nil {
+		return b.String()
+	}
+	for _, e := range entries {
+		if info, err := os.Stat(path + "/" + e.Name()); err == nil {
+			one(e.Name(), info)
+		}
+	}
+	return b.String()
+}

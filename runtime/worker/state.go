@@ -1,0 +1,105 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+)
+
+// Watch gives the worker's state at once, on each change (at most one in 50 ms)
+// and at least once a second, until ctx ends; then the channel is closed.
+func (w *Worker) Watch(ctx context.Context) <-chan api.State {
+	const atMost, atLeast = 50 * time.Millisecond, time.Second
+	states := make(chan api.State)
+	go func() {
+		defer close(states)
+		for {
+			w.mu.Lock()
+			changed := w.changed
+			s := w.state()
+			w.mu.Unlock()
+			select {
+			case states <- s:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-time.After(atMost):
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-changed:
+			case <-time.After(atLeast - atMost):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return states
+}
+
+// State is everything that the worker reports.
+func (w *Worker) State() api.State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state()
+}
+
+// state is State with w.mu held.
+func (w *Worker) state() api.State {
+	now := time.Now()
+	s := api.State{
+		Worker: w.o.Name, Pool: w.o.Pool, Instance: w.instance, Version: w.o.Version, Time: now,
+		Epoch: w.epoch, Generation: w.generation, Draining: w.draining(),
+		Devices: make([]api.Device, 0, len(w.devices)), Homes: make([]api.HomeState, 0, len(w.homes)),
+	}
+	for _, d := range w.devices {
+		s.Devices = append(s.Devices, api.Device{
+			Name: d.Name, Kind: d.Kind, Description: d.Description, ExtentBytes: d.Extent, CapacityBytes: d.Capacity, UsedBytes: w.used(d.Name),
+		})
+	}
+	for _, h := range w.homes {
+		s.Homes = append(s.Homes, h.report(now))
+	}
+	slices.SortFunc(s.Homes, func(a, b api.HomeState) int { return cmp.Compare(a.Model, b.Model) })
+	return s
+}
+
+// report is one home of a State. w.mu is held.
+func (h *home) report(now time.Time) api.HomeState {
+	s := api.HomeState{
+		Model: h.want.Model, Revision: h.key.revision, ServedNames: h.want.ServedNames, Devices: h.want.Devices,
+		Tier: api.TierNone, Phase: h.phase, Reason: h.reason, Message: h.message, Progress: h.progress,
+		Footprint: h.footprint, MaxTokens: h.context.MaxTokens, WantResident: h.want.Resident && !h.gone,
+		Waiting: h.waiting,
+	}
+	if c := h.w.counters[h.want.Model]; c != nil {
+		s.Completed = c.Completed
+	}
+	switch {
+	case h.loaded != nil || h.unloading:
+		s.Tier = api.TierDevice
+	case h.path != "":
+		s.Tier = api.TierDisk
+	}
+	if h.gone || h.want.Draining {
+		s.Phase, s.Progress = api.PhaseDraining, 0
+	}
+	if h.loaded != nil {
+		s.ResidentSeconds = now.Sub(h.loadedAt).Seconds()
+	}
+	if stats, ok := h.stats(); ok {
+		s.Running, s.KVBlocks, s.KVUsed = stats.Running, stats.KVBlocks, stats.KVUsed
+		s.Completed += stats.Completed
+	}
+	// Those that have the model and are not in a batch are queued, or between text and tokens.
+	s.Waiting += max(h.users-s.Running, 0)
+	if h.users == 0 && h.waiting == 0 {
+		s.IdleSeconds = now.Sub(h.lastUse).Seconds()
+	}
+	return s
+}

@@ -1,0 +1,94 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+)
+
+// Use gives a model that has a home here, and wakes it if it is not on its
+// device; those who wait for it share one load. The caller gives it back with
+// the function, once and always. The error is ErrLacks, an *UnavailableError, or ctx's.
+func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var counted *home // who has this caller among those that wait
+	stop := func() {
+		if counted != nil {
+			counted.waiting--
+			counted.notify()
+			counted = nil
+			w.settle()
+		}
+	}
+	defer stop()
+	for {
+		h := w.homes[model]
+		if h == nil || h.gone || h.want.Draining || w.draining() {
+			return nil, nil, fmt.Errorf("%w: %s", ErrLacks, model)
+		}
+		if l := h.loaded; l != nil && h.evicted == "" && h.key == keyOf(h.want) {
+			h.users++
+			l.users++
+			h.notify()
+			return l, w.giveBack(h, l), nil
+		}
+		if counted != h {
+			stop()
+			counted = h
+			if h.waiting == 0 {
+				h.waitingSince = time.Now()
+			}
+			h.waiting++
+			w.settle()
+			h.notify()
+			continue // something may have been decided
+		}
+		if h.phase == api.PhaseFailed || h.phase == api.PhaseRefused {
+			return nil, nil, &UnavailableError{Model: model, Reason: h.reason, Message: h.message, RetryAfter: h.retryAfter()}
+		}
+		changed := h.changed
+		w.mu.Unlock()
+		select {
+		case <-changed:
+			w.mu.Lock()
+		case <-ctx.Done():
+			w.mu.Lock()
+			return nil, nil, fmt.Errorf("wait for model %s: %w", model, ctx.Err())
+		}
+	}
+}
+
+// giveBack is what the user of a loaded model calls at the end.
+func (w *Worker) giveBack(h *home, l *Loaded) func() {
+	given := false
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if given {
+			return
+		}
+		given = true
+		h.users--
+		l.users--
+		h.lastUse = time.Now()
+		l.unmap()
+		w.settle()
+		h.notify()
+	}
+}
+
+// unmap closes the model of a program that has been closed, once nobody uses it. Worker.mu is held.
+func (l *Loaded) unmap() {
+	if l.closed && l.users == 0 && l.Model != nil {
+		_ = l.Model.Close()
+		l.Model = nil
+	}
+}
+
+// retryAfter says when it is worth asking again. w.mu is held.
+func (h *home) retryAfter() time.Duration {
+	return min(max(time.Until(h.retry), time.Second), time.Minute)
+}

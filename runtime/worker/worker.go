@@ -1,0 +1,365 @@
+// Package worker is one worker: it takes assignments, brings the models that
+// have a home here onto its devices and off them, and reports what is so. Which
+// of them are on a device is residency's decision; each home has a goroutine that
+// carries it out. Start with Worker.Assign, settle and home.run.
+package worker
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+// Options of a worker. Name, Devices and Fetch are required.
+type Options struct {
+	Name    string // pod name
+	Pool    string // "namespace/name"
+	Version string // of the program
+	Devices []device.Device
+	// Fetch makes a source's files available and returns their path, which stays
+	// good until Release. An error with a method Reason() string says which of the
+	// wire's reasons it is; else it is SourceUnavailable.
+	Fetch func(ctx context.Context, src api.Source, progress func(done float64)) (string, error)
+	// Release says that a path is no longer used; may be nil.
+	Release func(path string)
+	// Header makes the files' headers available, for Inspect; nil means Fetch.
+	Header func(ctx context.Context, src api.Source) (path string, done func(), err error)
+	// Drain is how long running requests may go on when their home goes away; 0 means 5 min.
+	Drain time.Duration
+	Log   *slog.Logger // nil means slog.Default()
+}
+
+// ErrLacks says that a model has no home here, or that the home or the worker
+// drains. Another worker may take the request (421).
+var ErrLacks = errors.New("this worker does not hold the model, or drains it")
+
+// UnavailableError says why a model that has a home here cannot serve now.
+type UnavailableError struct {
+	Model, Reason, Message string
+	RetryAfter             time.Duration // when trying again may help
+}
+
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("model %s cannot serve: %s: %s", e.Model, e.Reason, e.Message)
+}
+
+// Worker holds models on devices. Its methods may be called from any goroutine.
+type Worker struct {
+	o        Options
+	log      *slog.Logger
+	instance string
+	devices  []*claimed
+
+	// What tests replace: the parts that need a real model.
+	inspect func(path string) (model.Header, error)
+	load    func(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error)
+
+	mu         sync.Mutex
+	homes      map[string]*home // model -> home; also those that are on their way out
+	running    sync.WaitGroup   // the homes' goroutines
+	assigned   bool             // an assignment has been taken
+	epoch      int64
+	generation int64
+	drainAsked bool // by the assignment
+	leaving    bool // by Drain: for good
+	stopped    bool
+	timer      *time.Timer   // calls settle when a home will have been idle for long enough
+	changed    chan struct{} // closed and replaced on each change
+	counters   map[string]*Counters
+}
+
+// claimed is a device with what runs on it.
+type claimed struct {
+	device.Device
+	backend backend.Backend
+	engine  *engine.Engine
+}
+
+// Counters of one model since the process started.
+type Counters struct {
+	Loads, LoadFailures        int64
+	LoadSeconds                float64
+	PromptTokens, OutputTokens int64
+	Completed                  int64
+}
+
+const defaultDrain = 5 * time.Minute
+
+// New is a worker that holds nothing yet; Run makes it work.
+func New(o Options) (*Worker, error) {
+	if len(o.Devices) == 0 {
+		return nil, errors.New("a worker needs a device")
+	}
+	if o.Drain == 0 {
+		o.Drain = defaultDrain
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Release == nil {
+		o.Release = func(string) {}
+	}
+	if o.Header == nil {
+		o.Header = func(ctx context.Context, src api.Source) (string, func(), error) {
+			path, err := o.Fetch(ctx, src, func(float64) {})
+			return path, func() { o.Release(path) }, err
+		}
+	}
+	w := &Worker{
+		o: o, log: o.Log, instance: rand.Text(), homes: map[string]*home{},
+		changed: make(chan struct{}), counters: map[string]*Counters{},
+		inspect: model.Inspect, load: load,
+	}
+	for _, d := range o.Devices {
+		b, err := openBackend(d)
+		if err != nil {
+			return nil, err
+		}
+		w.devices = append(w.devices, &claimed{Device: d, backend: b, engine: engine.New(engine.Options{Log: o.Log})})
+	}
+	w.timer = time.AfterFunc(time.Hour, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.settle()
+	})
+	return w, nil
+}
+
+// Run works until ctx ends; then everything leaves the devices, at once. Drain
+// before that lets requests end.
+func (w *Worker) Run(ctx context.Context) error {
+	steps, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var engines sync.WaitGroup
+	failed := make(chan error, len(w.devices))
+	for _, d := range w.devices {
+		engines.Go(func() {
+			debug.SetPanicOnFault(true) // a mapped file that was cut short is one model's fault
+			if err := d.engine.Run(steps); err != nil {
+				failed <- fmt.Errorf("run device %s: %w", d.Name, err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	w.mu.Lock()
+	w.stopped = true
+	w.leaving = true
+	w.timer.Stop()
+	for _, h := range w.homes {
+		h.leave()
+	}
+	w.mu.Unlock()
+	w.running.Wait()
+	stop()
+	engines.Wait()
+	for _, d := range w.devices {
+		err = errors.Join(err, d.backend.Close())
+	}
+	return err
+}
+
+// Assign takes an assignment, or refuses it: one that is older than what the
+// worker holds, or meant for another process. Taking one that it has already
+// taken changes nothing.
+func (w *Worker) Assign(a api.Assignment) *api.Refusal {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	refuse := func(reason, message string) *api.Refusal {
+		w.log.Warn("assignment refused", "reason", reason, "epoch", a.Epoch, "generation", a.Generation, "heldEpoch", w.epoch, "heldGeneration", w.generation)
+		return &api.Refusal{Reason: reason, Message: message, Epoch: w.epoch, Generation: w.generation, Instance: w.instance}
+	}
+	if a.Instance != w.instance {
+		return refuse(api.RefusedInstance, fmt.Sprintf("This is instance %s of worker %s; the assignment is meant for %q.", w.instance, w.o.Name, a.Instance))
+	}
+	if w.assigned {
+		switch cmp.Or(cmp.Compare(a.Epoch, w.epoch), cmp.Compare(a.Generation, w.generation)) {
+		case -1:
+			return refuse(api.RefusedOlder, fmt.Sprintf("Epoch %d, generation %d is older than epoch %d, generation %d, which worker %s holds.", a.Epoch, a.Generation, w.epoch, w.generation, w.o.Name))
+		case 0:
+			return nil
+		}
+	}
+	w.assigned, w.epoch, w.generation, w.drainAsked = true, a.Epoch, a.Generation, a.Drain
+	w.log.Info("assignment taken", "epoch", a.Epoch, "generation", a.Generation, "homes", len(a.Homes), "drain", a.Drain)
+	if w.stopped {
+		return nil
+	}
+	named := map[string]bool{}
+	for _, want := range a.Homes {
+		named[want.Model] = true
+		h := w.homes[want.Model]
+		if h == nil {
+			h = w.newHome(want)
+		}
+		h.want, h.gone = want, false
+		h.interruptIfStale()
+	}
+	for name, h := range w.homes {
+		if !named[name] {
+			h.leave()
+		}
+	}
+	w.settle()
+	w.changedAll()
+	return nil
+}
+
+// Drain takes no more requests and waits until the running ones have ended, or
+// ctx has. It cannot be undone.
+func (w *Worker) Drain(ctx context.Context) error {
+	w.mu.Lock()
+	w.leaving = true
+	w.log.Info("draining")
+	w.settle()
+	w.changedAll()
+	for {
+		users := 0
+		for _, h := range w.homes {
+			users += h.users
+		}
+		if users == 0 {
+			w.mu.Unlock()
+			return nil
+		}
+		changed := w.changed
+		w.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("drain worker %s: %d requests had not ended: %w", w.o.Name, users, ctx.Err())
+		}
+		w.mu.Lock()
+	}
+}
+
+// Draining says whether the worker takes no more requests.
+func (w *Worker) Draining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining()
+}
+
+func (w *Worker) draining() bool { return w.drainAsked || w.leaving }
+
+// settle lets residency decide and passes on what it says. w.mu is held. It is
+// called on every change of what the decision looks at.
+func (w *Worker) settle() {
+	if w.stopped {
+		return
+	}
+	now := time.Now()
+	accounts := make([]residency.Account, len(w.devices))
+	for i, d := range w.devices {
+		accounts[i] = residency.Account{Device: d.Name, Capacity: d.Capacity, Used: w.used(d.Name)}
+	}
+	homes := make([]residency.Home, 0, len(w.homes))
+	for _, h := range w.homes {
+		homes = append(homes, h.seen(w.draining()))
+	}
+	decision := residency.Decide(accounts, homes, now)
+	for _, l := range decision.Loads {
+		h := w.homes[l.Model]
+		h.held, h.admitted = residency.Need(h.footprint), true
+		w.log.Info("load admitted", "model", l.Model, "device", l.Device, "reason", l.Reason)
+		h.set(api.PhaseLoading, "", "")
+	}
+	for _, e := range decision.Evictions {
+		w.log.Info("home evicted", "model", e.Model, "device", e.Device, "reason", e.Reason)
+		h := w.homes[e.Model]
+		h.evicted = e.Reason
+		h.notify()
+	}
+	refused := map[string]bool{}
+	for _, r := range decision.Refusals {
+		refused[r.Model] = true
+		if h := w.homes[r.Model]; h.phase != api.PhaseRefused || h.message != r.Message {
+			w.log.Warn("load refused", "model", r.Model, "device", r.Device, "reason", r.Message)
+			h.set(api.PhaseRefused, api.ReasonDoesNotFit, r.Message)
+		}
+	}
+	for _, h := range w.homes {
+		// What fits by now is no longer refused, also if nobody wants it at the moment.
+		if d := w.device(h.key.device); h.phase == api.PhaseRefused && !refused[h.want.Model] && d != nil &&
+			residency.Need(h.footprint) <= d.Capacity-w.used(d.Name) {
+			h.set(api.PhaseIdle, "", "")
+		}
+	}
+	if decision.Again.IsZero() {
+		w.timer.Stop()
+	} else {
+		w.timer.Reset(max(decision.Again.Sub(now), time.Millisecond))
+	}
+}
+
+// used are the bytes admitted on a device: of what loads, is resident, or has not left yet.
+func (w *Worker) used(device string) (n int64) {
+	for _, h := range w.homes {
+		if h.key.device == device {
+			n += h.held
+		}
+	}
+	return n
+}
+
+func (w *Worker) device(name string) *claimed {
+	if i := slices.IndexFunc(w.devices, func(d *claimed) bool { return d.Name == name }); i >= 0 {
+		return w.devices[i]
+	}
+	return nil
+}
+
+// changedAll wakes those who watch the worker. w.mu is held.
+func (w *Worker) changedAll() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *Worker) count(model string) *Counters {
+	c := w.counters[model]
+	if c == nil {
+		c = &Counters{}
+		w.counters[model] = c
+	}
+	return c
+}
+
+// Counters of every model that has had a home here since the process started.
+func (w *Worker) Counters() map[string]Counters {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := map[string]Counters{}
+	for name, c := range w.counters {
+		all[name] = *c
+	}
+	for name, h := range w.homes {
+		if s, ok := h.stats(); ok {
+			c := all[name]
+			c.add(s)
+			all[name] = c
+		}
+	}
+	return all
+}
+
+func (c *Counters) add(s engine.Stats) {
+	c.PromptTokens += s.PromptTokens
+	c.OutputTokens += s.OutputTokens
+	c.Completed += s.Completed
+}
