@@ -1,0 +1,568 @@
+package tokenizer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/weights"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// ours makes the tokenizer of stories260K from each of its formats.
+func ours(t testing.TB) map[string]*Tokenizer {
+	t.Helper()
+	dir := fixture.Model("stories260K/hf-f32")
+	model, err := os.ReadFile(filepath.Join(dir, "tokenizer.model"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]*Tokenizer{}
+	if all["tokenizer.json"], err = Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	if all["tokenizer.model"], err = ParseSentencePiece(model, nil); err != nil {
+		t.Fatal(err)
+	}
+	all["gguf"] = ofGGUF(t, fixture.Model("stories260K/stories260K-f16.gguf"))
+	return all
+}
+
+func ofGGUF(t testing.TB, path string) *Tokenizer {
+	t.Helper()
+	h, err := weights.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := FromGGUF(h.Fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// vectors are texts with ids and decoded texts by an independent program.
+type vectors struct {
+	Cases []struct {
+		Text        string    `json:"text"`
+		IDs         []int32   `json:"ids"`
+		Plain       []int32   `json:"ids_without_special"`
+		Decoded     string    `json:"decoded"`
+		DecodedSkip *string   `json:"decoded_skip_special"`
+		Stream      []*string `json:"stream"`
+	} `json:"cases"`
+}
+
+func readJSON(t testing.TB, path string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestVectors(t *testing.T) {
+	for name, make := range map[string]func() (*Tokenizer, error){
+		"stories260K": func() (*Tokenizer, error) { return Open(fixture.Model("stories260K/hf-f32")) },
+		"phi-3-mini":  func() (*Tokenizer, error) { return Open(fixture.Shared(t, "tokenizers/phi-3-mini")) },
+		"mistral-v3":  func() (*Tokenizer, error) { return Open(fixture.Shared(t, "tokenizers/mistral-v3")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var v vectors
+			readJSON(t, fixture.Shared(t, "tokenizers/vectors/"+name+".vectors.json"), &v)
+			tok, err := make()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range v.Cases {
+				same(t, c.Text, "with special", c.IDs, tok.Encode(c.Text, true))
+				same(t, c.Text, "without special", c.Plain, tok.Encode(c.Text, false))
+				if c.DecodedSkip == nil { // by sentencepiece, which never shows special tokens
+					same(t, c.Text, "decoded", c.Decoded, tok.Decode(c.IDs, false))
+					continue
+				}
+				same(t, c.Text, "decoded", c.Decoded, tok.Decode(c.IDs, true))
+				same(t, c.Text, "decoded, special skipped", *c.DecodedSkip, tok.Decode(c.IDs, false))
+				s := tok.Stream()
+				for i, id := range c.Plain {
+					want := ""
+					if c.Stream[i] != nil {
+						want = *c.Stream[i]
+					}
+					same(t, c.Text, fmt.Sprint("stream at ", i), want, s.Push(id))
+				}
+				same(t, c.Text, "end of stream", "", s.Flush())
+			}
+			t.Logf("%d texts", len(v.Cases))
+		})
+	}
+}
+
+func same(t *testing.T, text, what string, want, got any) {
+	t.Helper()
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("%q, %s:\n%s", text, what, d)
+	}
+}
+
+func TestGGUFVectors(t *testing.T) {
+	path := fixture.Shared(t, "tokenizers/gguf-vocab/ggml-vocab-phi-3.gguf")
+	tok := ofGGUF(t, path)
+	in, err := os.ReadFile(path + ".inp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.ReadFile(path + ".out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const end = "\n__ggml_vocab_test__\n"
+	texts := strings.Split(strings.TrimSuffix(string(in), end), end)
+	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	for i, text := range texts {
+		var want []int32
+		for _, f := range strings.Fields(lines[i]) {
+			var id int32
+			fmt.Sscan(f, &id)
+			want = append(want, id)
+		}
+		same(t, text, "llama.cpp", want, tok.Encode(text, false))
+	}
+}
+
+func TestCases(t *testing.T) {
+	var cases []struct {
+		Prompt    string  `json:"prompt"`
+		PromptIDs []int32 `json:"prompt_ids"`
+		Greedy    map[string]struct {
+			IDs  []int32 `json:"ids"`
+			Text string  `json:"text"`
+		} `json:"greedy"`
+	}
+	readJSON(t, fixture.Shared(t, "models/stories260K/cases.json"), &cases)
+	all := ours(t)
+	for _, precision := range []string{"f32", "f16", "q8_0", "q4_0"} {
+		all[precision] = ofGGUF(t, fixture.Shared(t, "models/stories260K/stories260K-"+precision+".gguf"))
+	}
+	for from, tok := range all {
+		for _, c := range cases {
+			same(t, c.Prompt, from, c.PromptIDs, tok.Encode(c.Prompt, true))
+			for variant, g := range c.Greedy {
+				s, text := tok.Stream(c.PromptIDs...), ""
+				for _, id := range g.IDs {
+					text += s.Push(id)
+				}
+				text += s.Flush()
+				if g.IDs != nil {
+					same(t, c.Prompt, from+" "+variant, g.Text, text)
+				}
+				whole := tok.Decode(append(slices.Clone(c.PromptIDs), g.IDs...), false)
+				same(t, c.Prompt, from+" "+variant+" decoded", c.Prompt+text, whole)
+			}
+		}
+	}
+}
+
+func TestFormatsAgree(t *testing.T) {
+	all := ours(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	alphabet := []rune("aabcdeehilnoorsttuwy    \n\t.,'\"TSLé▁😀0<|\u0301")
+	for range 3000 {
+		runes := make([]rune, rng.IntN(60))
+		for i := range runes {
+			runes[i] = alphabet[rng.IntN(len(alphabet))]
+		}
+		text := string(runes)
+		want := all["tokenizer.json"].Encode(text, true)
+		for from, tok := range all {
+			same(t, text, from, want, tok.Encode(text, true))
+		}
+		if slow := slowly(all["tokenizer.json"], text); !slices.Equal(slow, all["tokenizer.json"].Encode(text, false)) {
+			t.Errorf("%q: merged slowly %v, by queue %v", text, slow, want)
+		}
+	}
+}
+
+// slowly is the definition: merge the pair of lowest rank, leftmost first,
+// until there is none.
+func slowly(t *Tokenizer, text string) []int32 {
+	var ids []int32
+	for _, s := range t.symbols(normalize(t.steps, text)) {
+		ids = append(ids, s.id)
+	}
+	for {
+		best, at := rankedMerge{rank: 1 << 30}, -1
+		for i := 0; i+1 < len(ids); i++ {
+			if m, ok := t.merges.ranked[[2]int32{ids[i], ids[i+1]}]; ok && m.rank < best.rank {
+				best, at = m, i
+			}
+		}
+		if at < 0 {
+			return ids
+		}
+		ids = append(append(ids[:at:at], best.id), ids[at+2:]...)
+	}
+}
+
+func TestAMegabyte(t *testing.T) {
+	for from, tok := range ours(t) {
+		for what, text := range map[string]string{
+			"words": strings.Repeat("Once upon a time there was a little dog. ", 1<<20/41),
+			"one":   strings.Repeat("e", 1<<20),
+			"bytes": strings.Repeat("😀", 1<<18),
+			"space": strings.Repeat(" ", 1<<20),
+		} {
+			start := time.Now()
+			ids := tok.Encode(text, true)
+			if d := time.Since(start); d > 30*time.Second {
+				t.Errorf("%s, %s: %v", from, what, d)
+			}
+			if got := tok.Decode(ids, false); got != text {
+				t.Errorf("%s, %s: does not come back", from, what)
+			}
+		}
+	}
+}
+
+func TestStreamOfBytes(t *testing.T) {
+	for from, tok := range ours(t) {
+		b := func(bytes string) (ids []int32) {
+			for _, c := range []byte(bytes) {
+				ids = append(ids, tok.bytes[c])
+			}
+			return ids
+		}
+		eos := int32(2)
+		for _, c := range []struct {
+			ids    []int32
+			pushed []string
+			end    string
+		}{
+			{b("\xf0\x9f\x98\x80"), []string{"", "", "", "😀"}, ""},
+			{b("é!"), []string{"", "é", "!"}, ""},
+			{b("\xf0\x9f"), []string{"", ""}, "��"},
+			{b("\xff"), []string{"�"}, ""},
+			{b("\xe2\x82é"), []string{"", "", "��", "é"}, ""},
+			{append(b("\xe2\x82"), 414), []string{"", "", "��o"}, ""},
+			{[]int32{b("é")[0], eos, b("é")[1]}, []string{"", "", "é"}, ""},
+			{[]int32{-1, 1 << 30, 414}, []string{"", "", "o"}, ""},
+			{b("  x"), []string{"", " ", "x"}, ""},
+		} {
+			s := tok.Stream()
+			var pushed []string
+			for _, id := range c.ids {
+				pushed = append(pushed, s.Push(id))
+			}
+			same(t, from, fmt.Sprint(c.ids), c.pushed, pushed)
+			same(t, from, fmt.Sprint(c.ids, " end"), c.end, s.Flush())
+		}
+	}
+}
+
+func TestIllFormedBytes(t *testing.T) {
+	all := ours(t)
+	ids := []int32{all["gguf"].bytes['a'], all["gguf"].bytes[0xff]}
+	for from, want := range map[string]string{"tokenizer.json": "��", "tokenizer.model": "a�", "gguf": "a�"} {
+		same(t, from, "decoded", want, all[from].Decode(ids, false))
+	}
+}
+
+func TestSpecialTokensInText(t *testing.T) {
+	all := ours(t)
+	const text = "a<s>b</s>"
+	for from, want := range map[string]string{
+		"tokenizer.json":  "[261 1 268 2]",
+		"gguf":            "[261 1 268 2]",
+		"tokenizer.model": "[261 504 419 505 430 504 492 419 505]",
+	} {
+		same(t, from, text, want, fmt.Sprint(all[from].Encode(text, false)))
+	}
+}
+
+func TestAddedTokens(t *testing.T) {
+	tok, err := ParseJSON(edited(t, func(f map[string]any) {
+		f["added_tokens"] = []any{
+			map[string]any{"id": 1, "content": "<s>", "special": true},
+			map[string]any{"id": 600, "content": "<|a|>", "special": true, "rstrip": true},
+			map[string]any{"id": 601, "content": "<|a|>b", "lstrip": true},
+			map[string]any{"id": 602, "content": "an upon", "normalized": true},
+		}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"<|a|>":             "[600]",
+		"<|a|>  \n<|a|>":    "[600 600]",
+		"the  <|a|>b":       "[265 601]",
+		"an upon a an upon": "[602 261 602]",
+		"<|a|":              "[410 504 506 412 506]",
+	} {
+		same(t, text, "ids", want, fmt.Sprint(tok.Encode(text, false)))
+	}
+	same(t, "", "decoded", "<|a|>b", tok.Decode([]int32{600, 601, 599}, false))
+	same(t, "", "decoded", "<|a|><|a|>b", tok.Decode([]int32{600, 601, 599}, true))
+}
+
+// edited is the bundled tokenizer.json with a change.
+func edited(t testing.TB, edit func(map[string]any)) []byte {
+	t.Helper()
+	var f map[string]any
+	readJSON(t, filepath.Join(fixture.Model("stories260K/hf-f32"), "tokenizer.json"), &f)
+	edit(f)
+	text, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func TestJSONRefused(t *testing.T) {
+	model := func(key string, value any) func(map[string]any) {
+		return func(f map[string]any) { f["model"].(map[string]any)[key] = value }
+	}
+	part := func(key string, value string) func(map[string]any) {
+		return func(f map[string]any) { f[key] = json.RawMessage(value) }
+	}
+	for name, c := range map[string]struct {
+		edit func(map[string]any)
+		is   error
+		says string
+	}{
+		"byte level":          {part("pre_tokenizer", `{"type":"ByteLevel"}`), ErrUnsupported, "pre_tokenizer.type: unsupported tokenizer: ByteLevel"},
+		"WordPiece":           {model("type", "WordPiece"), ErrUnsupported, "model.type: unsupported tokenizer: WordPiece"},
+		"no type":             {model("type", nil), ErrUnsupported, "model.type"},
+		"dropout":             {model("dropout", 0.1), ErrUnsupported, "model.dropout"},
+		"suffix":              {model("end_of_word_suffix", "</w>"), ErrUnsupported, "model.end_of_word_suffix"},
+		"prefix":              {model("continuing_subword_prefix", "##"), ErrUnsupported, "model.continuing_subword_prefix"},
+		"ignore merges":       {model("ignore_merges", true), ErrUnsupported, "model.ignore_merges"},
+		"merge of three":      {model("merges", []string{"a b c"}), ErrInvalid, "3 parts"},
+		"merge of strangers":  {model("merges", [][]string{{"a", "quux"}}), ErrInvalid, "model.merges"},
+		"unknown unk":         {model("unk_token", "<none>"), ErrInvalid, "model.unk_token"},
+		"no vocabulary":       {model("vocab", map[string]int{}), ErrInvalid, "model"},
+		"no bytes":            {model("vocab", map[string]int{"<unk>": 0}), ErrUnsupported, "model.byte_fallback"},
+		"negative id":         {model("vocab", map[string]int{"<unk>": -1}), ErrInvalid, "model.vocab"},
+		"huge id":             {model("vocab", map[string]int{"q": 2000000000}), ErrInvalid, "model.vocab"},
+		"same id":             {model("vocab", map[string]int{"<unk>": 0, "a": 0}), ErrInvalid, "two tokens have id 0"},
+		"no model":            {part("model", `null`), ErrInvalid, "model"},
+		"normalizer":          {part("normalizer", `{"type":"NFC"}`), ErrUnsupported, "normalizer.type: unsupported tokenizer: NFC"},
+		"nested":              {part("normalizer", `{"type":"Sequence","normalizers":[{"type":"Sequence"}]}`), ErrUnsupported, "normalizer.type"},
+		"pattern":             {part("normalizer", `{"type":"Replace","pattern":{"Regex":"x"},"content":""}`), ErrUnsupported, "normalizer.pattern"},
+		"decoder":             {part("decoder", `{"type":"ByteLevel"}`), ErrUnsupported, "decoder.type"},
+		"no decoder":          {part("decoder", `null`), ErrUnsupported, "decoder"},
+		"decoder's order":     {part("decoder", `{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}`), ErrUnsupported, "decoder.decoders"},
+		"decoder cut short":   {part("decoder", `{"type":"Sequence","decoders":[]}`), ErrUnsupported, "decoder.decoders"},
+		"post-processor":      {part("post_processor", `{"type":"BertProcessing"}`), ErrUnsupported, "post_processor.type"},
+		"template of strange": {part("post_processor", `{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"x"}}]}`), ErrInvalid, "post_processor.single"},
+		"template of nothing": {part("post_processor", `{"type":"TemplateProcessing","single":[]}`), ErrUnsupported, "post_processor.single"},
+		"single word":         {part("added_tokens", `[{"id":0,"content":"<unk>","single_word":true}]`), ErrUnsupported, "single_word"},
+		"added elsewhere":     {part("added_tokens", `[{"id":5,"content":"<unk>"}]`), ErrInvalid, "<unk>"},
+		"added over another":  {part("added_tokens", `[{"id":5,"content":"<new>"}]`), ErrInvalid, "<new>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseJSON(edited(t, c.edit))
+			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got  %v\nwant %v that says %s", err, c.is, c.says)
+			}
+		})
+	}
+	for _, name := range []string{"bert-uncased", "cl100k", "phi-2", "qwen3"} {
+		if _, err := Open(fixture.Shared(t, "tokenizers/"+name)); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestGGUFRefused(t *testing.T) {
+	h, err := weights.Read(fixture.Model("stories260K/stories260K-f16.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		field string
+		value any
+		is    error
+	}{
+		"byte level":      {"tokenizer.ggml.model", "gpt2", ErrUnsupported},
+		"no tokens":       {"tokenizer.ggml.tokens", nil, ErrInvalid},
+		"tokens are ints": {"tokenizer.ggml.tokens", []int32{1}, ErrInvalid},
+		"fewer scores":    {"tokenizer.ggml.scores", []float32{1}, ErrInvalid},
+		"unknown type":    {"tokenizer.ggml.token_type", slices.Repeat([]int32{9}, 512), ErrInvalid},
+		"bytes of text":   {"tokenizer.ggml.token_type", slices.Repeat([]int32{6}, 512), ErrInvalid},
+		"no bytes, unk":   {"tokenizer.ggml.token_type", slices.Repeat([]int32{1}, 512), ErrInvalid},
+		"flag is text":    {"tokenizer.ggml.add_bos_token", "yes", ErrInvalid},
+		"bos outside":     {"tokenizer.ggml.bos_token_id", uint32(512), ErrInvalid},
+		"extra spaces":    {"tokenizer.ggml.remove_extra_whitespaces", true, ErrUnsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fields := map[string]any{}
+			for k, v := range h.Fields {
+				fields[k] = v
+			}
+			fields[c.field] = c.value
+			_, err := FromGGUF(fields)
+			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), "tokenizer.ggml.") {
+				t.Errorf("got %v, want %v that names the field", err, c.is)
+			}
+		})
+	}
+	if tok, err := FromGGUF(nil); tok != nil || err != nil {
+		t.Errorf("no tokenizer: %v, %v", tok, err)
+	}
+}
+
+func TestSentencePieceRefused(t *testing.T) {
+	model, err := os.ReadFile(filepath.Join(fixture.Model("stories260K/hf-f32"), "tokenizer.model"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A field that comes again replaces the first.
+	for name, c := range map[string]struct {
+		model, config string
+		is            error
+		says          string
+	}{
+		"as it is":        {string(model), `{}`, nil, ""},
+		"known token":     {string(model), `{"added_tokens_decoder":{"1":{"content":"<s>"}}}`, nil, ""},
+		"empty":           {"", "", ErrInvalid, "no pieces"},
+		"text":            {"<html>", "", ErrInvalid, "truncated"},
+		"truncated":       {string(model[:3000]), "", ErrInvalid, "truncated"},
+		"unigram":         {string(model) + "\x12\x02\x18\x01", "", ErrUnsupported, "model_type: unsupported tokenizer: UNIGRAM"},
+		"suffix":          {string(model) + "\x12\x03\xc0\x01\x01", "", ErrUnsupported, "whitespace_as_suffix"},
+		"charsmap":        {string(model) + "\x1a\x03\x12\x01x", "", ErrUnsupported, "precompiled_charsmap"},
+		"extra spaces":    {string(model) + "\x1a\x02\x20\x01", "", ErrUnsupported, "remove_extra_whitespaces"},
+		"no escape":       {string(model) + "\x1a\x02\x28\x00", "", ErrUnsupported, "escape_whitespaces"},
+		"piece twice":     {string(model) + "\x0a\x05\x0a\x03<s>", "", ErrInvalid, `"<s>"`},
+		"unused piece":    {string(model) + "\x0a\x06\x0a\x02xq\x18\x05", "", ErrUnsupported, "UNUSED"},
+		"config broken":   {string(model), `{`, ErrInvalid, "tokenizer_config.json"},
+		"unknown token":   {string(model), `{"added_tokens_decoder":{"600":{"content":"<|x|>"}}}`, ErrUnsupported, "added_tokens_decoder"},
+		"token elsewhere": {string(model), `{"added_tokens_decoder":{"7":{"content":"<s>"}}}`, ErrUnsupported, "added_tokens_decoder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseSentencePiece([]byte(c.model), []byte(c.config))
+			if !errors.Is(err, c.is) || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want %v that says %s", err, c.is, c.says)
+			}
+		})
+	}
+	tok, err := ParseSentencePiece(model, []byte(`{"add_bos_token":false,"add_eos_token":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "a", "around", []int32{261, 2}, tok.Encode("a", true))
+}
+
+func TestOpen(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Open(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an empty folder: %v", err)
+	}
+	fixture.WriteFile(t, filepath.Join(dir, "tokenizer.json"), []byte("{"))
+	if _, err := Open(dir); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "tokenizer.json") {
+		t.Errorf("a broken file: %v", err)
+	}
+}
+
+// FuzzEncode wants every text back, whatever it is, from every format, and
+// the same from a stream.
+func FuzzEncode(f *testing.F) {
+	all := ours(f)
+	for _, text := range []string{"", " ", "Once upon a time", "Zoë 😀\n\t", "<s>x</s>", "\xff\xfe", "▁ ▁", "<0x0A>", "  a  "} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if strings.Contains(text, space) || strings.Contains(text, "<unk>") || strings.Contains(text, "s>") {
+			return // come back as a space, or are special
+		}
+		want := strings.ToValidUTF8(text, replacement)
+		for from, tok := range all {
+			ids := tok.Encode(text, true)
+			if got := tok.Decode(ids, false); got != want {
+				t.Errorf("%s: %q came back as %q", from, text, got)
+			}
+			s, got := tok.Stream(), ""
+			for _, id := range ids {
+				pushed := s.Push(id)
+				if !utf8.ValidString(pushed) {
+					t.Errorf("%s: %q: half a character %q", from, text, pushed)
+				}
+				got += pushed
+			}
+			if got += s.Flush(); got != want {
+				t.Errorf("%s: %q streamed as %q", from, text, got)
+			}
+		}
+	})
+}
+
+// FuzzDecode wants valid text from any ids, and the same from a stream where
+// Decode keeps what is valid.
+func FuzzDecode(f *testing.F) {
+	all := ours(f)
+	f.Add([]byte{1, 100, 150, 200, 255, 30, 3, 4})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		ids := make([]int32, len(raw))
+		for i, b := range raw {
+			ids[i] = int32(b)*2 - 3
+		}
+		for from, tok := range all {
+			s, got := tok.Stream(), ""
+			for _, id := range ids {
+				got += s.Push(id)
+			}
+			got += s.Flush()
+			want := tok.Decode(ids, false)
+			if !utf8.ValidString(want) || !utf8.ValidString(got) {
+				t.Errorf("%s: %v: %q, %q", from, ids, want, got)
+			}
+			if !tok.wholeRuns && got != want {
+				t.Errorf("%s: %v: decoded %q, streamed %q", from, ids, want, got)
+			}
+		}
+	})
+}
+
+func FuzzParse(f *testing.F) {
+	dir := fixture.Model("stories260K/hf-f32")
+	for _, name := range []string{"tokenizer.json", "tokenizer.model"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte("\x0a\x05\x0a\x03<s>\x12\x02\x18\x02\x1a\x02\x20\x00"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, parse := range []func() (*Tokenizer, error){
+			func() (*Tokenizer, error) { return ParseJSON(text) },
+			func() (*Tokenizer, error) { return ParseSentencePiece(text, nil) },
+		} {
+			tok, err := parse()
+			if err != nil {
+				if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) {
+					t.Errorf("an error of no kind: %v", err)
+				}
+				continue
+			}
+			for _, id := range tok.Encode("a <s> 😀\xff", true) {
+				if id < 0 || int(id) >= tok.Size() {
+					t.Errorf("id %d of %d", id, tok.Size())
+				}
+			}
+		}
+	})
+}
