@@ -76,7 +76,7 @@ var rules = map[string]rule{
 	"runtime/worker":              {ours: underRuntime, deny: kubernetes},
 	"runtime/server":              {ours: underRuntime, deny: kubernetes},
 
-	"kernels/cpu": {deny: kubernetes},
+	"kernels/cpu": {ours: []string{"runtime/tensor"}, deny: kubernetes},
 }
 
 var (
