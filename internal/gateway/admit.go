@@ -17,7 +17,7 @@ const (
 	// sender gets to read the answer instead of a reset connection.
 	maxRead = 64 << 20
 	// maxBuffered bounds all bodies in memory.
-	maxBuffered = 512 << 20
+	maxBuffered = 256 << 20
 	// bodyTimeout bounds how long a body may take to arrive.
 	bodyTimeout = time.Minute
 	// maxPooled bounds the buffers that are kept for later requests.
