@@ -38,10 +38,10 @@ func TestConformance(t *testing.T) {
 }
 
 func TestConformanceOfATrainedModel(t *testing.T) {
-	for _, folder := range []string{"hf-f32", "hf-bf16"} {
-		g, w := load(t, fixture.Shared(t, "models/stories260K/"+folder))
-		backendtest.Model(t, processor(t, 2), g, w)
-	}
+	g, w := load(t, fixture.Model("stories260K/hf-f32"))
+	backendtest.Model(t, processor(t, 2), g, w)
+	g, w = load(t, fixture.Shared(t, "models/stories260K/hf-bf16"))
+	backendtest.Model(t, processor(t, 2), g, w)
 }
 
 // TestGolden compares every logit with those of independent programs.
