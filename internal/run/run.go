@@ -1,0 +1,233 @@
+// Package run is the command "estiba run": one model, one prompt, one text, on
+// the same parts that serve. Start at Run.
+package run
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/sampling"
+	"github.com/estiba/estiba/runtime/tokenizer"
+)
+
+// Options of one run.
+type Options struct {
+	Prompt      string  // text, where IDs is nil
+	IDs         []int32 // tokens, taken as they are; no tokenizer is needed
+	MaxTokens   int     // of output
+	Temperature float64 // 0 takes the likeliest token
+	Logits      string  // file to write the prompt's logits to; implies Exact
+	Exact       bool    // reference arithmetic
+	JSON        bool    // one object at the end instead of text as it comes
+}
+
+// Result is what --json prints.
+type Result struct {
+	PromptIDs              []int32 `json:"prompt_ids"`
+	IDs                    []int32 `json:"ids"` // without the end token
+	Text                   *string `json:"text,omitempty"`
+	FinishReason           string  `json:"finish_reason"` // stop or length
+	LoadSeconds            float64 `json:"load_seconds"`
+	PrefillTokensPerSecond float64 `json:"prefill_tokens_per_second"`
+	DecodeTokensPerSecond  float64 `json:"decode_tokens_per_second"` // 0 with fewer than two tokens
+}
+
+const (
+	blockTokens = 16
+	stepTokens  = 256
+)
+
+// Run loads the model at path, continues the prompt and writes the text to
+// stdout, figures to stderr.
+func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
+	start := time.Now()
+	m, err := model.Open(path)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	prompt, err := tokens(m, o)
+	if err != nil {
+		return err
+	}
+	room, err := positions(m.Config, len(prompt), o)
+	if err != nil {
+		return err
+	}
+	logits, err := createLogits(o.Logits)
+	if err != nil {
+		return err
+	}
+	defer logits.discard()
+
+	device := cpu.New("cpu-0", cpu.Options{})
+	defer device.Close()
+	limits := backend.Limits{
+		MaxTokens: stepTokens, MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,
+		Exact: o.Exact || o.Logits != "",
+	}
+	if o.Logits != "" {
+		limits.MaxRows = stepTokens
+	}
+	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	result := Result{PromptIDs: prompt, IDs: []int32{}, LoadSeconds: time.Since(start).Seconds()}
+	fmt.Fprintf(stderr, "loaded %s in %.2f s\n", path, result.LoadSeconds)
+
+	w := writer{result: &result}
+	if o.IDs == nil {
+		w.text = m.Tokenizer.Stream(prompt...)
+	}
+	if !o.JSON {
+		w.out = stdout
+	}
+	rows, err := generate(ctx, program, limits, m.Config, room, prompt, o, &w)
+	if err != nil {
+		return err
+	}
+	if err := logits.write(rows, len(prompt), m.Config.Vocabulary); err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "prefill: %d tokens, %.1f tokens/s; decode: %d tokens, %.1f tokens/s; ended by %s\n",
+		len(prompt), result.PrefillTokensPerSecond, len(result.IDs), result.DecodeTokensPerSecond, result.FinishReason)
+	if !o.JSON {
+		return w.end()
+	}
+	return json.NewEncoder(stdout).Encode(result)
+}
+
+// tokens of the prompt.
+func tokens(m *model.Model, o Options) ([]int32, error) {
+	if o.IDs != nil {
+		return o.IDs, nil
+	}
+	if m.Tokenizer == nil {
+		return nil, fmt.Errorf("%s has no tokenizer files (tokenizer.json or tokenizer.model): give token ids with --ids", m.Path)
+	}
+	return m.Tokenizer.Encode(o.Prompt, true), nil
+}
+
+// positions is how many positions prompt and output need, within the model's own context.
+func positions(c arch.Config, prompt int, o Options) (int, error) {
+	room := prompt + o.MaxTokens
+	if room < prompt || room > c.MaxPositions {
+		room = c.MaxPositions
+	}
+	if prompt > room || prompt == room && o.MaxTokens > 0 && o.Logits == "" {
+		return 0, fmt.Errorf("%w; shorten the prompt", &engine.TooLongError{Prompt: prompt, MaxTokens: c.MaxPositions})
+	}
+	return max(room, 1), nil
+}
+
+// generate runs the prompt and its continuation through the engine into w; it
+// gives the prompt's logits if they are asked for.
+func generate(ctx context.Context, program backend.Program, limits backend.Limits, c arch.Config, room int, prompt []int32, o Options, w *writer) ([]float32, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e := engine.New(engine.Options{Log: slog.New(slog.DiscardHandler)}) // its errors come with the events
+	stopped := make(chan error, 1)
+	go func() { stopped <- e.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-stopped // nobody uses the program any more
+	}()
+	err := e.Add(engine.Replica{
+		Name: "run", Program: program, Blocks: limits.Blocks, BlockTokens: limits.BlockTokens, MaxTokens: room,
+		Vocabulary: c.Vocabulary, Stop: c.EOS, StepTokens: limits.MaxTokens, StepRows: limits.MaxRows, Sequences: 1,
+	})
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	events, err := e.Submit(ctx, engine.Request{
+		Replica: "run", Prompt: prompt, MaxTokens: o.MaxTokens,
+		Sampling:     sampling.Params{Temperature: o.Temperature, Seed: rand.Uint64()},
+		PromptLogits: o.Logits != "" || o.MaxTokens == 0,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var first, last time.Time
+	for event := range events {
+		last = time.Now()
+		if first.IsZero() {
+			first = last
+		}
+		switch {
+		case event.Err != nil:
+			return nil, event.Err
+		case event.Finish == "":
+			if err := w.token(event.Token.ID); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		r := w.result
+		r.FinishReason = string(event.Finish)
+		r.PrefillTokensPerSecond = rate(len(prompt), first.Sub(start))
+		r.DecodeTokensPerSecond = rate(len(r.IDs)-1, last.Sub(first))
+		return event.PromptLogits, w.finish()
+	}
+	return nil, errors.Join(ctx.Err(), errors.New("the run was interrupted"))
+}
+
+func rate(tokens int, took time.Duration) float64 {
+	if tokens <= 0 || took <= 0 {
+		return 0
+	}
+	return float64(tokens) / took.Seconds()
+}
+
+// writer collects tokens, and shows them where out is set.
+type writer struct {
+	result *Result
+	text   *tokenizer.Stream // nil: no text, ids are shown
+	out    io.Writer
+}
+
+func (w *writer) token(id int32) error {
+	w.result.IDs = append(w.result.IDs, id)
+	if w.text == nil {
+		return w.show(fmt.Sprintf("%d ", id))
+	}
+	return w.add(w.text.Push(id))
+}
+
+func (w *writer) finish() error {
+	if w.text == nil {
+		return nil
+	}
+	return w.add(w.text.Flush())
+}
+
+func (w *writer) add(text string) error {
+	if w.result.Text == nil {
+		w.result.Text = new(string)
+	}
+	*w.result.Text += text
+	return w.show(text)
+}
+
+func (w *writer) show(text string) error {
+	if w.out == nil || text == "" {
+		return nil
+	}
+	_, err := io.WriteString(w.out, text)
+	return err
+}
+
+func (w *writer) end() error { return w.show("\n") }

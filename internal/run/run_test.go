@@ -1,0 +1,232 @@
+package run_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/run"
+)
+
+// reference is a case of stories260K/cases.json.
+type reference struct {
+	Name      string  `json:"name"`
+	Prompt    string  `json:"prompt"`
+	PromptIDs []int32 `json:"prompt_ids"`
+	Max       int     `json:"max_new_tokens"`
+	Greedy    map[string]struct {
+		IDs    []int32 `json:"ids"`
+		Text   string  `json:"text"`
+		Finish string  `json:"finish"`
+		SameAs string  `json:"same_as"`
+	} `json:"greedy"`
+}
+
+func cases(t *testing.T) []reference {
+	t.Helper()
+	data, err := os.ReadFile(fixture.Shared(t, "models/stories260K/cases.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []reference
+	if err := json.Unmarshal(data, &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// result runs with --json and reads what is printed.
+func result(t *testing.T, path string, o run.Options) run.Result {
+	t.Helper()
+	o.JSON = true
+	var stdout bytes.Buffer
+	if err := run.Run(context.Background(), &stdout, io.Discard, path, o); err != nil {
+		t.Fatal(err)
+	}
+	var r run.Result
+	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+		t.Fatalf("%s: %v", stdout.String(), err)
+	}
+	return r
+}
+
+// TestCases wants the very tokens of the reference, from every file that holds the model.
+func TestCases(t *testing.T) {
+	for _, file := range []struct{ path, variant string }{
+		{"hf-f32", "f32"},
+		{"stories260K-f32.gguf", "f32"},
+		{"stories260K-f16.gguf", "gguf-f16"},
+		{"hf-bf16", "bf16-weights"},
+	} {
+		path := fixture.Shared(t, "models/stories260K/"+file.path)
+		for _, c := range cases(t) {
+			t.Run(file.path+"/"+c.Name, func(t *testing.T) {
+				want := c.Greedy[file.variant]
+				if want.SameAs != "" {
+					want = c.Greedy[want.SameAs]
+				}
+				got := result(t, path, run.Options{Prompt: c.Prompt, MaxTokens: c.Max})
+				if diff := cmp.Diff(c.PromptIDs, got.PromptIDs); diff != "" {
+					t.Errorf("prompt: %s", diff)
+				}
+				if diff := cmp.Diff(want.IDs, got.IDs); diff != "" {
+					t.Errorf("ids: %s", diff)
+				}
+				if got.Text == nil || *got.Text != want.Text {
+					t.Errorf("text: %s", cmp.Diff(&want.Text, got.Text))
+				}
+				if got.FinishReason != want.Finish {
+					t.Errorf("finish %q, want %q", got.FinishReason, want.Finish)
+				}
+				if got.LoadSeconds <= 0 || got.PrefillTokensPerSecond <= 0 || got.DecodeTokensPerSecond <= 0 {
+					t.Errorf("figures %+v", got)
+				}
+
+				ids := result(t, path, run.Options{IDs: c.PromptIDs, MaxTokens: 10, Exact: true})
+				if !slices.Equal(ids.IDs, want.IDs[:10]) || ids.Text != nil {
+					t.Errorf("by ids: %v with text %v, want %v without", ids.IDs, ids.Text, want.IDs[:10])
+				}
+			})
+		}
+	}
+}
+
+// TestGoldenModel has no tokenizer files.
+func TestGoldenModel(t *testing.T) {
+	path := fixture.Shared(t, "golden/llama-mha-untied")
+	data, err := os.ReadFile(filepath.Join(path, "golden.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden struct {
+		Prompts map[string]struct {
+			Input  []int32 `json:"input_ids"`
+			Greedy []int32 `json:"greedy_ids"`
+		} `json:"prompts"`
+	}
+	if err := json.Unmarshal(data, &golden); err != nil || len(golden.Prompts) == 0 {
+		t.Fatal("golden.json has no prompts", err)
+	}
+	for name, p := range golden.Prompts {
+		if got := result(t, path, run.Options{IDs: p.Input, MaxTokens: len(p.Greedy)}); !slices.Equal(got.IDs, p.Greedy) {
+			t.Errorf("%s: got %v, want %v", name, got.IDs, p.Greedy)
+		}
+	}
+	err = run.Run(context.Background(), io.Discard, io.Discard, path, run.Options{Prompt: "x", MaxTokens: 1})
+	if err == nil || !strings.Contains(err.Error(), "--ids") {
+		t.Errorf("a prompt without a tokenizer: got %v", err)
+	}
+}
+
+func TestLogits(t *testing.T) {
+	path := fixture.Model("stories260K/hf-f32")
+	file := filepath.Join(t.TempDir(), "logits.safetensors")
+	prompt := []int32{1, 403, 407, 261, 378}
+	got := result(t, path, run.Options{IDs: prompt, MaxTokens: 3, Logits: file})
+	if want := []int32{432, 383, 286}; !slices.Equal(got.IDs, want) {
+		t.Errorf("ids %v, want %v", got.IDs, want)
+	}
+	shape, logits := tensor(t, file, "logits")
+	if !slices.Equal(shape, []int{5, 512}) {
+		t.Fatalf("shape %v", shape)
+	}
+	_, want := tensor(t, fixture.Shared(t, "models/stories260K/logits.safetensors"), "once.logits")
+	for i := range want {
+		if !(math.Abs(float64(logits[i]-want[i])) <= 1e-4) {
+			t.Fatalf("logit %d is %v, want %v", i, logits[i], want[i])
+		}
+	}
+
+	// The prompt alone, up to the whole context, in more than one step.
+	long := slices.Repeat([]int32{1, 403, 407, 261}, 128)
+	if got := result(t, path, run.Options{IDs: long, Logits: file}); len(got.IDs) != 0 || got.FinishReason != "length" {
+		t.Errorf("the prompt alone: %v, %s", got.IDs, got.FinishReason)
+	}
+	shape, all := tensor(t, file, "logits")
+	if !slices.Equal(shape, []int{512, 512}) || !slices.Equal(all[:4*512], logits[:4*512]) {
+		t.Errorf("logits of a long prompt: shape %v, or other numbers than those of a short one", shape)
+	}
+}
+
+func TestStreamsText(t *testing.T) {
+	path := fixture.Model("stories260K/hf-f32")
+	var stdout, stderr bytes.Buffer
+	if err := run.Run(context.Background(), &stdout, &stderr, path, run.Options{Prompt: "Once upon a time", MaxTokens: 8}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := stdout.String(), ", there was a little girl\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !strings.Contains(stderr.String(), "tokens/s") {
+		t.Errorf("figures: %q", stderr.String())
+	}
+	stdout.Reset()
+	if err := run.Run(context.Background(), &stdout, &stderr, path, run.Options{IDs: []int32{1, 403, 407, 261, 378}, MaxTokens: 3}); err != nil || strings.TrimSpace(stdout.String()) != "432 383 286" {
+		t.Errorf("by ids: got %q, %v", stdout.String(), err)
+	}
+}
+
+func TestFailures(t *testing.T) {
+	path := fixture.Model("stories260K/hf-f32")
+	folder := t.TempDir()
+	for name, c := range map[string]struct {
+		path string
+		o    run.Options
+		want string
+	}{
+		"no such model":          {filepath.Join(folder, "nowhere"), run.Options{IDs: []int32{1}, MaxTokens: 1}, "nowhere"},
+		"token beyond":           {path, run.Options{IDs: []int32{1, 512}, MaxTokens: 1}, "512"},
+		"prompt beyond context":  {path, run.Options{IDs: make([]int32, 513), MaxTokens: 1}, "shorten"},
+		"no room for a token":    {path, run.Options{IDs: make([]int32, 512), MaxTokens: 1}, "shorten"},
+		"logits to nowhere":      {path, run.Options{IDs: []int32{1}, Logits: filepath.Join(folder, "a", "b")}, "write logits"},
+		"logits of a bad prompt": {path, run.Options{IDs: []int32{600}, Logits: filepath.Join(folder, "l")}, "600"},
+	} {
+		err := run.Run(context.Background(), io.Discard, io.Discard, c.path, c.o)
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v, want one line with %q", name, err, c.want)
+		}
+	}
+	if left, _ := os.ReadDir(folder); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := run.Run(ctx, io.Discard, io.Discard, path, run.Options{IDs: []int32{1}, MaxTokens: 100}); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: got %v", err)
+	}
+}
+
+// tensor reads one float32 tensor of a safetensors file.
+func tensor(t *testing.T, path, name string) ([]int, []float32) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 8 + binary.LittleEndian.Uint64(data)
+	var header map[string]struct {
+		Shape   []int `json:"shape"`
+		Offsets []int `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(data[8:n], &header); err != nil {
+		t.Fatal(err)
+	}
+	h := header[name]
+	x := make([]float32, (h.Offsets[1]-h.Offsets[0])/4)
+	for i := range x {
+		x[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[int(n)+h.Offsets[0]+4*i:]))
+	}
+	return h.Shape, x
+}
