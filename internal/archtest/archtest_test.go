@@ -43,7 +43,7 @@ var rules = map[string]rule{
 	"controllers":         {ours: []string{"api/...", "internal/policy/packing", "internal/policy/scaling", "internal/status", "internal/fleet"}},
 	"internal/status":     {ours: []string{"api/v1alpha1"}},
 	"internal/fleet":      {ours: []string{"api/worker"}, deny: kubernetes},
-	"internal/gateway":    {ours: []string{"api/worker", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},
+	"internal/gateway":    {ours: []string{"api/...", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},
 	"internal/source":     {ours: []string{"api/worker"}, deny: kubernetes},
 	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/source", "runtime/device", "runtime/server", "runtime/worker"}},
 	"internal/inspect":    {ours: []string{"runtime/..."}, deny: kubernetes},

@@ -18,7 +18,6 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
@@ -232,7 +231,7 @@ func (f *follower) take(ctx context.Context, objects client.Reader) error {
 		return fmt.Errorf("list Models: %w", err)
 	}
 	f.workers.Sync(workerTargets(pods.Items, f.key.bytes()))
-	f.gateway.SetModels(gatewayModels(models.Items))
+	f.gateway.SetModels(gateway.FromResources(models.Items))
 	return nil
 }
 
@@ -272,28 +271,6 @@ func workerTargets(pods []corev1.Pod, key []byte) []fleet.Target {
 		})
 	}
 	return targets
-}
-
-// gatewayModels are Models as a gateway sees them.
-func gatewayModels(models []v1alpha1.Model) []gateway.Model {
-	var known []gateway.Model
-	for _, m := range models {
-		k := gateway.Model{
-			Key:       m.Namespace + "/" + m.Name,
-			Names:     append([]string{m.Name}, m.Spec.ServedNames...),
-			Created:   m.CreationTimestamp.Time,
-			Suspended: m.Spec.Suspend,
-		}
-		// A condition of an older spec says nothing about this one.
-		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionStalled); c != nil && c.ObservedGeneration == m.Generation {
-			k.Stalled = c.Status == "True"
-		}
-		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady); c != nil {
-			k.Reason, k.Message = c.Reason, c.Message
-		}
-		known = append(known, k)
-	}
-	return known
 }
 
 // onlyAddress keeps of a pod what workerTargets needs.

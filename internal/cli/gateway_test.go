@@ -53,11 +53,11 @@ func TestGatewayModels(t *testing.T) {
 		Key: "ns/m", Names: []string{"m", "alias"}, Created: created,
 		Suspended: true, Stalled: true, Reason: "InvalidModel", Message: "It is cut short.",
 	}
-	if diff := cmp.Diff([]gateway.Model{want}, gatewayModels([]v1alpha1.Model{m})); diff != "" {
+	if diff := cmp.Diff([]gateway.Model{want}, gateway.FromResources([]v1alpha1.Model{m})); diff != "" {
 		t.Error(diff)
 	}
 	m.Generation = 3 // the spec was mended, and the operator has not seen it
-	if gatewayModels([]v1alpha1.Model{m})[0].Stalled {
+	if gateway.FromResources([]v1alpha1.Model{m})[0].Stalled {
 		t.Error("stalled by a spec that is gone")
 	}
 }
