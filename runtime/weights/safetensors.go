@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"path/filepath"
 	"slices"
@@ -201,6 +202,9 @@ func readSharded(index string) (*Header, error) {
 	}
 	slices.Sort(paths)
 	h, err := readSafetensors(paths)
+	if errors.Is(err, fs.ErrNotExist) { // the checkpoint is there, but not all of it
+		return nil, fmt.Errorf("read %s: %w: it names a file that is missing: %v", index, ErrInvalid, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -154,7 +154,7 @@ func TestSharded(t *testing.T) {
 		"fine":             {fine, nil, ""},
 		"other file":       {`{"weight_map":{"a":"m-2.safetensors","b":"m-1.safetensors"}}`, ErrInvalid, "lacks it"},
 		"missing tensor":   {`{"weight_map":{"a":"m-1.safetensors","c":"m-2.safetensors"}}`, ErrInvalid, `"c"`},
-		"missing file":     {`{"weight_map":{"a":"m-3.safetensors"}}`, fs.ErrNotExist, "m-3"},
+		"missing file":     {`{"weight_map":{"a":"m-3.safetensors"}}`, ErrInvalid, "m-3"},
 		"leaves folder":    {`{"weight_map":{"a":"../m-1.safetensors"}}`, ErrInvalid, "same folder"},
 		"absolute":         {`{"weight_map":{"a":"/etc/m.safetensors"}}`, ErrInvalid, "same folder"},
 		"not a shard":      {`{"weight_map":{"a":"passwd"}}`, ErrInvalid, "passwd"},

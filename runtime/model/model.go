@@ -1,0 +1,238 @@
+// Package model opens a checkpoint, a Hugging Face folder or a .gguf file, as
+// one thing: configuration, graph, weights, tokenizer and chat template, checked
+// against each other. Start with Inspect, which reads headers only, and Open.
+package model
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/template"
+	"github.com/estiba/estiba/runtime/tensor"
+	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/weights"
+)
+
+// Every error of Inspect and Open is one of these, whichever part found it;
+// or fs.ErrNotExist if the path leads nowhere; or one of reading files.
+var (
+	// ErrInvalid: the files contradict themselves, each other, or their format.
+	ErrInvalid = weights.ErrInvalid
+	// ErrUnsupported: the model may be good, but would be computed wrongly by this version.
+	ErrUnsupported = weights.ErrUnsupported
+)
+
+// Header is what a model's headers say. Everything in it has been checked: each
+// weight of the architecture is in the files, in the shape that the
+// configuration asks for and a format that can be computed with.
+type Header struct {
+	Path         string // folder or .gguf file
+	Format       string // "safetensors" or "gguf"
+	Architecture string // of arch.Config
+	Config       arch.Config
+	Parameters   int64    // numbers in the weights; a table that is used twice counts once
+	WeightsBytes int64    // that the weights take, as stored
+	Stored       []string // formats of the weights, such as "F16"; the one with most bytes first
+}
+
+// Inspect reads a model's headers and configuration, and checks them as Open does, without
+// touching the weights.
+func Inspect(path string) (Header, error) {
+	w, err := weights.Read(path)
+	if err != nil {
+		return Header{}, err
+	}
+	m, err := read(path, w)
+	if err != nil {
+		return Header{}, err
+	}
+	return m.Header, nil
+}
+
+// Model is a checkpoint ready to run, its weights mapped.
+type Model struct {
+	Header
+	Graph     *graph.Graph
+	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer
+	Template  *template.Template   // nil: the checkpoint brings no chat template; use ChatML
+
+	checkpoint *weights.Checkpoint
+	names      map[string]string // the graph's name of a weight -> the checkpoint's
+}
+
+// Open maps a model's files and checks them.
+func Open(path string) (*Model, error) {
+	c, err := weights.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := read(path, c.Header)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	m.checkpoint = c
+	return m, nil
+}
+
+// Weights gives a tensor by the graph's name. Its data is a mapped file:
+// unaligned, valid until Close, and to be read under weights.Guard.
+func (m *Model) Weights(name string) (tensor.Tensor, error) {
+	stored, ok := m.names[name]
+	if !ok {
+		return tensor.Tensor{}, fmt.Errorf("%s: the graph has no weight %q", m.Path, name)
+	}
+	t, err := m.checkpoint.Tensor(stored)
+	t.Name = name
+	return t, err
+}
+
+// Close unmaps the files. Nothing may read the weights any more.
+func (m *Model) Close() error { return m.checkpoint.Close() }
+
+// read puts together all but the weights' data.
+func read(path string, w *weights.Header) (*Model, error) {
+	m := &Model{Header: Header{Path: path, Format: string(w.Format)}, names: map[string]string{}}
+	parts := m.folder
+	if w.Format == weights.GGUF {
+		parts = m.gguf
+	} else if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
+		path = filepath.Dir(path) // a .safetensors file stands for its folder
+	}
+	if err := parts(path, w); err != nil {
+		return nil, ofKind(err)
+	}
+	m.Architecture = m.Config.Architecture
+	g, err := arch.Build(m.Config)
+	if err != nil {
+		return nil, ofKind(fmt.Errorf("read %s: %w", configOf(path, w), err))
+	}
+	m.Graph = g
+	if err := m.check(configOf(path, w), w); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// configOf is the file that holds the configuration.
+func configOf(path string, w *weights.Header) string {
+	if w.Format == weights.GGUF {
+		return path
+	}
+	return filepath.Join(path, "config.json")
+}
+
+// maxConfig bounds the configuration files, which have a few kilobytes.
+const maxConfig = 64 << 20
+
+// folder reads what lies beside safetensors.
+func (m *Model) folder(dir string, _ *weights.Header) error {
+	config, err := weights.ReadSmallFile(filepath.Join(dir, "config.json"), maxConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read %s: %w: the folder has weights but no config.json", dir, ErrInvalid)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", filepath.Join(dir, "config.json"), err)
+	}
+	generation, err := optional(dir, "generation_config.json")
+	if err != nil {
+		return err
+	}
+	if m.Config, err = arch.ParseHF(config, generation); err != nil {
+		return fmt.Errorf("read %s: %w", dir, err) // the error names the file
+	}
+	if m.Template, err = chatTemplate(dir); err != nil {
+		return err
+	}
+	m.Tokenizer, err = tokenizer.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// optional reads a file of a folder that need not be there; nil if it is not.
+func optional(dir, name string) ([]byte, error) {
+	text, err := weights.ReadSmallFile(filepath.Join(dir, name), maxConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, name), err)
+	}
+	return text, nil
+}
+
+// chatTemplate finds the template that a folder brings: in a file of its own, or
+// a field of the tokenizer's configuration. Nil if there is none.
+func chatTemplate(dir string) (*template.Template, error) {
+	for _, name := range []string{"chat_template.jinja", "chat_template.json"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			return template.Jinja(name), nil
+		}
+	}
+	const name = "tokenizer_config.json"
+	text, err := optional(dir, name)
+	if err != nil || text == nil {
+		return nil, err
+	}
+	var config struct {
+		ChatTemplate any `json:"chat_template"` // a text, or a list of named ones
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		return nil, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, name), ErrInvalid, err)
+	}
+	if config.ChatTemplate == nil || config.ChatTemplate == "" {
+		return nil, nil
+	}
+	return template.Jinja(name + ": chat_template"), nil
+}
+
+// gguf reads what a GGUF file has in its fields.
+func (m *Model) gguf(path string, w *weights.Header) error {
+	fail := func(err error) error { return fmt.Errorf("read %s: %w", path, err) }
+	var err error
+	if m.Config, err = arch.ParseGGUF(w.Fields); err != nil {
+		return fail(err)
+	}
+	_, output := w.Lookup("output.weight")
+	m.Config.TiedOutput = !output
+	if m.Tokenizer, err = tokenizer.FromGGUF(w.Fields); err != nil {
+		return fail(err)
+	}
+	if text, ok := w.Fields["tokenizer.chat_template"].(string); ok && text != "" {
+		m.Template = template.Jinja("tokenizer.chat_template")
+	}
+	return nil
+}
+
+// ofKind makes an error of a part one of this package's kinds too.
+func ofKind(err error) error {
+	switch {
+	case errors.Is(err, ErrInvalid), errors.Is(err, ErrUnsupported):
+		return err
+	case errors.Is(err, arch.ErrUnsupported), errors.Is(err, tokenizer.ErrUnsupported):
+		return kindError{err, ErrUnsupported}
+	case errors.Is(err, arch.ErrInvalid), errors.Is(err, tokenizer.ErrInvalid):
+		return kindError{err, ErrInvalid}
+	}
+	return err
+}
+
+// kindError says what err says.
+type kindError struct{ err, kind error }
+
+func (e kindError) Error() string   { return e.err.Error() }
+func (e kindError) Unwrap() []error { return []error{e.err, e.kind} }
+
+// extra says whether a checkpoint may have a tensor that the graph lacks: what
+// old versions stored but nobody reads.
+func (m *Model) extra(name string) bool {
+	return strings.HasSuffix(name, ".rotary_emb.inv_freq") || m.Config.TiedOutput && name == "lm_head.weight"
+}

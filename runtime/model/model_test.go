@@ -1,0 +1,286 @@
+package model
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/template"
+	"github.com/estiba/estiba/runtime/tensor"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestOpen(t *testing.T) {
+	for _, c := range []struct {
+		path, format string
+		bytes        int64
+		stored       []string
+		down         tensor.DType
+		pairs        arch.RopePairs
+	}{
+		{fixture.Model("stories260K/hf-f32"), "safetensors", 1_040_128, []string{"F32"}, tensor.F32, arch.RopeHalves},
+		{fixture.Model("stories260K/hf-f32/model.safetensors"), "safetensors", 1_040_128, []string{"F32"}, tensor.F32, arch.RopeHalves},
+		{fixture.Model("stories260K/stories260K-f16.gguf"), "gguf", 521_472, []string{"F16", "F32"}, tensor.F16, arch.RopeNeighbours},
+	} {
+		m, err := Open(c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		want := Header{
+			Path: c.path, Format: c.format, Architecture: "llama", Parameters: 260_032, WeightsBytes: c.bytes, Stored: c.stored,
+			Config: arch.Config{
+				Architecture: "llama", Layers: 5, Hidden: 64, FFN: 172, Heads: 8, KVHeads: 4, HeadDim: 8,
+				Vocabulary: 512, MaxPositions: 512, NormEps: 1e-5, RopeTheta: 10000, RopePairs: c.pairs, TiedOutput: true,
+				BOS: 1, EOS: []int32{1, 2},
+			},
+		}
+		if c.format == "gguf" {
+			want.Config.EOS = []int32{2}
+		}
+		if d := cmp.Diff(want, m.Header); d != "" {
+			t.Errorf("%s:\n%s", c.path, d)
+		}
+		header, err := Inspect(c.path)
+		if d := cmp.Diff(m.Header, header); err != nil || d != "" {
+			t.Errorf("Inspect differs from Open: %v\n%s", err, d)
+		}
+		for _, w := range m.Graph.Weights {
+			got, err := m.Weights(w.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, _ := w.Shape.Elements()
+			if got.Name != w.Name || !got.Shape.Equal(w.Shape) || int64(len(got.Data)) != got.DType.Bytes(n) {
+				t.Errorf("%s: %s %v, %d bytes", w.Name, got.Name, got.Shape, len(got.Data))
+			}
+		}
+		if down, err := m.Weights("layers.0.ffn.down"); err != nil || down.DType != c.down {
+			t.Errorf("layers.0.ffn.down: %v, %v", down.DType, err)
+		}
+		if _, err := m.Weights("layers.9.ffn.down"); err == nil {
+			t.Error("a weight that the graph lacks")
+		}
+		if m.Template != nil {
+			t.Error("a chat template from nowhere")
+		}
+		// llama-server counts 45 tokens for this chat (llama-server-wire.json, "chat").
+		prompt, err := template.ChatML().Render([]template.Message{{Role: "user", Content: "Tell me"}}, true)
+		if n := len(m.Tokenizer.Encode(prompt, true)); err != nil || n != 45 {
+			t.Errorf("the chat has %d tokens, want 45; %v", n, err)
+		}
+	}
+}
+
+func TestBrokenModels(t *testing.T) {
+	for _, b := range fixture.BrokenModels() {
+		t.Run(b.Name, func(t *testing.T) {
+			path := b.Build(t, t.TempDir())
+			is := map[string]error{"InvalidModel": ErrInvalid, "UnsupportedModel": ErrUnsupported}
+			_, inspected := Inspect(path)
+			_, opened := Open(path)
+			for what, err := range map[string]error{"Inspect": inspected, "Open": opened} {
+				for reason, kind := range is {
+					if errors.Is(err, kind) != (reason == b.Reason) {
+						t.Errorf("%s: want %s only, got %v", what, b.Reason, err)
+					}
+				}
+				if errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s: the source is there: %v", what, err)
+				}
+				for _, says := range b.Says {
+					if err == nil || !strings.Contains(err.Error(), says) {
+						t.Errorf("%s does not say %q: %v", what, says, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestMessages(t *testing.T) {
+	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	config := filepath.Join(dir, "config.json")
+	weights := filepath.Join(dir, "model.safetensors")
+	for name, c := range map[string]struct {
+		edit map[string]any
+		want string
+	}{
+		"vocabulary": {
+			map[string]any{"vocab_size": 600},
+			"read " + weights + `: tensor "model.embed_tokens.weight": invalid checkpoint: its shape is [512 64], but ` + config +
+				" asks for [600 64] (vocab_size, hidden_size)",
+		},
+		"heads": {
+			map[string]any{"num_key_value_heads": 2},
+			"read " + weights + `: tensor "model.layers.0.self_attn.k_proj.weight": invalid checkpoint: its shape is [32 64], but ` + config +
+				" asks for [16 64] (num_key_value_heads × head_dim, hidden_size)",
+		},
+		"layers": {
+			map[string]any{"num_hidden_layers": 6},
+			"read " + weights + `: tensor "model.layers.5.input_layernorm.weight": invalid checkpoint: the files have no such tensor, which llama of 6 layers needs`,
+		},
+		"fewer layers": {
+			map[string]any{"num_hidden_layers": 4},
+			"read " + weights + `: tensor "model.layers.4.input_layernorm.weight": unsupported checkpoint: llama as this version computes it has no such weight`,
+		},
+		"untied": {
+			map[string]any{"tie_word_embeddings": false},
+			"read " + weights + `: tensor "lm_head.weight": invalid checkpoint: the files have no such tensor, which llama of 5 layers needs`,
+		},
+	} {
+		before, err := os.ReadFile(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fixture.EditJSON(t, config, c.edit)
+		if _, err := Inspect(dir); err == nil || err.Error() != c.want {
+			t.Errorf("%s:\ngot  %v\nwant %s", name, err, c.want)
+		}
+		fixture.WriteFile(t, config, before)
+	}
+}
+
+func TestNowhere(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{filepath.Join(dir, "nowhere"), filepath.Join(dir, "nowhere.gguf")} {
+		if _, err := Inspect(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if _, err := Open(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestConfigIsBounded(t *testing.T) {
+	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	if err := os.Truncate(filepath.Join(dir, "config.json"), maxConfig+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Inspect(dir); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "config.json") {
+		t.Error(err)
+	}
+}
+
+func TestHugeModel(t *testing.T) {
+	dir := fixture.HugeModel(t, t.TempDir())
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	start := time.Now()
+	h, err := Inspect(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if d, b := time.Since(start), after.TotalAlloc-before.TotalAlloc; d > 5*time.Second || b > 32<<20 {
+		t.Errorf("took %v and %d bytes", d, b)
+	}
+	if h.WeightsBytes < 1e12 || h.WeightsBytes != 4*h.Parameters {
+		t.Errorf("%d bytes, %d parameters", h.WeightsBytes, h.Parameters)
+	}
+}
+
+func TestFoldersWithoutTokenizerOrWithTemplate(t *testing.T) {
+	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	remove := func(name string) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() *Model {
+		m, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		return m
+	}
+	remove("tokenizer.json")
+	if open().Tokenizer == nil {
+		t.Error("tokenizer.model is not used where there is no tokenizer.json")
+	}
+	remove("tokenizer.model")
+	remove("generation_config.json")
+	if m := open(); m.Tokenizer != nil || m.Template != nil || len(m.Config.EOS) != 1 {
+		t.Errorf("%v %v %v", m.Tokenizer, m.Template, m.Config.EOS)
+	}
+	for _, value := range []any{"{{ messages }}", []map[string]string{{"name": "default", "template": "x"}}} {
+		fixture.EditJSON(t, filepath.Join(dir, "tokenizer_config.json"), map[string]any{"chat_template": value})
+		if text, err := open().Template.Render(nil, true); !errors.Is(err, template.ErrUnsupported) || text != "" {
+			t.Errorf("%v: rendered as %q, %v", value, text, err)
+		}
+	}
+	remove("tokenizer_config.json")
+	fixture.WriteFile(t, filepath.Join(dir, "chat_template.jinja"), []byte("x"))
+	if _, err := open().Template.Render(nil, true); !errors.Is(err, template.ErrUnsupported) {
+		t.Error(err)
+	}
+}
+
+func TestExtraTensors(t *testing.T) {
+	for name, fine := range map[string]bool{
+		"model.layers.0.self_attn.rotary_emb.inv_freq": true,
+		"lm_head.weight":                       true, // tied: the embedding table is used
+		"model.layers.0.self_attn.q_proj.bias": false,
+	} {
+		dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+		fixture.EditSafetensors(t, filepath.Join(dir, "model.safetensors"), func(h map[string]fixture.TensorHeader) {
+			h[name] = fixture.TensorHeader{DType: "F32", Shape: []int64{0}, Offsets: []int64{0, 0}}
+		})
+		if _, err := Inspect(dir); (err == nil) != fine || err != nil && !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSharedModels(t *testing.T) {
+	for path, want := range map[string]error{
+		"models/stories260K/hf-bf16":                  nil,
+		"models/stories260K/stories260K-f32.gguf":     nil,
+		"models/stories260K/stories260K-q8_0.gguf":    ErrUnsupported,
+		"models/stories260K/stories260K-q4_0.gguf":    ErrUnsupported,
+		"golden/llama-mha-untied":                     nil,
+		"golden/qwen2-tied":                           ErrUnsupported,
+		"golden/bert-embedding":                       ErrUnsupported,
+		"tokenizers/gguf-vocab/ggml-vocab-phi-3.gguf": ErrUnsupported,
+	} {
+		if _, err := Inspect(fixture.Shared(t, path)); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+}
+
+// FuzzConfig wants a model, or an error of a known kind, from any configuration.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"architectures":["LlamaForCausalLM"],"hidden_size":9223372036854775807}`))
+	if text, err := os.ReadFile(filepath.Join(fixture.Model("stories260K/hf-f32"), "config.json")); err == nil {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, config []byte) {
+		dir := t.TempDir()
+		const name = "model.safetensors"
+		if err := os.Symlink(filepath.Join(fixture.Model("stories260K/hf-f32"), name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		fixture.WriteFile(t, filepath.Join(dir, "config.json"), config)
+		h, err := Inspect(dir)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) {
+				t.Errorf("an error of no kind: %v", err)
+			}
+			return
+		}
+		if h.WeightsBytes != 1_040_128 || !json.Valid(config) {
+			t.Errorf("%+v from %q", h, config)
+		}
+	})
+}
