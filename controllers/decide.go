@@ -237,12 +237,15 @@ func giveNames(models []*model) {
 
 func (d *decision) readWorkers() {
 	for i := range d.seen.Workers {
-		w := &d.seen.Workers[i]
+		w := d.seen.Workers[i] // a copy
+		if w.Heard.IsZero() {
+			w.Heard = d.seen.Now
+		}
 		p := d.pools[w.Pool]
 		if p == nil || d.byName[w.Name] != nil {
 			continue
 		}
-		s := &station{Worker: w, pool: p, memory: d.seen.Memory.Workers[w.Name], homes: map[string]*home{}}
+		s := &station{Worker: &w, pool: p, memory: d.seen.Memory.Workers[w.Name], homes: map[string]*home{}}
 		if s.memory.Going == scaling.OutOfDate && s.memory.DrainedSince.IsZero() && s.current() {
 			s.memory.Going = ""
 		}
@@ -308,11 +311,11 @@ func (d *decision) footprint(m *model, p *pool) {
 	if _, known := m.need[p.key]; known {
 		return
 	}
-	if asked && !in.At.IsZero() {
-		if in.Result.Error != nil {
-			m.failure = in.Result.Error
-			return
-		}
+	switch {
+	case in.Result.Error != nil: // also while it is tried again
+		m.failure = in.Result.Error
+		return
+	case asked && !in.Pending:
 		m.need[p.key], m.tokens[p.key] = in.Result.Footprint, in.Result.MaxTokens
 		return
 	}

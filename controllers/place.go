@@ -290,6 +290,9 @@ func (d *decision) assignTo(s *station) {
 	if r.Epoch == a.Epoch && r.Generation > a.Generation { // it holds more than this process remembers
 		a.Generation = r.Generation + 1
 	}
+	if no := s.Refusal; no != nil && no.Epoch == a.Epoch && no.Generation >= a.Generation && no.Reason == worker.RefusedOlder {
+		a.Generation = no.Generation + 1
+	}
 	s.memory.Assigned = a
 	sent := d.seen.Sent[s.Name]
 	reported := r.Epoch == a.Epoch && r.Generation == a.Generation
@@ -314,7 +317,7 @@ func (d *decision) wire(h *home) worker.Home {
 	}
 	w := worker.Home{
 		Model: m.key, Revision: m.revision, ServedNames: m.names,
-		Source: source(m.Model), Format: string(m.Spec.Precision.Format), Context: context(m.Model),
+		Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
 		Devices: h.devices, Resident: h.awake,
 		EvictionOrder: m.priority[h.station.pool.key], NeverEvict: m.Spec.Eviction == v1alpha1.EvictNever,
 	}

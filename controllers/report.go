@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -351,11 +352,31 @@ func (d *decision) homeless(m *model) (status.Verdict, bool) {
 	if len(m.homes) > 0 {
 		return status.Verdict{}, false
 	}
+	if m.grows == nil && !d.possible(m) {
+		return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Stalled: true,
+			Message: fmt.Sprintf("Needs %s; the largest device of its pools has %s.", packing.Size(smallestNeed(m)), packing.Size(largestDevice(m))) + d.limits(m)}, true
+	}
 	if m.grows != nil || m.why.Reserved > 0 || m.why.Devices() == 0 {
 		return d.waiting(m), true
 	}
 	// Only a person can help if it is larger than every device there is.
 	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.why.TooSmall > 0 && m.why.TooSmall == m.why.Devices()}, true
+}
+
+// possible reports whether m fits an empty device of some pool, as far as is known.
+func (d *decision) possible(m *model) bool {
+	return m.why.Devices() > 0 || slices.ContainsFunc(m.pools, func(p *pool) bool { return p.device == 0 || likely(known(m), p.key) <= p.device })
+}
+
+func smallestNeed(m *model) int64 {
+	return slices.Min(slices.Collect(maps.Values(known(m))))
+}
+
+func largestDevice(m *model) (n int64) {
+	for _, p := range m.pools {
+		n = max(n, p.device)
+	}
+	return n
 }
 
 // limits says why no pool grows.
@@ -414,6 +435,8 @@ func (d *decision) waiting(m *model) status.Verdict {
 		}
 		starting += d.plan.Create[p.key]
 		switch {
+		case p.Blocked != "":
+			fmt.Fprintf(&b, "Pool %s cannot make another worker: %s ", short(p.key), sentence(p.Blocked))
 		case starting > 0:
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
 		case going > 0:
@@ -493,7 +516,7 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	switch {
 	case p.Invalid != "":
 		return status.Verdict{Ready: false, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
-	case s.Workers == 0 && wanted == 0:
+	case s.Workers == 0 && wanted == 0 && p.Blocked == "":
 		return status.Verdict{Ready: true, Reason: v1alpha1.ReasonScaledToZero, Message: "There is no worker; a Model that needs one starts it."}
 	case ready >= max(wanted, 1):
 		v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing, Message: fmt.Sprintf("%s %s assignments.", count(ready, "worker"), verb(ready, "takes", "take"))}
@@ -501,7 +524,11 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 		return v
 	}
 	v := status.Verdict{Ready: ready > 0, Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true,
-		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(max(wanted, int(s.Workers)), "worker"), verb(ready, "is", "are"))}
+		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(max(wanted, int(s.Workers)), "worker"), verb(max(wanted, int(s.Workers)), "is", "are"))}
+	if p.Blocked != "" {
+		v.Message += " Another one cannot be made: " + sentence(p.Blocked)
+		return v
+	}
 	for _, w := range p.stations {
 		if !w.starting() {
 			continue

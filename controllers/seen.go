@@ -42,6 +42,8 @@ type Pool struct {
 	Hash string
 	// Invalid says why spec.template cannot be used; then no pods are made.
 	Invalid string
+	// Blocked says why the last pod could not be made (a quota, for example).
+	Blocked string
 }
 
 // Key is the pool's "namespace/name".
@@ -70,7 +72,7 @@ type Worker struct {
 
 	// Report is nil before the first one.
 	Report    *worker.State
-	Heard     time.Time // when it came
+	Heard     time.Time // when it came; zero: now
 	Connected bool      // the stream of reports is open; a silent worker keeps what it holds
 	// Refusal is the last answer to an assignment that was not taken, if no later one was.
 	Refusal *worker.Refusal

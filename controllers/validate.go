@@ -164,11 +164,11 @@ func hash(v any) string {
 // Key is the identity of a Model on the wire.
 func Key(m *v1alpha1.Model) string { return m.Namespace + "/" + m.Name }
 
-func source(m *v1alpha1.Model) worker.Source {
+func modelSource(m *v1alpha1.Model) worker.Source {
 	return worker.Source{URI: m.Spec.Source.URI, Digest: m.Spec.Source.Digest}
 }
 
-func context(m *v1alpha1.Model) worker.Context {
+func modelContext(m *v1alpha1.Model) worker.Context {
 	return worker.Context{MaxTokens: int(m.Spec.Context.MaxTokens), Sequences: int(m.Spec.Context.Sequences)}
 }
 

@@ -296,7 +296,7 @@ func (d *decision) inspect() {
 			}
 			asked[key] = true
 			d.plan.Inspect = append(d.plan.Inspect, Inspect{p.stations[i].Name, key, worker.InspectRequest{
-				Source: source(m.Model), Format: string(m.Spec.Precision.Format), Context: context(m.Model),
+				Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
 			}})
 		}
 	}

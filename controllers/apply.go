@@ -1,0 +1,330 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1apply "k8s.io/client-go/applyconfigurations/core/v1"
+	metav1apply "k8s.io/client-go/applyconfigurations/meta/v1"
+	policyv1apply "k8s.io/client-go/applyconfigurations/policy/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fleet"
+	"github.com/estiba/estiba/internal/status"
+)
+
+const (
+	// inspectTimeout bounds one reading of a header.
+	inspectTimeout = time.Minute
+	// reapply is how often what nobody should change is written again.
+	reapply = 10 * time.Minute
+)
+
+// apply carries a plan out. Each part is tried, whatever becomes of the others.
+// The first writes are those that must outlive this process: deaths. It
+// returns when the next status is due, zero if none waits.
+func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.Time, err error) {
+	r.memory = plan.Memory
+	var errs []error
+	fail := func(err error) {
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	later := func(t time.Time) {
+		if !t.IsZero() && (due.IsZero() || t.Before(due)) {
+			due = t
+		}
+	}
+	for i := range seen.Models {
+		at, err := r.writeModel(ctx, &seen.Models[i], plan.Models[i], seen.Now)
+		later(at)
+		if err != nil && newDeath(seen.Models[i].Status.Trial, plan.Models[i].Trial) {
+			return due, err // nothing is sent before that is kept
+		}
+		fail(err)
+	}
+	for name, a := range plan.Assignments {
+		r.fleet.Send(name, a)
+		r.metrics.assignments.Inc()
+		r.log.Info("assignment sent", "worker", name, "epoch", a.Epoch, "generation", a.Generation, "homes", len(a.Homes), "drain", a.Drain)
+	}
+	for _, in := range plan.Inspect {
+		r.ask(ctx, in)
+	}
+	for i := range seen.Pools {
+		p := &seen.Pools[i]
+		if !p.DeletionTimestamp.IsZero() {
+			continue
+		}
+		fail(r.furnish(ctx, p, plan.Budgets[p.Key()], seen.Now))
+		for range plan.Create[p.Key()] {
+			if err := r.create(ctx, p); err != nil {
+				fail(err)
+				break
+			}
+		}
+	}
+	for _, d := range plan.Delete {
+		fail(r.delete(ctx, d))
+	}
+	for name, models := range plan.Labels {
+		fail(r.label(ctx, name, models))
+	}
+	for i := range seen.Pools {
+		at, err := r.writePool(ctx, &seen.Pools[i].InferencePool, plan.Pools[i], seen.Now)
+		later(at)
+		fail(err)
+	}
+	r.forget(seen)
+	return due, errors.Join(errs...)
+}
+
+func newDeath(before, after *v1alpha1.Trial) bool {
+	return after != nil && (before == nil || before.Deaths != after.Deaths)
+}
+
+// written is a status as it was last written, which the cache may not show yet.
+type written[S any] struct {
+	status S
+	at     time.Time
+}
+
+func (r *Reconciler) writeModel(ctx context.Context, m *v1alpha1.Model, after v1alpha1.ModelStatus, now time.Time) (time.Time, error) {
+	due := status.Due(m.Status, after, func(s v1alpha1.ModelStatus) ([]metav1.Condition, int64) { return s.Conditions, s.ObservedGeneration }, r.models[m.UID].at, now)
+	if newDeath(m.Status.Trial, after.Trial) {
+		due = now
+	}
+	if due.IsZero() || due.After(now) {
+		return due, nil
+	}
+	if err := r.patchStatus(ctx, m, func(o *v1alpha1.Model) { o.Status = after }); err != nil {
+		return time.Time{}, err
+	}
+	r.models[m.UID] = written[v1alpha1.ModelStatus]{after, now}
+	r.metrics.writes.WithLabelValues("Model").Inc()
+	r.announce(m, m.Status.Conditions, after.Conditions)
+	return time.Time{}, nil
+}
+
+func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, after v1alpha1.InferencePoolStatus, now time.Time) (time.Time, error) {
+	due := status.Due(p.Status, after, func(s v1alpha1.InferencePoolStatus) ([]metav1.Condition, int64) {
+		return s.Conditions, s.ObservedGeneration
+	}, r.pools[p.UID].at, now)
+	if due.IsZero() || due.After(now) {
+		return due, nil
+	}
+	before := p.Status.Conditions
+	if err := r.patchPool(ctx, p, after); err != nil {
+		return time.Time{}, err
+	}
+	r.pools[p.UID] = written[v1alpha1.InferencePoolStatus]{after, now}
+	r.metrics.writes.WithLabelValues("InferencePool").Inc()
+	r.announce(p, before, after.Conditions)
+	return time.Time{}, nil
+}
+
+// patchStatus writes the one status of a Model.
+func (r *Reconciler) patchStatus(ctx context.Context, m *v1alpha1.Model, change func(*v1alpha1.Model)) error {
+	after := m.DeepCopy()
+	change(after)
+	if err := r.client.Status().Patch(ctx, after, client.MergeFrom(m.DeepCopy())); err != nil {
+		return fmt.Errorf("write the status of Model %s: %w", Key(m), err)
+	}
+	return nil
+}
+
+func (r *Reconciler) patchPool(ctx context.Context, p *v1alpha1.InferencePool, s v1alpha1.InferencePoolStatus) error {
+	after := p.DeepCopy()
+	after.Status = s
+	if err := r.client.Status().Patch(ctx, after, client.MergeFrom(p.DeepCopy())); err != nil {
+		return fmt.Errorf("write the status of InferencePool %s/%s: %w", p.Namespace, p.Name, err)
+	}
+	return nil
+}
+
+// announce makes an event of each change of Ready, and of each new stall.
+func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition) {
+	for _, c := range status.Transitions(before, after) {
+		stall := c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue
+		if ready := status.Find(after, v1alpha1.ConditionReady); c.Type != v1alpha1.ConditionReady && !(stall && ready.Reason != c.Reason) {
+			continue
+		}
+		kind := corev1.EventTypeNormal
+		if stall || c.Status == metav1.ConditionFalse && status.Find(after, v1alpha1.ConditionReconciling).Status == metav1.ConditionFalse {
+			kind = corev1.EventTypeWarning
+		}
+		r.events.Eventf(o, nil, kind, c.Reason, "Decide", "%s", cut(c.Message, 1000))
+	}
+}
+
+// cut shortens what an event cannot carry.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n-3] + "..."
+}
+
+// ask has a worker read a header; the answer starts another decision.
+func (r *Reconciler) ask(ctx context.Context, in Inspect) {
+	r.mu.Lock()
+	before := r.inspections[in.Key]
+	before.Pending = true
+	r.inspections[in.Key] = before
+	r.mu.Unlock()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), inspectTimeout)
+		defer cancel()
+		result, err := r.fleet.Inspect(ctx, in.Worker, in.Request)
+		if err != nil {
+			result = worker.Inspection{Error: &worker.InspectError{Reason: worker.ReasonSourceUnavailable, Message: fmt.Sprintf("Worker %s could not be asked: %v", in.Worker, err)}}
+		}
+		after := Inspected{At: r.now(), Result: result}
+		if result.Error != nil {
+			after.Attempts = before.Attempts + 1
+		}
+		r.mu.Lock()
+		r.inspections[in.Key] = after
+		r.mu.Unlock()
+		r.wake()
+	}()
+}
+
+// furnish writes what belongs to a pool: the token for its workers and their budget.
+func (r *Reconciler) furnish(ctx context.Context, p *Pool, available int32, now time.Time) error {
+	if f := r.furnished[p.UID]; f.available == available && now.Sub(f.at) < reapply {
+		return nil
+	}
+	owner := metav1apply.OwnerReference().WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("InferencePool").WithName(p.Name).WithUID(p.UID).WithController(true)
+	labels := map[string]string{v1alpha1.LabelPool: p.Name, "app.kubernetes.io/part-of": "estiba"}
+	secret := corev1apply.Secret(tokenSecret(p.Name), p.Namespace).WithOwnerReferences(owner).WithLabels(labels).
+		WithData(map[string][]byte{"token": []byte(fleet.PoolToken(r.options.Key, p.Key()))})
+	budget := policyv1apply.PodDisruptionBudget(p.Name, p.Namespace).WithOwnerReferences(owner).WithLabels(labels).
+		WithSpec(policyv1apply.PodDisruptionBudgetSpec().
+			WithMinAvailable(intstr.FromInt32(available)).
+			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow).
+			WithSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{v1alpha1.LabelPool: p.Name, v1alpha1.LabelComponent: "worker"})))
+	for _, o := range []runtime.ApplyConfiguration{secret, budget} {
+		if err := r.client.Apply(ctx, o, client.FieldOwner(fieldOwner), client.ForceOwnership); err != nil {
+			return fmt.Errorf("write what belongs to InferencePool %s: %w", p.Key(), err)
+		}
+	}
+	r.furnished[p.UID] = furnished{available, now}
+	return nil
+}
+
+type furnished struct {
+	available int32
+	at        time.Time
+}
+
+// refusal of a pod by the API server.
+type refusal struct {
+	hash    string // of the pod's template
+	message string
+	invalid bool // no other attempt will help
+}
+
+func (r *Reconciler) create(ctx context.Context, p *Pool) error {
+	pod, sum, err := workerPod(&p.InferencePool, r.options.WorkerImage)
+	if err != nil {
+		return nil // the pool's condition says so
+	}
+	if err := r.client.Create(ctx, pod); err != nil {
+		r.refused[p.UID] = refusal{sum, err.Error(), apierrors.IsInvalid(err)}
+		if apierrors.IsInvalid(err) {
+			r.wake()
+			return nil
+		}
+		return fmt.Errorf("create a worker of InferencePool %s: %w", p.Key(), err)
+	}
+	delete(r.refused, p.UID)
+	r.made[pod.UID] = pod
+	r.metrics.created.WithLabelValues(p.Key()).Inc()
+	r.log.Info("worker pod created", "pool", p.Key(), "worker", pod.Name)
+	return nil
+}
+
+func (r *Reconciler) delete(ctx context.Context, d Deletion) error {
+	pod := r.podOf[d.Worker]
+	if pod == nil || !pod.DeletionTimestamp.IsZero() || r.deleted[pod.UID] {
+		return nil
+	}
+	if err := r.client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}); err != nil {
+		return fmt.Errorf("delete worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	r.deleted[pod.UID] = true
+	r.metrics.deleted.WithLabelValues(pod.Namespace + "/" + pod.Labels[v1alpha1.LabelPool]).Inc()
+	r.log.Info("worker pod deleted", "worker", d.Worker, "reason", d.Reason)
+	return nil
+}
+
+// label puts the UIDs of the Models that a worker holds on its pod.
+func (r *Reconciler) label(ctx context.Context, name string, models []uid) error {
+	pod := r.podOf[name]
+	if pod == nil {
+		return nil
+	}
+	after := pod.DeepCopy()
+	for label := range pod.Labels {
+		if len(label) > len(v1alpha1.LabelModelPrefix) && label[:len(v1alpha1.LabelModelPrefix)] == v1alpha1.LabelModelPrefix {
+			delete(after.Labels, label)
+		}
+	}
+	for _, id := range models {
+		after.Labels[v1alpha1.LabelModelPrefix+string(id)] = "true"
+	}
+	if err := r.client.Patch(ctx, after, client.MergeFrom(pod)); err != nil {
+		return fmt.Errorf("label worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	r.podOf[name] = after
+	return nil
+}
+
+// forget drops what is remembered of objects that are gone.
+func (r *Reconciler) forget(seen Seen) {
+	models, pools, revisions := map[types.UID]bool{}, map[types.UID]bool{}, map[string]bool{}
+	for i := range seen.Models {
+		models[seen.Models[i].UID] = true
+		revisions[Revision(&seen.Models[i])] = true
+	}
+	for i := range seen.Pools {
+		pools[seen.Pools[i].UID] = true
+	}
+	drop(r.models, models)
+	drop(r.pools, pools)
+	drop(r.furnished, pools)
+	drop(r.refused, pools)
+	pods := map[types.UID]bool{}
+	for _, p := range r.podOf {
+		pods[p.UID] = true
+	}
+	drop(r.deleted, pods)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key, in := range r.inspections {
+		if !revisions[key.Revision] && !in.Pending {
+			delete(r.inspections, key)
+		}
+	}
+}
+
+func drop[V any](m map[types.UID]V, keep map[types.UID]bool) {
+	for id := range m {
+		if !keep[id] {
+			delete(m, id)
+		}
+	}
+}

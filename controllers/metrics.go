@@ -1,0 +1,58 @@
+package controllers
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// metrics of the operator. The callers of decisions record them.
+type metrics struct {
+	decisions   prometheus.Histogram
+	models      *prometheus.GaugeVec   // reason
+	workers     *prometheus.GaugeVec   // pool, state
+	created     *prometheus.CounterVec // pool
+	deleted     *prometheus.CounterVec // pool
+	assignments prometheus.Counter
+	writes      *prometheus.CounterVec // kind
+	epoch       prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		decisions: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "estiba_operator_decision_seconds",
+			Help: "Time that one placement decision took.", Buckets: prometheus.ExponentialBuckets(1e-5, 4, 10)}),
+		models: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "estiba_operator_models",
+			Help: "Models by the reason of their Ready condition."}, []string{"reason"}),
+		workers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "estiba_operator_workers",
+			Help: "Worker pods of a pool, all and ready."}, []string{"pool", "state"}),
+		created: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_pods_created_total",
+			Help: "Worker pods created."}, []string{"pool"}),
+		deleted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_pods_deleted_total",
+			Help: "Worker pods deleted."}, []string{"pool"}),
+		assignments: prometheus.NewCounter(prometheus.CounterOpts{Name: "estiba_operator_assignments_total",
+			Help: "Assignments handed over for workers."}),
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_status_writes_total",
+			Help: "Statuses written to the API."}, []string{"kind"}),
+		epoch: prometheus.NewGauge(prometheus.GaugeOpts{Name: "estiba_operator_epoch",
+			Help: "Epoch of this leader's assignments; 0 while it does not lead."}),
+	}
+	r.MustRegister(m.decisions, m.models, m.workers, m.created, m.deleted, m.assignments, m.writes, m.epoch)
+	return m
+}
+
+// count sets the gauges from a plan.
+func (m *metrics) count(seen Seen, plan Plan) {
+	m.models.Reset()
+	for _, s := range plan.Models {
+		if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c != nil {
+			m.models.WithLabelValues(c.Reason).Inc()
+		}
+	}
+	m.workers.Reset()
+	for i, s := range plan.Pools {
+		m.workers.WithLabelValues(seen.Pools[i].Key(), "all").Set(float64(s.Workers))
+		m.workers.WithLabelValues(seen.Pools[i].Key(), "ready").Set(float64(s.ReadyWorkers))
+	}
+}

@@ -1,0 +1,241 @@
+package controllers
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fleet"
+)
+
+const (
+	// patience is how long a new leader waits for the reports of running workers.
+	patience = 10 * time.Second
+	// confirm is how long a look at the lease is good for: a process that was
+	// stopped and goes on must not act on what it saw before.
+	confirm = 5 * time.Second
+	// unseen is how long a pod that was made counts although the cache does not show it.
+	unseen = time.Minute
+)
+
+// observe joins the informers' cache and the reports to what a decision looks at.
+func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
+	var models v1alpha1.ModelList
+	var pools v1alpha1.InferencePoolList
+	var pods corev1.PodList
+	var namespaces corev1.NamespaceList
+	var nodes corev1.NodeList
+	lists := []client.ObjectList{&models, &pools, &pods}
+	if len(r.options.Namespaces) == 0 { // otherwise the permissions end there
+		lists = append(lists, &namespaces, &nodes)
+	}
+	for _, list := range lists {
+		if err := r.client.List(ctx, list); err != nil {
+			return Seen{}, fmt.Errorf("read %T from the cache: %w", list, err)
+		}
+	}
+	seen := Seen{Now: r.now(), Models: models.Items, Namespaces: map[string]map[string]string{}, Memory: r.memory}
+	for i := range seen.Models {
+		if s, written := r.models[seen.Models[i].UID]; written {
+			seen.Models[i].Status = s.status
+		}
+	}
+	for _, n := range namespaces.Items {
+		seen.Namespaces[n.Name] = n.Labels
+	}
+	owners := map[uid]string{} // pool's UID -> "namespace/name"
+	for _, p := range pools.Items {
+		if s, written := r.pools[p.UID]; written {
+			p.Status = s.status
+		}
+		seen.Pools = append(seen.Pools, r.pool(p))
+		owners[p.UID] = p.Namespace + "/" + p.Name
+	}
+	workers := r.workerPods(pods.Items, owners)
+	clear(r.podOf)
+	for _, w := range workers {
+		r.podOf[w.Name] = w.Pod
+	}
+	r.sync(workers, pods.Items)
+	r.report(&seen, workers, nodes.Items)
+	seen.Gateways = r.gateways.Reports()
+	seen.Sent = r.fleet.Sent()
+	r.mu.Lock()
+	seen.Inspections = maps.Clone(r.inspections)
+	r.mu.Unlock()
+	return seen, r.lead(ctx, &seen)
+}
+
+// pool is p with the hash of the pods that would be made for it.
+func (r *Reconciler) pool(p v1alpha1.InferencePool) Pool {
+	all := Pool{InferencePool: p}
+	_, sum, err := workerPod(&p, r.options.WorkerImage)
+	all.Hash = sum
+	switch refused := r.refused[p.UID]; {
+	case err != nil:
+		all.Invalid = err.Error()
+	case refused.hash == sum && refused.invalid:
+		all.Invalid = refused.message
+	case refused.hash == sum:
+		all.Blocked = refused.message
+	}
+	return all
+}
+
+// ownedPod is a worker pod and the pool that it belongs to.
+type ownedPod struct {
+	*corev1.Pod
+	pool string // "namespace/name"
+}
+
+// workerPods are those that a pool owns, with those just made that the cache
+// does not show yet. Of two with one name the older one counts.
+func (r *Reconciler) workerPods(pods []corev1.Pod, owners map[uid]string) []ownedPod {
+	var all []ownedPod
+	shown := map[uid]bool{}
+	for i := range pods {
+		shown[pods[i].UID] = true
+		if o := metav1.GetControllerOf(&pods[i]); o != nil && owners[o.UID] != "" {
+			all = append(all, ownedPod{&pods[i], owners[o.UID]})
+		}
+	}
+	for id, pod := range r.made {
+		switch o := metav1.GetControllerOf(pod); {
+		case shown[id] || r.now().Sub(pod.CreationTimestamp.Time) > unseen:
+			delete(r.made, id)
+		case owners[o.UID] != "":
+			all = append(all, ownedPod{pod, owners[o.UID]})
+		}
+	}
+	slices.SortFunc(all, func(a, b ownedPod) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+	})
+	return slices.CompactFunc(all, func(a, b ownedPod) bool { return a.Name == b.Name })
+}
+
+// sync tells the fleet which workers there are, and which gateways.
+func (r *Reconciler) sync(workers []ownedPod, pods []corev1.Pod) {
+	var targets []fleet.Target
+	for _, w := range workers {
+		if url := r.url(w.Pod, workerPort); url != "" {
+			targets = append(targets, fleet.Target{Worker: w.Name, Pool: w.pool, URL: url, Token: fleet.PoolToken(r.options.Key, w.pool)})
+		}
+	}
+	r.fleet.Sync(targets)
+	targets = nil
+	for i := range pods {
+		p := &pods[i]
+		if p.Namespace != r.options.Namespace || p.Labels[v1alpha1.LabelComponent] != "gateway" || !p.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if url := r.url(p, gatewayPort); url != "" {
+			targets = append(targets, fleet.Target{Worker: p.Name, URL: url, Token: fleet.GatewayToken(r.options.Key)})
+		}
+	}
+	r.gateways.Sync(targets)
+}
+
+const gatewayPort = 8080
+
+// podURL is where a pod listens; empty: nowhere yet, or no more.
+func podURL(p *corev1.Pod, port int) string {
+	if p.Status.PodIP == "" || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded {
+		return ""
+	}
+	return "http://" + net.JoinHostPort(p.Status.PodIP, strconv.Itoa(port))
+}
+
+// report joins the pods and what is reported of them.
+func (r *Reconciler) report(seen *Seen, workers []ownedPod, nodes []corev1.Node) {
+	going := map[string]string{} // node -> why it is about to go
+	for i := range nodes {
+		going[nodes[i].Name] = leaving(&nodes[i])
+	}
+	reports := map[string]fleet.Report{}
+	for _, report := range r.fleet.Workers() {
+		reports[report.Worker] = report
+	}
+	refusals := r.fleet.Refusals()
+	for _, pod := range workers {
+		w := asWorker(pod.Pod, pod.pool)
+		w.Leaving = going[pod.Spec.NodeName]
+		if report, ok := reports[w.Name]; ok && !report.Seen.IsZero() {
+			state := report.State
+			w.Report, w.Heard, w.Connected = &state, report.Seen, report.Connected
+		}
+		if refusal, ok := refusals[w.Name]; ok {
+			w.Refusal = &refusal
+		}
+		seen.Workers = append(seen.Workers, w)
+	}
+}
+
+// lead gives seen the epoch of this leader once it may decide: every running
+// worker has reported, or has had its time. A worker that holds a newer epoch
+// means another leader; whoever has the lease goes on, above that epoch.
+func (r *Reconciler) lead(ctx context.Context, seen *Seen) error {
+	newest, waits := int64(0), false
+	for _, w := range seen.Workers {
+		if w.Report != nil {
+			newest = max(newest, w.Report.Epoch)
+		}
+		if w.Refusal != nil && w.Refusal.Reason == worker.RefusedOlder {
+			newest = max(newest, w.Refusal.Epoch)
+		}
+		waits = waits || w.Running && w.Report == nil && w.Deleting.IsZero()
+	}
+	if r.epoch != 0 && newest <= r.epoch && seen.Now.Sub(r.confirmed) < confirm {
+		seen.Epoch, seen.Settled = r.epoch, true
+		return nil
+	}
+	if r.epoch == 0 {
+		if r.began.IsZero() {
+			r.began = seen.Now
+		}
+		if waits && seen.Now.Sub(r.began) < patience {
+			return nil
+		}
+	}
+	transitions, err := r.lease(ctx)
+	if err != nil {
+		return err
+	}
+	r.confirmed = seen.Now
+	if r.epoch == 0 || newest > r.epoch {
+		r.epoch = 1 + max(newest, transitions)
+		r.metrics.epoch.Set(float64(r.epoch))
+		r.log.Info("leading", "epoch", r.epoch, "workers", len(seen.Workers))
+	}
+	seen.Epoch, seen.Settled = r.epoch, true
+	return nil
+}
+
+// lease reads how often the lease has changed hands. It is an error if this process does not hold it.
+func (r *Reconciler) lease(ctx context.Context) (int64, error) {
+	if r.options.Identity == "" {
+		return 0, nil
+	}
+	var l coordinationv1.Lease
+	if err := r.live.Get(ctx, client.ObjectKey{Namespace: r.options.Namespace, Name: LeaseName}, &l); err != nil {
+		return 0, fmt.Errorf("read lease %s: %w", LeaseName, err)
+	}
+	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != r.options.Identity {
+		return 0, fmt.Errorf("lease %s is held by another operator: nothing is sent", LeaseName)
+	}
+	if l.Spec.LeaseTransitions == nil {
+		return 0, nil
+	}
+	return int64(*l.Spec.LeaseTransitions), nil
+}

@@ -1,0 +1,177 @@
+package controllers
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fleet"
+)
+
+const (
+	// LeaseName of the lease by which one operator leads.
+	LeaseName = "estiba-operator"
+	// fieldOwner of what is applied.
+	fieldOwner = "estiba-operator"
+	// between two decisions at least, and at most.
+	between = 100 * time.Millisecond
+	resync  = 30 * time.Second
+)
+
+// Options of a Reconciler.
+type Options struct {
+	Namespace   string   // Estiba's own: its lease and its gateways are there
+	Namespaces  []string // whose Models and pools are served; none: all
+	WorkerImage string
+	Key         []byte // of the installation; tokens are derived from it
+	Identity    string // as the lease has it; empty: there is no other operator
+	Log         *slog.Logger
+	Registerer  prometheus.Registerer
+	// URL says where a pod listens; nil: at its address. For tests without a kubelet.
+	URL func(pod *corev1.Pod, port int) string
+}
+
+// Reconciler is the placement loop on Kubernetes: one key, one decision at a time.
+type Reconciler struct {
+	options  Options
+	client   client.Client // reads from the cache
+	live     client.Reader
+	events   events.EventRecorder
+	fleet    *fleet.Fleet
+	gateways *fleet.Gateways
+	log      *slog.Logger
+	metrics  *metrics
+	now      func() time.Time
+	url      func(*corev1.Pod, int) string
+	changed  chan event.GenericEvent
+
+	// What follows belongs to the one goroutine that reconciles.
+	memory    Memory
+	epoch     int64     // 0: not known yet
+	began     time.Time // to lead
+	confirmed time.Time // that this process leads
+	last      time.Time // decision
+	models    map[uid]written[v1alpha1.ModelStatus]
+	pools     map[uid]written[v1alpha1.InferencePoolStatus]
+	furnished map[uid]furnished
+	refused   map[uid]refusal     // pool -> why its last pod was not made
+	made      map[uid]*corev1.Pod // that the cache may not show yet
+	deleted   map[uid]bool        // pods that the cache may show as if they were to stay
+	podOf     map[string]*corev1.Pod
+
+	mu          sync.Mutex
+	inspections map[InspectKey]Inspected
+}
+
+// NewReconciler makes the loop and starts it with the manager.
+func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
+	r := &Reconciler{
+		options: o, client: mgr.GetClient(), live: mgr.GetAPIReader(), events: mgr.GetEventRecorder("estiba-operator"),
+		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
+		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, url: o.URL, changed: make(chan event.GenericEvent, 1),
+		models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{},
+		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, made: map[uid]*corev1.Pod{}, deleted: map[uid]bool{},
+		podOf: map[string]*corev1.Pod{}, inspections: map[InspectKey]Inspected{},
+	}
+	if r.url == nil {
+		r.url = podURL
+	}
+	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })
+	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
+	b := ctrl.NewControllerManagedBy(mgr).Named("placement").
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: 1,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](2*between, resync),
+		}).
+		Watches(&v1alpha1.Model{}, one, spec).
+		Watches(&v1alpha1.InferencePool{}, one, spec).
+		Watches(&corev1.Pod{}, one).
+		WatchesRawSource(source.Channel(r.changed, one))
+	if len(o.Namespaces) == 0 {
+		b = b.Watches(&corev1.Namespace{}, one, builder.WithPredicates(predicate.LabelChangedPredicate{})).
+			Watches(&corev1.Node{}, one, builder.WithPredicates(predicate.NewPredicateFuncs(func(client.Object) bool { return true }), nodeChanged()))
+	}
+	if err := b.Complete(r); err != nil {
+		return nil, err
+	}
+	return r, mgr.Add(r)
+}
+
+// nodeChanged lets through what may announce that a node goes away, and no heartbeat.
+func nodeChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, after := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
+		return leaving(before) != leaving(after)
+	}}
+}
+
+// Start passes the fleet's changes on to the loop, until ctx ends.
+func (r *Reconciler) Start(ctx context.Context) error {
+	defer r.fleet.Sync(nil)
+	defer r.gateways.Sync(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.fleet.Changed():
+		case <-r.gateways.Changed():
+		}
+		r.wake()
+	}
+}
+
+// wake asks for a decision; several that wait are one.
+func (r *Reconciler) wake() {
+	select {
+	case r.changed <- event.GenericEvent{Object: &corev1.Pod{}}:
+	default:
+	}
+}
+
+// Reconcile observes, decides and applies once.
+func (r *Reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if wait := between - r.now().Sub(r.last); wait > 0 && wait <= between {
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
+	r.last = r.now()
+	seen, err := r.observe(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	started := time.Now()
+	plan := Decide(seen)
+	r.metrics.decisions.Observe(time.Since(started).Seconds())
+	if !seen.Settled {
+		return reconcile.Result{RequeueAfter: plan.Again}, nil
+	}
+	r.metrics.count(seen, plan)
+	due, err := r.apply(ctx, seen, plan)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	again := resync
+	if plan.Again > 0 {
+		again = min(again, plan.Again)
+	}
+	if !due.IsZero() {
+		again = min(again, max(between, due.Sub(r.now())))
+	}
+	return reconcile.Result{RequeueAfter: again}, nil
+}

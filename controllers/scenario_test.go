@@ -1,0 +1,425 @@
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// TestScenarios plays whole stories: Decide beside simulated workers, each with
+// one device. A tick is one second; it prints what the plan did and which
+// conditions changed. Sizes are in GiB.
+//
+//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m]
+//	model NAME size=N [replicas=N | min=N max=N] [idle=5m] [uri=U] [names=a,b] [priority=N] [suspend] [age=N]
+//	source URI size=N | error=REASON    what a reading of its header says
+//	worker NAME capacity=N              for workers made later: capacity of all
+//	tick [n=1]                          n seconds
+//	demand MODEL held=N                 at a gateway
+//	run WORKER MODEL n=N                running requests
+//	die WORKER                          the process ends and starts again
+//	mute WORKER / speak WORKER          its reports stop and go on
+//	stale WORKER                        its reports are as before the last assignment, for one tick
+//	remove WORKER                       someone deletes the pod
+//	hold / free                         new pods do not start / do again
+//	delete MODEL
+//	leader                              another operator takes over
+//	show                                Ready of all, and what workers hold
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata/scenarios", func(t *testing.T, path string) {
+		s := &story{now: fixture.Epoch, epoch: 1, capacity: 80, sources: map[string]worker.Inspection{}, sent: map[string]worker.Assignment{},
+			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}
+		datadriven.RunTest(t, path, s.run)
+	})
+}
+
+const gib = 1 << 30
+
+// story is a simulated cluster.
+type story struct {
+	now         time.Time
+	epoch       int64
+	capacity    int
+	pools       []v1alpha1.InferencePool
+	hashes      map[string]string
+	models      []v1alpha1.Model
+	pods        []*pod
+	sources     map[string]worker.Inspection
+	sent        map[string]worker.Assignment
+	inspections map[InspectKey]Inspected
+	held        map[string]int
+	memory      Memory
+	made        int
+	holding     bool
+	out         strings.Builder
+	warned      bool
+}
+
+// pod is a simulated worker.
+type pod struct {
+	Worker
+	process int
+	held    worker.Assignment
+	homes   map[string]*worker.HomeState
+	loaded  map[string]time.Time
+	muted   bool
+	stale   int
+	running map[string]int
+}
+
+func (s *story) run(t *testing.T, d *datadriven.TestData) string {
+	s.out.Reset()
+	name := ""
+	if len(d.CmdArgs) > 0 && len(d.CmdArgs[0].Vals) == 0 {
+		name = d.CmdArgs[0].Key
+	}
+	num := func(key string, or int) int {
+		if d.HasArg(key) {
+			d.ScanArgs(t, key, &or)
+		}
+		return or
+	}
+	text := func(key, or string) string {
+		if d.HasArg(key) {
+			d.ScanArgs(t, key, &or)
+		}
+		return or
+	}
+	duration := func(key string) *metav1.Duration {
+		if !d.HasArg(key) {
+			return nil
+		}
+		v, err := time.ParseDuration(text(key, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &metav1.Duration{Duration: v}
+	}
+	switch d.Cmd {
+	case "pool":
+		p := fixture.NewPool(name, int32(num("min", 0)), int32(num("max", 1)))
+		if d.HasArg("device") {
+			q := resource.NewQuantity(int64(num("device", 0))*gib, resource.BinarySI)
+			p.Spec.Device.Memory = q
+		}
+		if d.HasArg("replicas") {
+			n := int32(num("replicas", 0))
+			p.Spec.Replicas = &n
+		}
+		p.Spec.ScaleDown.After, p.Spec.Update.Drain = duration("after"), duration("drain")
+		s.hashes[p.Namespace+"/"+p.Name] = text("hash", "")
+		if i := slices.IndexFunc(s.pools, func(o v1alpha1.InferencePool) bool { return o.Name == name }); i >= 0 {
+			p.Status, p.Generation = s.pools[i].Status, s.pools[i].Generation+1
+			s.pools[i] = p
+		} else {
+			s.pools = append(s.pools, p)
+		}
+	case "model":
+		m := fixture.NewModel(name)
+		m.CreationTimestamp = metav1.NewTime(fixture.Epoch.Add(time.Duration(-num("age", 0)) * time.Second))
+		m.Spec.Source.URI = text("uri", m.Spec.Source.URI)
+		m.Spec.Priority = int32(num("priority", 0))
+		m.Spec.Suspend = d.HasArg("suspend")
+		if d.HasArg("names") {
+			m.Spec.ServedNames = strings.Split(text("names", ""), "+")
+		}
+		if d.HasArg("replicas") {
+			fixture.Replicas(int32(num("replicas", 0)))(&m)
+		}
+		if d.HasArg("max") {
+			fixture.Autoscaled(int32(num("min", 0)), int32(num("max", 1)))(&m)
+			m.Spec.Autoscaling.IdleAfter = duration("idle")
+		}
+		if d.HasArg("size") {
+			s.sources[m.Spec.Source.URI] = worker.Inspection{Footprint: worker.Footprint{WeightsBytes: int64(num("size", 0)) * gib}, MaxTokens: 512}
+		}
+		if i := slices.IndexFunc(s.models, func(o v1alpha1.Model) bool { return o.Name == name }); i >= 0 {
+			m.Status, m.Generation = s.models[i].Status, s.models[i].Generation+1
+			s.models[i] = m
+		} else {
+			s.models = append(s.models, m)
+		}
+	case "source":
+		in := worker.Inspection{Footprint: worker.Footprint{WeightsBytes: int64(num("size", 0)) * gib}, MaxTokens: 512}
+		if d.HasArg("error") {
+			in = worker.Inspection{Error: &worker.InspectError{Reason: text("error", ""), Message: "model.safetensors: broken"}}
+		}
+		s.sources[name] = in
+	case "capacity":
+		s.capacity = num("gib", 80)
+	case "demand":
+		s.held["default/"+name] = num("held", 0)
+	case "run":
+		s.pod(name).running["default/"+text("model", "")] = num("n", 1)
+	case "die":
+		s.pod(name).start(s)
+	case "mute":
+		s.pod(name).muted = true
+	case "speak":
+		s.pod(name).muted = false
+	case "stale":
+		s.pod(name).stale = num("n", 1)
+	case "cordon":
+		s.pod(name).Leaving = "node n1 is cordoned"
+	case "remove":
+		s.pods = slices.DeleteFunc(s.pods, func(p *pod) bool { return p.Name == name })
+		delete(s.sent, name)
+	case "hold":
+		s.holding = true
+	case "free":
+		s.holding = false
+	case "delete":
+		s.models = slices.DeleteFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
+	case "leader":
+		s.epoch++
+		s.memory, s.sent, s.inspections = Memory{}, map[string]worker.Assignment{}, map[InspectKey]Inspected{}
+	case "tick":
+		for range num("n", 1) {
+			s.tick(t)
+		}
+	case "show":
+		s.show()
+	default:
+		t.Fatalf("unknown command %s", d.Cmd)
+	}
+	if s.out.Len() == 0 {
+		return "ok\n"
+	}
+	return s.out.String()
+}
+
+func (s *story) pod(name string) *pod {
+	for _, p := range s.pods {
+		if p.Name == name {
+			return p
+		}
+	}
+	panic("no pod " + name)
+}
+
+func (s *story) say(format string, args ...any) {
+	fmt.Fprintf(&s.out, "%4ds ", int(s.now.Sub(fixture.Epoch).Seconds()))
+	fmt.Fprintf(&s.out, format+"\n", args...)
+}
+
+func (s *story) tick(t *testing.T) {
+	s.now = s.now.Add(time.Second)
+	for _, p := range s.pods {
+		p.work(s)
+	}
+	seen := s.seen()
+	plan := Decide(seen)
+	s.check(t, seen, plan)
+	s.carryOut(plan)
+}
+
+func (s *story) seen() Seen {
+	seen := Seen{Now: s.now, Epoch: s.epoch, Settled: true, Models: slices.Clone(s.models), Sent: s.sent, Inspections: s.inspections, Memory: s.memory}
+	for _, p := range s.pools {
+		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name]})
+	}
+	for _, p := range s.pods {
+		seen.Workers = append(seen.Workers, p.Worker)
+	}
+	g := worker.GatewayState{Gateway: "g"}
+	for m, n := range s.held {
+		g.Models = append(g.Models, worker.ModelDemand{Model: m, Held: n})
+	}
+	seen.Gateways = []worker.GatewayState{g}
+	return seen
+}
+
+// check holds what must be true of every plan: the order of the input does not
+// matter, and no device is given more than it has.
+func (s *story) check(t *testing.T, seen Seen, plan Plan) {
+	t.Helper()
+	slices.Reverse(seen.Models)
+	slices.Reverse(seen.Pools)
+	slices.Reverse(seen.Workers)
+	again := Decide(seen)
+	if a, b := fmt.Sprint(hash(plan.Assignments), plan.Create, plan.Delete, plan.Inspect), fmt.Sprint(hash(again.Assignments), again.Create, again.Delete, again.Inspect); a != b {
+		t.Errorf("the order of the input matters:\n%s\n%s", a, b)
+	}
+	for name, a := range plan.Assignments {
+		used := map[string]int64{}
+		for _, h := range a.Homes {
+			for _, d := range h.Devices {
+				used[d] += s.sources[h.Source.URI].Footprint.Total()
+			}
+		}
+		for d, n := range used {
+			if n > s.pod(name).Report.Devices[0].CapacityBytes {
+				t.Errorf("%s/%s is given %d GiB", name, d, n/gib)
+			}
+		}
+	}
+}
+
+func (s *story) carryOut(plan Plan) {
+	s.memory = plan.Memory
+	for i := range s.models {
+		before := s.models[i].Status.Conditions
+		s.models[i].Status = plan.Models[i]
+		s.conditions("model "+s.models[i].Name, before, plan.Models[i].Conditions)
+	}
+	for i := range s.pools {
+		before := s.pools[i].Status.Conditions
+		s.pools[i].Status = plan.Pools[i]
+		s.conditions("pool "+s.pools[i].Name, before, plan.Pools[i].Conditions)
+	}
+	for _, name := range sortedKeys(plan.Assignments) {
+		a := plan.Assignments[name]
+		s.sent[name] = a
+		var homes []string
+		for _, h := range a.Homes {
+			n := short(h.Model)
+			if !h.Resident {
+				n += " (asleep)"
+			}
+			homes = append(homes, n)
+		}
+		if a.Drain {
+			homes = append(homes, "drain")
+		}
+		s.say("%s <- %d.%d [%s]", name, a.Epoch, a.Generation, strings.Join(homes, ", "))
+	}
+	for _, in := range plan.Inspect {
+		result, ok := s.sources[in.Request.Source.URI]
+		if !ok {
+			panic("no source " + in.Request.Source.URI)
+		}
+		was := s.inspections[in.Key]
+		is := Inspected{At: s.now, Result: result}
+		if result.Error != nil {
+			is.Attempts = was.Attempts + 1
+		}
+		s.inspections[in.Key] = is
+		s.say("inspect %s on %s", in.Request.Source.URI, in.Worker)
+	}
+	for _, key := range sortedKeys(plan.Create) {
+		for range plan.Create[key] {
+			s.made++
+			p := &pod{Worker: Worker{Name: fmt.Sprintf("%s-%d", short(key), s.made), Pool: key, Hash: s.hashes[key], Created: s.now}, running: map[string]int{}}
+			s.pods = append(s.pods, p)
+			s.say("create %s", p.Name)
+		}
+	}
+	for _, d := range plan.Delete {
+		s.pods = slices.DeleteFunc(s.pods, func(p *pod) bool { return p.Name == d.Worker })
+		delete(s.sent, d.Worker)
+		s.say("delete %s: %s", d.Worker, d.Reason)
+	}
+}
+
+func (s *story) conditions(what string, before, after []metav1.Condition) {
+	for _, c := range status.Transitions(before, after) {
+		if c.Type == v1alpha1.ConditionReady || c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue {
+			s.say("%s %s=%s %s: %s", what, c.Type, c.Status, c.Reason, c.Message)
+		}
+	}
+}
+
+func (s *story) show() {
+	for _, m := range s.models {
+		for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionPlaced, v1alpha1.ConditionReconciling, v1alpha1.ConditionStalled} {
+			if c := status.Find(m.Status.Conditions, kind); c != nil {
+				s.say("model %s %s=%s %s: %s", m.Name, c.Type, c.Status, c.Reason, c.Message)
+			}
+		}
+		s.say("model %s %d/%d %+v", m.Name, m.Status.ReadyReplicas, m.Status.Replicas, m.Status.Summary)
+	}
+	for _, p := range s.pools {
+		s.say("pool %s %+v %d models", p.Name, p.Status.Summary, p.Status.Models)
+	}
+	for _, p := range s.pods {
+		s.say("worker %s holds %v", p.Name, sortedKeys(p.homes))
+	}
+}
+
+// start begins a process: nothing is held, and no report is there.
+func (p *pod) start(s *story) {
+	p.process++
+	p.Running = true
+	p.held, p.homes, p.loaded, p.running = worker.Assignment{}, map[string]*worker.HomeState{}, map[string]time.Time{}, map[string]int{}
+}
+
+// work is one second of a worker: it takes what was sent, loads, and reports.
+func (p *pod) work(s *story) {
+	if p.process == 0 {
+		if s.holding {
+			p.Unschedulable = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+			return
+		}
+		p.Unschedulable = ""
+		p.start(s)
+	}
+	if p.muted {
+		p.Connected = false
+		return
+	}
+	instance := fmt.Sprintf("%s/%d", p.Name, p.process)
+	for _, h := range p.homes { // what was loading is loaded now
+		if h.Phase == worker.PhaseLoading {
+			h.Phase, h.Tier = worker.PhaseResident, worker.TierDevice
+			p.loaded[h.Model] = s.now
+		}
+	}
+	if a, ok := s.sent[p.Name]; ok && a.Instance == instance && p.stale == 0 {
+		p.take(s, a)
+	}
+	if p.stale > 0 {
+		p.stale--
+	}
+	r := &worker.State{Worker: p.Name, Pool: p.Pool, Instance: instance, Time: s.now, Epoch: p.held.Epoch, Generation: p.held.Generation, Draining: p.held.Drain,
+		Devices: []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: int64(s.capacity) * gib}}}
+	for _, key := range sortedKeys(p.homes) {
+		h := *p.homes[key]
+		h.Running = p.running[key]
+		if h.Phase == worker.PhaseResident {
+			h.ResidentSeconds = s.now.Sub(p.loaded[key]).Seconds()
+			r.Devices[0].UsedBytes += h.Footprint.Total()
+		}
+		r.Homes = append(r.Homes, h)
+	}
+	p.Report, p.Heard, p.Connected = r, s.now, true
+	if a, ok := s.sent[p.Name]; ok && (a.Instance != instance || a.Generation == p.held.Generation && a.Epoch == p.held.Epoch) {
+		delete(s.sent, p.Name)
+	}
+}
+
+func (p *pod) take(s *story, a worker.Assignment) {
+	p.held = a
+	wanted := map[string]bool{}
+	for _, h := range a.Homes {
+		wanted[h.Model] = true
+		st := p.homes[h.Model]
+		if st == nil || st.Revision != h.Revision {
+			st = &worker.HomeState{Model: h.Model, Revision: h.Revision, Devices: h.Devices, Phase: worker.PhaseIdle, Tier: worker.TierDisk, Footprint: s.sources[h.Source.URI].Footprint}
+			p.homes[h.Model] = st
+		}
+		st.WantResident = h.Resident
+		if st.Phase == worker.PhaseIdle && (h.Resident || s.held[h.Model] > 0) {
+			st.Phase = worker.PhaseLoading
+		}
+	}
+	for key := range p.homes {
+		if !wanted[key] {
+			if p.running[key] > 0 {
+				p.homes[key].Phase = worker.PhaseDraining
+				continue
+			}
+			delete(p.homes, key)
+		}
+	}
+}

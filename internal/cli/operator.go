@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/estiba/estiba/controllers"
+)
+
+func operatorCommand() *cobra.Command {
+	var o controllers.RunOptions
+	var kubeconfig string
+	cmd := &cobra.Command{
+		Use:   "operator",
+		Short: "Decide which worker holds which model, on Kubernetes",
+		Long: `Watches Models and InferencePools, makes worker pods, gives models their homes
+and says in their conditions what became of them. Several operators may run with
+--leader-elect: one leads.`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error {
+			if o.WorkerImage == "" {
+				return usageError{errors.New("--worker-image is missing: the image of worker pods, usually the operator's own")}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&o.Namespace, "namespace", ownNamespace(), "namespace of Estiba itself: of its lease, its key and its gateways")
+	cmd.Flags().StringSliceVar(&o.Namespaces, "namespaces", nil, "namespaces whose Models and InferencePools are served (default: all)")
+	cmd.Flags().StringVar(&o.WorkerImage, "worker-image", os.Getenv("ESTIBA_WORKER_IMAGE"), "image of worker pods (required)")
+	cmd.Flags().StringVar(&o.KeyFile, "key-file", "", "file with the installation key (default: the Secret estiba-key, made if it is not there)")
+	cmd.Flags().StringVar(&o.Listen, "metrics-listen", ":8082", "address of /metrics, /healthz and /readyz")
+	cmd.Flags().BoolVar(&o.LeaderElect, "leader-elect", false, "lead only while holding the lease")
+	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, the cluster that this runs in, or ~/.kube/config)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))
+		rules := clientcmd.NewDefaultClientConfigLoadingRules()
+		rules.ExplicitPath = kubeconfig
+		config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+		if err != nil {
+			return fmt.Errorf("find the Kubernetes API: %w", err)
+		}
+		config.QPS, config.Burst = 50, 100
+		return controllers.Run(cmd.Context(), config, o)
+	}
+	return cmd
+}
+
+// ownNamespace is that of the pod that this runs in.
+func ownNamespace() string {
+	if text, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
+		return strings.TrimSpace(string(text))
+	}
+	return "estiba-system"
+}
