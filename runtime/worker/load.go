@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
-	"syscall"
 
 	api "github.com/estiba/estiba/api/worker"
-	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/device"
@@ -62,7 +61,9 @@ func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Contex
 	if now := residency.Estimate(m.Config, m.WeightsBytes, c, d.Extent); residency.Need(now) > residency.Need(admitted) {
 		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
 	}
-	progress(0.1)
+	if err := touch(ctx, m, progress); err != nil {
+		return nil, classify(fmt.Errorf("load %s: %w", path, err))
+	}
 	rows, blocks := residency.Rows(c), residency.Blocks(c)
 	p, err := d.backend.Compile(ctx, m.Graph, m.Weights, backend.Limits{
 		MaxTokens: residency.StepTokens, MaxRows: rows, BlockTokens: residency.BlockTokens, Blocks: blocks,
@@ -70,7 +71,6 @@ func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Contex
 	if err != nil {
 		return nil, classify(err)
 	}
-	progress(0.9)
 	err = d.engine.Add(engine.Replica{
 		Name: h.Model, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
 		Vocabulary: m.Config.Vocabulary, Stop: m.Config.EOS,
@@ -91,6 +91,37 @@ func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Contex
 	}, nil
 }
 
+// touch reads a byte of every page of the weights, so that the first request
+// does not wait for the disk, and files that were cut short are found out now.
+func touch(ctx context.Context, m *model.Model, progress func(float64)) error {
+	const page, chunk = 4 << 10, 16 << 20
+	var done int64
+	sum := byte(0)
+	for _, w := range m.Graph.Weights {
+		t, err := m.Weights(w.Name)
+		if err != nil {
+			return err
+		}
+		for data := t.Data; len(data) > 0; {
+			n := min(chunk, len(data))
+			err := weights.Guard(func() error {
+				for i := 0; i < n; i += page {
+					sum ^= data[i]
+				}
+				return ctx.Err()
+			})
+			if err != nil {
+				return fmt.Errorf("tensor %q: %w", w.Name, err)
+			}
+			data = data[n:]
+			done += int64(n)
+			progress(float64(done) / float64(max(m.WeightsBytes, 1)))
+		}
+	}
+	runtime.KeepAlive(sum) // else the reads could be left out
+	return nil
+}
+
 // close ends the requests of a model by the end of ctx and takes it off the
 // device. Its files stay mapped for those who still use it: see Worker.giveBack.
 func (l *Loaded) close(ctx context.Context) {
@@ -101,18 +132,18 @@ func (l *Loaded) close(ctx context.Context) {
 }
 
 // classify gives an error of opening or compiling a reason of the wire. What
-// the machine cannot do now (no memory, no permission) is not the model's fault.
+// the machine cannot do now (no memory, no permission, files that have gone) is
+// not the model's fault, and is tried again.
 func classify(err error) error {
-	var errno syscall.Errno
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
-	case errors.Is(err, weights.ErrUnsupported), errors.Is(err, arch.ErrUnsupported):
+	case errors.Is(err, model.ErrUnsupported):
 		return &fault{api.ReasonUnsupportedModel, err.Error()}
-	case errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist):
-		return &fault{api.ReasonSourceUnavailable, err.Error()}
+	case errors.Is(err, model.ErrInvalid):
+		return &fault{api.ReasonInvalidModel, err.Error()}
 	}
-	return &fault{api.ReasonInvalidModel, err.Error()}
+	return &fault{api.ReasonSourceUnavailable, err.Error()}
 }
 
 // header reads a model's header; what a hostile file may do is this model's failure.

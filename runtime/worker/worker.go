@@ -94,6 +94,7 @@ type Counters struct {
 	Loads, LoadFailures        int64
 	LoadSeconds                float64
 	PromptTokens, OutputTokens int64
+	PrefixQueries, PrefixHits  int64 // tokens
 	Completed                  int64
 }
 
@@ -294,11 +295,11 @@ func (w *Worker) settle() {
 			h.set(api.PhaseRefused, api.ReasonDoesNotFit, r.Message)
 		}
 	}
-	for _, h := range w.homes {
-		// What fits by now is no longer refused, also if nobody wants it at the moment.
-		if d := w.device(h.key.device); h.phase == api.PhaseRefused && !refused[h.want.Model] && d != nil &&
-			residency.Need(h.footprint) <= d.Capacity-w.used(d.Name) {
-			h.set(api.PhaseIdle, "", "")
+	for _, h := range homes {
+		// No longer refused: it waits for memory that is on its way back, or nobody wants it at the moment and it would fit.
+		own, d := w.homes[h.Model], w.device(h.Device)
+		if own.phase == api.PhaseRefused && !refused[h.Model] && (h.Required || h.Waiting > 0 || d != nil && h.Need <= d.Capacity-w.used(d.Name)) {
+			own.set(api.PhaseIdle, "", "")
 		}
 	}
 	if decision.Again.IsZero() {
@@ -361,5 +362,7 @@ func (w *Worker) Counters() map[string]Counters {
 func (c *Counters) add(s engine.Stats) {
 	c.PromptTokens += s.PromptTokens
 	c.OutputTokens += s.OutputTokens
+	c.PrefixQueries += s.Prefix.Queries
+	c.PrefixHits += s.Prefix.Hits
 	c.Completed += s.Completed
 }

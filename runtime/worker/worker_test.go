@@ -1,0 +1,711 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+const mib = 1 << 20
+
+// world stands for disks and devices: models named by their source's URI, with
+// a size, and what goes wrong with them. It watches what is on the device.
+type world struct {
+	t        testing.TB
+	capacity int64
+
+	mu        sync.Mutex
+	size      map[string]int64 // model's path -> bytes
+	measured  map[string]int64 // ... that it really takes, where that differs
+	fetchErr  map[string]error
+	loadErr   map[string]error
+	panics    map[string]bool
+	fetchTime time.Duration
+	loadTime  time.Duration
+	fetched   int // paths that have not been released
+	used      int64
+	loads     map[string]int
+	closed    int
+}
+
+func newWorld(t testing.TB) *world {
+	return &world{
+		t: t, capacity: 10 * mib, size: map[string]int64{}, measured: map[string]int64{}, fetchErr: map[string]error{}, loadErr: map[string]error{},
+		panics: map[string]bool{}, fetchTime: 10 * time.Millisecond, loadTime: 100 * time.Millisecond, loads: map[string]int{},
+	}
+}
+
+// worker starts a worker in the world; it ends with the test's bubble.
+func (o *world) worker(t testing.TB, change func(*Options)) (*Worker, func()) {
+	options := Options{
+		Name: "w0", Pool: "default/cpu", Version: "test", Drain: 10 * time.Second,
+		Devices: []device.Device{{Name: "cpu-0", Kind: "cpu", Extent: 64 << 10, Capacity: o.capacity}},
+		Fetch:   o.fetch, Release: o.release, Log: slog.New(slog.DiscardHandler),
+	}
+	if change != nil {
+		change(&options)
+	}
+	w, err := New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.inspect, w.load = o.inspect, o.load
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	return w, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if o.used != 0 || o.fetched != 0 {
+			t.Errorf("the worker has ended, and %d bytes are on the device, %d paths are held", o.used, o.fetched)
+		}
+	}
+}
+
+func (o *world) fetch(ctx context.Context, src api.Source, progress func(float64)) (string, error) {
+	progress(0.5)
+	select {
+	case <-time.After(o.fetchTime):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := o.fetchErr[src.URI]; err != nil {
+		return "", err
+	}
+	o.fetched++
+	return src.URI, nil
+}
+
+func (o *world) release(string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fetched--
+}
+
+func (o *world) inspect(path string) (model.Header, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, ok := o.size[path]
+	if !ok {
+		return model.Header{}, fmt.Errorf("broken header: %w", model.ErrInvalid)
+	}
+	return model.Header{Architecture: "llama", WeightsBytes: n, Config: arch.Config{MaxPositions: 512}}, nil
+}
+
+func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error) {
+	o.mu.Lock()
+	f := admitted
+	if n, ok := o.measured[path]; ok {
+		f.WeightsBytes = n
+	}
+	f.Measured = true
+	o.used += residency.Need(admitted)
+	if o.used > d.Capacity {
+		o.t.Errorf("%d bytes on a device of %d", o.used, d.Capacity)
+	}
+	err, panics := o.loadErr[path], o.panics[path]
+	o.mu.Unlock()
+	free := func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.used -= residency.Need(admitted)
+		o.closed++
+	}
+	progress(0.5)
+	select {
+	case <-time.After(o.loadTime):
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if panics {
+		free()
+		panic("index out of range")
+	}
+	if err != nil {
+		free()
+		return nil, err
+	}
+	p := &program{free: free}
+	if err := d.engine.Add(engine.Replica{Name: h.Model, Program: p, Blocks: 64, BlockTokens: 16, MaxTokens: c.MaxTokens, Vocabulary: 4}); err != nil {
+		free()
+		return nil, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.loads[h.Model]++
+	return &Loaded{Home: h, Engine: d.engine, Replica: h.Model, MaxTokens: c.MaxTokens, program: p, footprint: f}, nil
+}
+
+// program gives token 1 for ever, one in 10 ms.
+type program struct {
+	free   func()
+	closed bool
+}
+
+func (p *program) Run(_ context.Context, b batching.Batch, out *backend.Out) error {
+	time.Sleep(10 * time.Millisecond)
+	out.Logits = make([]float32, b.Logits()*4)
+	for i := range b.Logits() {
+		out.Logits[4*i+1] = 1
+	}
+	return nil
+}
+func (p *program) Bytes() backend.Bytes { return backend.Bytes{} }
+func (p *program) Close() error {
+	if p.closed {
+		return errors.New("closed twice")
+	}
+	p.closed = true
+	p.free()
+	return nil
+}
+
+// home describes a model for an assignment: its path is its name.
+func (o *world) home(name string, size int64, change ...func(*api.Home)) api.Home {
+	if size > 0 {
+		o.mu.Lock()
+		o.size["/m/"+name] = size
+		o.mu.Unlock()
+	}
+	h := api.Home{
+		Model: "ns/" + name, Revision: "1", ServedNames: []string{name}, Source: api.Source{URI: "/m/" + name},
+		Format: "AsStored", Devices: []string{"cpu-0"}, Resident: true,
+	}
+	for _, f := range change {
+		f(&h)
+	}
+	return h
+}
+
+func asleep(h *api.Home)   { h.Resident = false }
+func draining(h *api.Home) { h.Draining = true }
+
+var generation int64
+
+func assign(t testing.TB, w *Worker, homes ...api.Home) {
+	t.Helper()
+	generation++
+	if r := w.Assign(api.Assignment{Epoch: 1, Generation: generation, Instance: w.instance, Homes: homes}); r != nil {
+		t.Fatalf("refused: %+v", r)
+	}
+}
+
+// brief writes the homes of a state: "a:Resident b:Failed(InvalidModel)".
+func brief(w *Worker) string {
+	var s []string
+	for _, h := range w.State().Homes {
+		one := path.Base(h.Model) + ":" + string(h.Phase)
+		if h.Reason != "" {
+			one += "(" + h.Reason + ")"
+		}
+		s = append(s, one)
+	}
+	return strings.Join(s, " ")
+}
+
+func after(t testing.TB, w *Worker, d time.Duration, want string) {
+	t.Helper()
+	time.Sleep(d)
+	synctest.Wait()
+	if got := brief(w); got != want {
+		t.Fatalf("after %s: %q, want %q", d, got, want)
+	}
+}
+
+func TestHomeComesAndGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		after(t, w, 0, "")
+		assign(t, w, o.home("a", mib), o.home("b", mib, asleep))
+		after(t, w, 5*time.Millisecond, "a:Fetching b:Fetching")
+		after(t, w, 20*time.Millisecond, "a:Loading b:Idle")
+		if s := w.State(); s.Homes[1].Tier != api.TierDisk || s.Homes[1].Footprint.WeightsBytes != mib || s.Homes[0].Progress != 0.5 || s.Devices[0].UsedBytes != mib {
+			t.Errorf("%+v", s)
+		}
+		after(t, w, 100*time.Millisecond, "a:Resident b:Idle")
+		l, release, err := w.Use(t.Context(), "ns/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		events, err := l.Engine.Submit(ctx, engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Millisecond)
+		if s := w.State().Homes[0]; s.Running != 1 || s.Waiting != 0 || s.IdleSeconds != 0 || s.KVUsed == 0 {
+			t.Errorf("%+v", s)
+		}
+		for range events {
+		}
+		cancel()
+		release()
+		release() // twice is once
+		time.Sleep(time.Second)
+		if s := w.State().Homes[0]; s.Running != 0 || s.Completed != 1 || s.IdleSeconds != 1 || s.Tier != api.TierDevice || s.ResidentSeconds < 1 {
+			t.Errorf("%+v", s)
+		}
+		assign(t, w, o.home("b", mib, asleep))
+		after(t, w, 0, "b:Idle")
+		if o.used != 0 || o.fetched != 1 {
+			t.Errorf("%d bytes, %d paths", o.used, o.fetched)
+		}
+		if c := w.Counters()["ns/a"]; c.Completed != 1 || c.OutputTokens != 4 || c.Loads != 1 || c.LoadSeconds < 0.1 {
+			t.Errorf("%+v", c)
+		}
+		if _, _, err := w.Use(t.Context(), "ns/a"); !errors.Is(err, ErrLacks) {
+			t.Errorf("Use after it went: %v", err)
+		}
+	})
+}
+
+func TestAssignmentOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		send := func(epoch, generation int64, instance string) string {
+			r := w.Assign(api.Assignment{Epoch: epoch, Generation: generation, Instance: instance, Homes: []api.Home{o.home(fmt.Sprintf("m%d-%d", epoch, generation), mib)}})
+			if r == nil {
+				return ""
+			}
+			if r.Instance != w.instance || r.Message == "" {
+				t.Errorf("%+v", r)
+			}
+			return r.Reason
+		}
+		for i, c := range []struct {
+			epoch, generation int64
+			instance, want    string
+			homes             string
+		}{
+			{3, 5, "another", api.RefusedInstance, ""},
+			{3, 5, "", api.RefusedInstance, ""},
+			{3, 5, w.instance, "", "m3-5:Fetching"},
+			{3, 4, w.instance, api.RefusedOlder, "m3-5:Fetching"},
+			{2, 9, w.instance, api.RefusedOlder, "m3-5:Fetching"},
+			{3, 5, w.instance, "", "m3-5:Fetching"},
+			{4, 1, w.instance, "", "m4-1:Fetching"},
+			{3, 6, w.instance, api.RefusedOlder, "m4-1:Fetching"},
+		} {
+			got := send(c.epoch, c.generation, c.instance)
+			synctest.Wait()
+			if homes := brief(w); got != c.want || homes != c.homes {
+				t.Errorf("%d: got %q, %q; want %q, %q", i, got, homes, c.want, c.homes)
+			}
+		}
+		// The same pair with other homes changes nothing.
+		w.Assign(api.Assignment{Epoch: 4, Generation: 1, Instance: w.instance})
+		synctest.Wait()
+		if s := w.State(); len(s.Homes) != 1 || s.Epoch != 4 || s.Generation != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestRequestsShareOneWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		assign(t, w, o.home("a", mib, asleep, func(h *api.Home) { h.IdleSeconds = 30 }))
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() { // some before it is fetched
+				time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+				_, release, err := w.Use(t.Context(), "ns/a")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(time.Second)
+				release()
+			})
+		}
+		wg.Wait()
+		if o.loads["ns/a"] != 1 {
+			t.Errorf("%d loads", o.loads["ns/a"])
+		}
+		after(t, w, 28*time.Second, "a:Resident")
+		after(t, w, 3*time.Second, "a:Idle") // 30 s after the last request
+		if o.used != 0 {
+			t.Errorf("%d bytes", o.used)
+		}
+		if _, release, err := w.Use(t.Context(), "ns/a"); err != nil || o.loads["ns/a"] != 2 {
+			t.Errorf("woken again: %v", err)
+		} else {
+			release()
+		}
+		// Who gives up while it loads leaves nothing behind.
+		after(t, w, time.Minute, "a:Idle")
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, _, err := w.Use(ctx, "ns/a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("gave up: %v", err)
+		}
+		after(t, w, time.Second, "a:Resident")
+		after(t, w, time.Minute, "a:Idle")
+	})
+}
+
+type refusedSource struct{}
+
+func (refusedSource) Error() string  { return "outside the roots" }
+func (refusedSource) Reason() string { return api.ReasonDigestMismatch }
+
+func TestFailuresStayWithTheirModel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		o.fetchErr["/m/gone"] = errors.New("connection refused")
+		o.fetchErr["/m/other"] = refusedSource{}
+		o.loadErr["/m/tensor"] = &fault{api.ReasonInvalidModel, "tensor missing"}
+		o.panics["/m/panic"] = true
+		assign(t, w,
+			o.home("good", mib), o.home("gone", mib), o.home("other", mib), o.home("header", 0), o.home("tensor", mib), o.home("panic", mib),
+			o.home("int4", mib, func(h *api.Home) { h.Format = "Int4" }),
+			o.home("wide", mib, func(h *api.Home) { h.Devices = []string{"cpu-0", "cpu-1"} }),
+			o.home("lost", mib, func(h *api.Home) { h.Devices = []string{"gpu-9"} }),
+		)
+		want := "gone:Failed(SourceUnavailable) good:Resident header:Failed(InvalidModel) int4:Failed(UnsupportedModel) lost:Failed(DoesNotFit) " +
+			"other:Failed(DigestMismatch) panic:Failed(InvalidModel) tensor:Failed(InvalidModel) wide:Failed(UnsupportedModel)"
+		after(t, w, 500*time.Millisecond, want)
+		_, _, err := w.Use(t.Context(), "ns/tensor")
+		if u, ok := errors.AsType[*UnavailableError](err); !ok || u.Reason != api.ReasonInvalidModel || u.Message != "tensor missing" || u.RetryAfter <= 0 {
+			t.Errorf("Use of a broken model: %v", err)
+		}
+		// For an hour nothing changes but the number of tries, which is small.
+		for range 60 {
+			after(t, w, time.Minute, want)
+		}
+		if c := w.Counters(); c["ns/tensor"].LoadFailures > 20 || c["ns/panic"].LoadFailures > 20 || c["ns/good"].Loads != 1 {
+			t.Errorf("tries: %+v", c)
+		}
+		if used := w.State().Devices[0].UsedBytes; used != mib || o.used != mib {
+			t.Errorf("%d bytes, %d really", used, o.used)
+		}
+		// The source comes back; within its longest pause the model serves.
+		o.mu.Lock()
+		delete(o.fetchErr, "/m/gone")
+		o.mu.Unlock()
+		after(t, w, time.Minute+time.Second, strings.Replace(want, "gone:Failed(SourceUnavailable)", "gone:Resident", 1))
+		// A new revision is tried at once.
+		o.mu.Lock()
+		delete(o.loadErr, "/m/tensor")
+		o.mu.Unlock()
+		assign(t, w, o.home("tensor", mib, func(h *api.Home) { h.Revision = "2" }))
+		after(t, w, time.Second, "tensor:Resident")
+	})
+}
+
+func TestRequestsEndBeforeTheirModelGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		use := func() (*Loaded, func()) {
+			t.Helper()
+			l, release, err := w.Use(t.Context(), "ns/a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l, release
+		}
+		lacks := func() {
+			t.Helper()
+			if _, _, err := w.Use(t.Context(), "ns/a"); !errors.Is(err, ErrLacks) {
+				t.Fatalf("got %v", err)
+			}
+		}
+		// Named no more: 421 at once, gone when the request has ended.
+		assign(t, w, o.home("a", mib))
+		after(t, w, time.Second, "a:Resident")
+		_, release := use()
+		assign(t, w)
+		after(t, w, 5*time.Second, "a:Draining")
+		lacks()
+		if s := w.State(); s.Devices[0].UsedBytes != mib || s.Homes[0].Tier != api.TierDevice {
+			t.Errorf("%+v", s)
+		}
+		release()
+		after(t, w, 0, "")
+
+		// Named again while it drains: it serves again, loaded anew.
+		assign(t, w, o.home("a", mib))
+		after(t, w, time.Second, "a:Resident")
+		_, release = use()
+		assign(t, w)
+		after(t, w, time.Second, "a:Draining")
+		assign(t, w, o.home("a", mib))
+		release()
+		after(t, w, time.Second, "a:Resident")
+
+		// A new revision: the old request ends with the old one, a new request waits for the new.
+		old, release := use()
+		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }))
+		after(t, w, time.Second, "a:Draining")
+		got := make(chan *Loaded)
+		go func() {
+			l, release := use()
+			release()
+			got <- l
+		}()
+		time.Sleep(time.Second)
+		release()
+		if l := <-got; l == old || l.Home.Revision != "2" || l.footprint.WeightsBytes != 2*mib {
+			t.Errorf("%+v", l)
+		}
+
+		// A request that does not end is ended after the drain time.
+		l, release := use()
+		events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 400})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 400})
+		assign(t, w, o.home("a", 2*mib, draining, func(h *api.Home) { h.Revision = "2" }))
+		for range 3 {
+			<-events
+		}
+		lacks()
+		after(t, w, 11*time.Second, "a:Draining")
+		if used := w.State().Devices[0].UsedBytes; used != 0 || o.used != 0 {
+			t.Errorf("%d bytes", used)
+		}
+		var last engine.Event
+		for e := range events {
+			last = e
+		}
+		if last.Finish == "" {
+			t.Errorf("the request has not ended: %+v", last)
+		}
+		release()
+
+		// Undone: it comes back.
+		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }))
+		after(t, w, time.Second, "a:Resident")
+	})
+}
+
+func TestWorkerDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		a, b := o.home("a", mib), o.home("b", mib, asleep)
+		assign(t, w, a, b)
+		after(t, w, time.Second, "a:Resident b:Idle")
+		_, release, err := w.Use(t.Context(), "ns/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Asked for by the operator, and taken back.
+		generation++
+		w.Assign(api.Assignment{Epoch: 1, Generation: generation, Instance: w.instance, Drain: true, Homes: []api.Home{a, b}})
+		if _, _, err := w.Use(t.Context(), "ns/b"); !errors.Is(err, ErrLacks) || !w.State().Draining {
+			t.Errorf("drains: %v", err)
+		}
+		assign(t, w, a, b)
+		if w.Draining() {
+			t.Error("still drains")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests") {
+			t.Errorf("Drain with a request that runs: %v", err)
+		}
+		time.AfterFunc(3*time.Second, release)
+		began := time.Now()
+		if err := w.Drain(t.Context()); err != nil || time.Since(began) != 3*time.Second {
+			t.Errorf("Drain: %v after %s", err, time.Since(began))
+		}
+		assign(t, w, a, b) // for good
+		if !w.State().Draining {
+			t.Error("takes requests again")
+		}
+	})
+}
+
+func TestEvictionAndRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		a, b, c := o.home("a", 6*mib, asleep), o.home("b", 6*mib, asleep), o.home("c", 11*mib)
+		assign(t, w, a, b, c)
+		after(t, w, time.Second, "a:Idle b:Idle c:Refused(DoesNotFit)")
+		if got := w.State().Homes[2].Message; got != "Needs 11 MiB; cpu-0 has 10 MiB in all." {
+			t.Errorf("message %q", got)
+		}
+		use := func(name string) func() {
+			t.Helper()
+			_, release, err := w.Use(t.Context(), "ns/"+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return release
+		}
+		use("a")()
+		release := use("b") // takes a's place
+		after(t, w, 0, "a:Idle b:Resident c:Refused(DoesNotFit)")
+		_, _, err := w.Use(t.Context(), "ns/a") // b is busy
+		u, ok := errors.AsType[*UnavailableError](err)
+		if !ok || u.Reason != api.ReasonDoesNotFit || !strings.Contains(u.Message, "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 requests)") {
+			t.Errorf("got %v", err)
+		}
+		release()
+		use("a")()
+		// Refused, and admitted when the account changes.
+		assign(t, w, o.home("a", 6*mib), o.home("b", 6*mib))
+		after(t, w, time.Second, "a:Resident b:Refused(DoesNotFit)")
+		assign(t, w, o.home("b", 6*mib))
+		after(t, w, time.Second, "b:Resident")
+	})
+}
+
+func TestLoadThatTakesMoreThanItSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		o.measured["/m/liar"] = 8 * mib
+		assign(t, w, o.home("good", 4*mib), o.home("liar", 4*mib))
+		after(t, w, time.Second, "good:Resident liar:Refused(DoesNotFit)")
+		if s := w.State(); s.Devices[0].UsedBytes != 4*mib || !s.Homes[1].Footprint.Measured {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		states := w.Watch(ctx)
+		var at []time.Time
+		began := time.Now()
+		time.AfterFunc(2500*time.Millisecond, func() { assign(t, w, o.home("a", mib)) })
+		for s := range states {
+			at = append(at, time.Now())
+			if len(s.Homes) > 0 && s.Homes[0].Phase == api.PhaseResident {
+				cancel()
+			}
+		}
+		for i, when := range at[1:] {
+			if gap := when.Sub(at[i]); gap < 50*time.Millisecond || gap > time.Second {
+				t.Errorf("state %d came %s after the one before", i+1, gap)
+			}
+		}
+		if at[0] != began || len(at) < 5 || time.Since(began) > 3*time.Second {
+			t.Errorf("states at %v", at)
+		}
+	})
+}
+
+// TestStorm throws random assignments, requests and faults at a worker with
+// little room. The world checks the device at each load; at the end nothing is left.
+func TestStorm(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 7))
+			o := newWorld(t)
+			w, end := o.worker(t, func(o *Options) { o.Drain = 500 * time.Millisecond })
+			defer end()
+			for i := range 10 {
+				name := fmt.Sprintf("/m/m%d", i)
+				o.size[name] = int64(1+rng.IntN(7)) * mib
+				switch rng.IntN(8) {
+				case 0:
+					o.loadErr[name] = errors.New("broken")
+				case 1:
+					o.fetchErr[name] = errors.New("unreachable")
+				case 2:
+					o.panics[name] = true
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var wg sync.WaitGroup
+			for i := range 30 {
+				r := rand.New(rand.NewPCG(seed, uint64(i)))
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						limit, done := context.WithTimeout(ctx, time.Duration(1+r.IntN(3000))*time.Millisecond)
+						l, release, err := w.Use(limit, fmt.Sprintf("ns/m%d", r.IntN(12)))
+						if err == nil {
+							if events, err := l.Engine.Submit(limit, engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 1 + r.IntN(30)}); err == nil {
+								for range events {
+								}
+							} else {
+								time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+							}
+							release()
+						}
+						done()
+						time.Sleep(time.Duration(r.IntN(400)) * time.Millisecond)
+					}
+				})
+			}
+			for range 60 {
+				var homes []api.Home
+				for i := range 10 {
+					if rng.IntN(4) == 0 {
+						continue
+					}
+					homes = append(homes, o.home(fmt.Sprintf("m%d", i), 0, func(h *api.Home) {
+						h.Resident, h.NeverEvict, h.Draining = rng.IntN(3) == 0, rng.IntN(8) == 0, rng.IntN(8) == 0
+						h.EvictionOrder, h.IdleSeconds = rng.IntN(3), float64(rng.IntN(3))/5
+						h.Revision = fmt.Sprint(rng.IntN(2))
+					}))
+				}
+				assign(t, w, homes...)
+				time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)
+				s := w.State()
+				if d := s.Devices[0]; d.UsedBytes < 0 || d.UsedBytes > d.CapacityBytes {
+					t.Errorf("account %+v", d)
+				}
+			}
+			cancel()
+			wg.Wait()
+			assign(t, w)
+			after(t, w, 5*time.Second, "")
+			if s := w.State(); s.Devices[0].UsedBytes != 0 || o.used != 0 || o.fetched != 0 {
+				t.Errorf("seed %d: left %d bytes in the account, %d on the device, %d paths", seed, s.Devices[0].UsedBytes, o.used, o.fetched)
+			}
+			total := 0
+			for _, n := range o.loads {
+				total += n
+			}
+			if total < 10 {
+				t.Errorf("seed %d: only %d loads", seed, total)
+			}
+		})
+	}
+}
