@@ -46,7 +46,7 @@ var rules = map[string]rule{
 	"internal/gateway":    {ours: []string{"api/...", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},
 	"internal/source":     {ours: []string{"api/worker"}, deny: kubernetes},
 	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/source", "runtime/device", "runtime/server", "runtime/worker"}},
-	"internal/inspect":    {ours: []string{"runtime/..."}, deny: kubernetes},
+	"internal/inspect":    {ours: []string{"api/worker", "runtime/..."}, deny: kubernetes},
 	"internal/run":        {ours: []string{"runtime/..."}, deny: kubernetes},
 	"internal/top":        {ours: []string{"api/..."}},
 	"internal/fixture":    {ours: []string{"api/...", "runtime/tensor"}},

@@ -85,9 +85,31 @@ func normalize(steps []step, text string) string {
 	return text
 }
 
-// Open reads the tokenizer of a checkpoint's folder: tokenizer.json, else
-// tokenizer.model. A folder without either is fs.ErrNotExist.
-func Open(dir string) (*Tokenizer, error) {
+// Open reads the tokenizer of a checkpoint: a folder's tokenizer.json, else its
+// tokenizer.model; or what a .gguf file has. Without any it is fs.ErrNotExist.
+func Open(path string) (*Tokenizer, error) {
+	if strings.EqualFold(filepath.Ext(path), ".gguf") {
+		return openGGUF(path)
+	}
+	return openFolder(path)
+}
+
+func openGGUF(path string) (*Tokenizer, error) {
+	h, err := weights.Read(path)
+	if err != nil {
+		return nil, err
+	}
+	t, err := FromGGUF(h.Fields)
+	if err == nil && t == nil {
+		err = fmt.Errorf("tokenizer.ggml.model: %w: the file has no tokenizer", fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return t, nil
+}
+
+func openFolder(dir string) (*Tokenizer, error) {
 	const limit = 128 << 20
 	read := func(name string) ([]byte, error) { return weights.ReadSmallFile(filepath.Join(dir, name), limit) }
 	name := "tokenizer.json"
@@ -97,10 +119,10 @@ func Open(dir string) (*Tokenizer, error) {
 	case err == nil:
 		t, err = ParseJSON(text)
 	case errors.Is(err, fs.ErrNotExist):
-		name = "tokenizer.model"
-		if text, err = read(name); err != nil {
-			break
+		if text, err = read("tokenizer.model"); err != nil {
+			break // the folder has neither
 		}
+		name = "tokenizer.model"
 		var config []byte
 		if config, err = read("tokenizer_config.json"); err == nil || errors.Is(err, fs.ErrNotExist) {
 			t, err = ParseSentencePiece(text, config)

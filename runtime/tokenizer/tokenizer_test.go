@@ -41,11 +41,7 @@ func ours(t testing.TB) map[string]*Tokenizer {
 
 func ofGGUF(t testing.TB, path string) *Tokenizer {
 	t.Helper()
-	h, err := weights.Read(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tok, err := FromGGUF(h.Fields)
+	tok, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,6 +466,10 @@ func TestOpen(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Open(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("an empty folder: %v", err)
+	}
+	fixture.WriteFile(t, filepath.Join(dir, "m.gguf"), fixture.GGUF(nil, nil, nil))
+	if _, err := Open(filepath.Join(dir, "m.gguf")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file without a tokenizer: %v", err)
 	}
 	fixture.WriteFile(t, filepath.Join(dir, "tokenizer.json"), []byte("{"))
 	if _, err := Open(dir); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "tokenizer.json") {

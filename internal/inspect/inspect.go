@@ -1,0 +1,98 @@
+// Package inspect shows what a model's headers say. Start with Run.
+package inspect
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+// Options of the command.
+type Options struct {
+	JSON bool // one JSON object
+}
+
+// Result is what the command prints; its JSON is a contract.
+type Result struct {
+	Architecture  string    `json:"architecture"`
+	Parameters    int64     `json:"parameters"`
+	Format        string    `json:"format"`         // "safetensors" or "gguf"
+	WeightFormats []string  `json:"weight_formats"` // the one with most bytes first
+	ContextLength int       `json:"context_length"` // tokens
+	Vocabulary    int       `json:"vocabulary"`
+	Layers        int       `json:"layers"`
+	Footprint     Footprint `json:"footprint"`
+}
+
+// Footprint is what a replica needs on a device, before rounding to extents.
+type Footprint struct {
+	WeightsBytes    int64 `json:"weights_bytes"`
+	KVBytesPerToken int64 `json:"kv_bytes_per_token"`
+	WorkspaceBytes  int64 `json:"workspace_bytes"` // of a replica with the default context
+}
+
+// Run reads the headers of the model at path and writes what they say to out.
+func Run(_ context.Context, out io.Writer, path string, o Options) error {
+	h, err := model.Inspect(path)
+	if err != nil {
+		return err
+	}
+	r := result(h)
+	if o.JSON {
+		return json.NewEncoder(out).Encode(r)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, row := range [][2]any{
+		{"Architecture", r.Architecture},
+		{"Parameters", r.Parameters},
+		{"Format", fmt.Sprintf("%s (%s)", r.Format, strings.Join(r.WeightFormats, ", "))},
+		{"Context length", fmt.Sprintf("%d tokens", r.ContextLength)},
+		{"Vocabulary", r.Vocabulary},
+		{"Layers", r.Layers},
+		{"Weights", bytes(r.Footprint.WeightsBytes)},
+		{"KV per token", bytes(r.Footprint.KVBytesPerToken)},
+		{"Workspace", bytes(r.Footprint.WorkspaceBytes)},
+	} {
+		fmt.Fprintf(w, "%v:\t%v\n", row[0], row[1])
+	}
+	return w.Flush()
+}
+
+func result(h model.Header) Result {
+	c, _ := residency.Clamp(worker.Context{}, h.Config.MaxPositions)
+	return Result{
+		Architecture:  h.Architecture,
+		Parameters:    h.Parameters,
+		Format:        h.Format,
+		WeightFormats: h.Stored,
+		ContextLength: h.Config.MaxPositions,
+		Vocabulary:    h.Config.Vocabulary,
+		Layers:        h.Config.Layers,
+		Footprint: Footprint{
+			WeightsBytes:    h.WeightsBytes,
+			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
+			WorkspaceBytes:  arch.WorkspaceBytes(h.Config, residency.StepTokens, residency.Rows(c)),
+		},
+	}
+}
+
+// bytes writes a size for people: 525.0 KiB.
+func bytes(n int64) string {
+	units := []string{"KiB", "MiB", "GiB", "TiB"}
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	size, unit := float64(n)/1024, 0
+	for size >= 1024 && unit < len(units)-1 {
+		size, unit = size/1024, unit+1
+	}
+	return fmt.Sprintf("%.1f %s", size, units[unit])
+}

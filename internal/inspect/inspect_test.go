@@ -1,0 +1,51 @@
+package inspect
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestRun(t *testing.T) {
+	var out strings.Builder
+	if err := Run(t.Context(), &out, fixture.Model("stories260K/stories260K-f16.gguf"), Options{JSON: true}); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	workspace, _ := got["footprint"].(map[string]any)["workspace_bytes"].(float64)
+	if workspace < 256*64*4 || workspace > 8<<20 {
+		t.Errorf("workspace of %v bytes", workspace)
+	}
+	want := map[string]any{
+		"architecture": "llama", "parameters": 260032.0, "format": "gguf", "weight_formats": []any{"F16", "F32"},
+		"context_length": 512.0, "vocabulary": 512.0, "layers": 5.0,
+		"footprint": map[string]any{"weights_bytes": 521472.0, "kv_bytes_per_token": 1280.0, "workspace_bytes": workspace},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+
+	out.Reset()
+	if err := Run(t.Context(), &out, fixture.HugeModel(t, t.TempDir()), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, says := range []string{"safetensors (F32)", "512 tokens", "Weights:         950.0 GiB", "KV per token:    640.0 KiB"} {
+		if !strings.Contains(out.String(), says) {
+			t.Errorf("does not say %q:\n%s", says, out.String())
+		}
+	}
+}
+
+func TestBytes(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 537600: "525.0 KiB", 1 << 40: "1.0 TiB", 1 << 52: "4096.0 TiB"} {
+		if got := bytes(n); got != want {
+			t.Errorf("%d bytes are %q, want %q", n, got, want)
+		}
+	}
+}
