@@ -88,8 +88,8 @@ func TestParseHFRefuses(t *testing.T) {
 		config, field string
 		want          error
 	}{
-		{with("rope_scaling", `{"rope_type": "llama3", "factor": 8.0}`), "rope_scaling.", arch.ErrUnsupported},
-		{with("rope_scaling", `{"type": "linear", "factor": 2}`), "rope_scaling.", arch.ErrUnsupported},
+		{with("rope_scaling", `{"rope_type": "llama3", "factor": 8.0}`), "rope_scaling.rope_type", arch.ErrUnsupported},
+		{with("rope_scaling", `{"type": "linear", "factor": 2}`), "rope_scaling.type", arch.ErrUnsupported},
 		{with("rope_parameters", `{"rope_type": "yarn", "rope_theta": 1}`), "rope_parameters.rope_type", arch.ErrUnsupported},
 		{with("rope_parameters", `7`), "rope_parameters", arch.ErrInvalid},
 		{with("attention_bias", "true"), "attention_bias", arch.ErrUnsupported},

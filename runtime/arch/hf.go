@@ -248,23 +248,22 @@ func (f *fields) ropeParameters(name string, theta *float64) {
 		f.fail(name, fmt.Errorf("is %s, not an object: %w", clip(f.raw[name]), ErrInvalid))
 		return
 	}
+	for _, key := range []string{"rope_type", "type"} {
+		kind := "default"
+		if p.decode(key, "a name", &kind); kind != "default" {
+			f.fail(name+"."+key, fmt.Errorf("is %q: %w", kind, ErrUnsupported))
+		}
+	}
+	p.number("rope_theta", theta)
+	one := 1.0
+	if p.number("partial_rotary_factor", &one); one != 1 {
+		f.fail(name+".partial_rotary_factor", fmt.Errorf("is %v: %w", one, ErrUnsupported))
+	}
 	for _, key := range slices.Sorted(maps.Keys(p.raw)) {
 		switch key {
-		case "type", "rope_type":
-			kind := "default"
-			p.decode(key, "a name", &kind)
-			if kind != "default" {
-				f.fail(name+"."+key, fmt.Errorf("is %q: %w", kind, ErrUnsupported))
-			}
-		case "rope_theta":
-			p.number(key, theta)
-		case "partial_rotary_factor":
-			one := 1.0
-			if p.number(key, &one); one != 1 {
-				f.fail(name+"."+key, fmt.Errorf("is %v: %w", one, ErrUnsupported))
-			}
+		case "rope_type", "type", "rope_theta", "partial_rotary_factor":
 		default:
-			f.fail(name+"."+key, fmt.Errorf("is not known: %w", ErrUnsupported))
+			f.fail(name+"."+clip([]byte(key)), fmt.Errorf("is not known: %w", ErrUnsupported))
 		}
 	}
 	if f.err == nil {
