@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -24,7 +25,13 @@ func NewClient(dial Dial) *http.Client {
 	}
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext:         dial,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := dial(ctx, network, address)
+				if err != nil {
+					return nil, err
+				}
+				return conn{c}, nil
+			},
 			DisableCompression:  true, // bytes pass through as they are
 			MaxIdleConnsPerHost: 512,  // a gateway has as many requests in flight at one worker
 			IdleConnTimeout:     90 * time.Second,
@@ -32,6 +39,36 @@ func NewClient(dial Dial) *http.Client {
 			ReadBufferSize:      16 << 10,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// conn writes long bodies in large pieces from pooled memory; net.TCPConn would
+// allocate 32 KiB for each request, and make four times as many system calls.
+type conn struct{ net.Conn }
+
+var pieces = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+
+// ReadFrom is what a transport writes a request's body with. It waits for whole
+// pieces: bodies here are in memory.
+func (c conn) ReadFrom(r io.Reader) (total int64, err error) {
+	buf := pieces.Get().(*[]byte)
+	defer pieces.Put(buf)
+	for {
+		n, err := io.ReadFull(r, *buf)
+		if n > 0 {
+			written, err := c.Write((*buf)[:n])
+			total += int64(written)
+			if err != nil {
+				return total, err
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
+			return total, nil
+		default:
+			return total, err
+		}
 	}
 }
 
