@@ -129,7 +129,7 @@ func (r *Reconciler) workerPods(pods []corev1.Pod, owners map[uid]string) []owne
 func (r *Reconciler) sync(workers []ownedPod, pods []corev1.Pod) {
 	var targets []fleet.Target
 	for _, w := range workers {
-		if url := r.url(w.Pod, workerPort); url != "" {
+		if url := podURL(w.Pod, workerPort); url != "" {
 			targets = append(targets, fleet.Target{Worker: w.Name, Pool: w.pool, URL: url, Token: fleet.PoolToken(r.options.Key, w.pool)})
 		}
 	}
@@ -140,7 +140,7 @@ func (r *Reconciler) sync(workers []ownedPod, pods []corev1.Pod) {
 		if p.Namespace != r.options.Namespace || p.Labels[v1alpha1.LabelComponent] != "gateway" || !p.DeletionTimestamp.IsZero() {
 			continue
 		}
-		if url := r.url(p, gatewayPort); url != "" {
+		if url := podURL(p, gatewayPort); url != "" {
 			targets = append(targets, fleet.Target{Worker: p.Name, URL: url, Token: fleet.GatewayToken(r.options.Key)})
 		}
 	}

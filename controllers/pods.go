@@ -90,10 +90,9 @@ func usable(t v1alpha1.PodTemplate) error {
 func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
 	no, yes, id := false, true, int64(user)
 	grace := int64((orElse(p.Spec.Update.Drain, defaultDrain) + 30*time.Second).Seconds())
-	size := resource.MustParse("10Gi")
-	if p.Spec.Cache.Size != nil {
-		size = *p.Spec.Cache.Size
-	}
+	// A file that is being fetched may exceed the worker's own bound for a while.
+	size := cacheSize(p)
+	size = *resource.NewQuantity(size.Value()/4*5, resource.BinarySI)
 	return v1alpha1.PodTemplate{
 		ObjectMeta: metav1.ObjectMeta{
 			Labels: map[string]string{
@@ -143,12 +142,15 @@ func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
 }
 
 func workerArgs(p *v1alpha1.InferencePool) []string {
+	size := cacheSize(p)
 	args := []string{"worker",
 		"--name=$(ESTIBA_WORKER_NAME)",
 		"--pool=" + p.Namespace + "/" + p.Name,
 		fmt.Sprintf("--listen=:%d", workerPort),
 		"--token-file=" + tokenPath + "/token",
 		"--cache-dir=" + cachePath,
+		"--cache-size=" + size.String(),
+		"--drain=" + orElse(p.Spec.Update.Drain, defaultDrain).String(),
 	}
 	for _, root := range p.Spec.ModelRoots {
 		args = append(args, "--model-root="+root)
@@ -160,6 +162,14 @@ func workerArgs(p *v1alpha1.InferencePool) []string {
 		args = append(args, "--headroom="+h)
 	}
 	return args
+}
+
+// cacheSize bounds the worker's disk cache.
+func cacheSize(p *v1alpha1.InferencePool) resource.Quantity {
+	if p.Spec.Cache.Size != nil {
+		return *p.Spec.Cache.Size
+	}
+	return resource.MustParse("10Gi")
 }
 
 // workerMemory asks for the host slab and what the process needs beside it.

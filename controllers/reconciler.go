@@ -44,8 +44,6 @@ type Options struct {
 	Identity    string // as the lease has it; empty: there is no other operator
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
-	// URL says where a pod listens; nil: at its address. For tests without a kubelet.
-	URL func(pod *corev1.Pod, port int) string
 }
 
 // Reconciler is the placement loop on Kubernetes: one key, one decision at a time.
@@ -59,7 +57,6 @@ type Reconciler struct {
 	log      *slog.Logger
 	metrics  *metrics
 	now      func() time.Time
-	url      func(*corev1.Pod, int) string
 	changed  chan event.GenericEvent
 
 	// What follows belongs to the one goroutine that reconciles.
@@ -85,13 +82,10 @@ func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
 	r := &Reconciler{
 		options: o, client: mgr.GetClient(), live: mgr.GetAPIReader(), events: mgr.GetEventRecorder("estiba-operator"),
 		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
-		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, url: o.URL, changed: make(chan event.GenericEvent, 1),
+		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, changed: make(chan event.GenericEvent, 1),
 		models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{},
 		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, made: map[uid]*corev1.Pod{}, deleted: map[uid]bool{},
 		podOf: map[string]*corev1.Pod{}, inspections: map[InspectKey]Inspected{},
-	}
-	if r.url == nil {
-		r.url = podURL
 	}
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })
 	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))

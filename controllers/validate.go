@@ -42,7 +42,7 @@ func DefaultedPool(p v1alpha1.InferencePool) v1alpha1.InferencePool {
 	if p.Namespace == "" {
 		p.Namespace = metav1.NamespaceDefault
 	}
-	if p.Spec.Workers == (v1alpha1.WorkerRange{}) {
+	if p.Spec.Workers.Max == 0 { // which also stands for a field that is not there
 		p.Spec.Workers.Max = 1
 	}
 	if p.Spec.AllowedNamespaces.From == "" {

@@ -46,10 +46,11 @@ type InferencePoolList struct {
 type InferencePoolSpec struct {
 	// Workers bounds the number of worker pods; the placement loop chooses within.
 	// +optional
-	// +kubebuilder:default={}
+	// +kubebuilder:default={min: 0, max: 1}
 	Workers WorkerRange `json:"workers,omitempty"`
 
-	// Replicas fixes the number of workers within spec.workers. It is the scale path for other autoscalers.
+	// Replicas fixes the number of workers within spec.workers. It is the scale path for other autoscalers,
+	// and a HorizontalPodAutoscaler needs it to be there.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Replicas *int32 `json:"replicas,omitempty"`
@@ -84,7 +85,7 @@ type InferencePoolSpec struct {
 
 	// AllowedNamespaces says whose Models may come here.
 	// +optional
-	// +kubebuilder:default={}
+	// +kubebuilder:default={from: Same}
 	AllowedNamespaces AllowedNamespaces `json:"allowedNamespaces,omitempty"`
 
 	// Update says how workers are replaced when the template changes.

@@ -64,6 +64,7 @@ type ModelSpec struct {
 
 	// Precision says how small the weights may be made.
 	// +optional
+	// +kubebuilder:default={format: AsStored}
 	Precision Precision `json:"precision,omitempty"`
 
 	// Context is the room that is always kept for requests (the KV floor).
@@ -71,7 +72,8 @@ type ModelSpec struct {
 	Context Context `json:"context,omitempty"`
 
 	// Replicas is a fixed number of replicas. At most one of replicas and
-	// autoscaling may be given; neither means one replica.
+	// autoscaling may be given; neither means one replica. A HorizontalPodAutoscaler
+	// needs it to be there (the API server cannot read a scale without it), kubectl scale does not.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
