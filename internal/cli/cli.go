@@ -44,6 +44,7 @@ var commands = []func() *cobra.Command{
 	tokenizeCommand,
 	topCommand,
 	versionCommand,
+	workerCommand,
 }
 
 func rootCommand() *cobra.Command {
