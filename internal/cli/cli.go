@@ -42,6 +42,7 @@ var commands = []func() *cobra.Command{
 	operatorCommand,
 	runCommand,
 	tokenizeCommand,
+	serveCommand,
 	topCommand,
 	versionCommand,
 	workerCommand,

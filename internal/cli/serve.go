@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/estiba/estiba/internal/standalone"
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+func serveCommand() *cobra.Command {
+	var (
+		o      standalone.Options
+		memory string
+	)
+	cmd := &cobra.Command{
+		Use:   "serve -f FILE|DIR",
+		Short: "Serve the Models of manifest files on this machine, without Kubernetes",
+		Long: `Serve runs the operator's decisions, a gateway and workers in one process, on the
+same manifests that a cluster takes. The files are watched. Without an
+InferencePool among them there is one, "default", that may read whatever this
+user may read.`,
+		Example: `  estiba serve -f models.yaml
+  estiba serve -f manifests/ --listen 127.0.0.1:9000 --memory 2Gi`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().StringVarP(&o.Path, "filename", "f", "", "manifest file, or folder of manifest files (required)")
+	cmd.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the gateway")
+	cmd.Flags().StringVar(&memory, "memory", "", "memory that models may use, over all pools (default: 80 % of what is available)")
+	cmd.Flags().StringVar(&o.CacheDir, "cache-dir", "", "where fetched models are kept (default: estiba in the user's cache folder)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if o.Path == "" {
+			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}
+		}
+		if memory != "" {
+			q, err := resource.ParseQuantity(memory)
+			if err != nil || q.Value() <= 0 {
+				return usageError{fmt.Errorf("--memory %q: write a size such as 2Gi", memory)}
+			}
+			o.Memory = q.Value()
+		}
+		o.Version = Version()
+		o.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		return standalone.Run(cmd.Context(), o)
+	}
+	return cmd
+}

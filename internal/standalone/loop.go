@@ -1,0 +1,363 @@
+package standalone
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/fleet"
+	"github.com/estiba/estiba/internal/gateway"
+	"github.com/google/uuid"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+const (
+	filesEvery = time.Second            // how often files are looked at
+	atMost     = 100 * time.Millisecond // between two decisions
+)
+
+// loop is the placement loop of this process: files and reports in, decisions
+// of controllers.Decide out. One goroutine runs it.
+type loop struct {
+	server   *Server
+	hosts    *hosts
+	workers  *fleet.Fleet // the operator's
+	routes   *fleet.Fleet // the gateway's
+	gateways *fleet.Gateways
+	key      []byte
+	metrics  *metrics
+
+	started     map[string]started // worker -> ...
+	inspections map[controllers.InspectKey]controllers.Inspected
+	inspected   chan inspectAnswer
+	memory      controllers.Memory
+	budget      budget
+}
+
+type started struct {
+	pool    string
+	hash    string
+	created time.Time
+}
+
+type inspectAnswer struct {
+	key    controllers.InspectKey
+	result worker.Inspection
+}
+
+func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.Gateways, key []byte, metrics *metrics) *loop {
+	return &loop{
+		server: s, hosts: h, workers: workers, routes: routes, gateways: gateways, key: key, metrics: metrics,
+		started:     map[string]started{},
+		inspections: map[controllers.InspectKey]controllers.Inspected{},
+		inspected:   make(chan inspectAnswer, 64),
+		budget:      budget{total: s.o.Memory, taken: map[string]int64{}},
+	}
+}
+
+func (l *loop) run(ctx context.Context) {
+	files := time.NewTicker(filesEvery)
+	defer files.Stop()
+	last := stamp(l.server.o.Path)
+	for {
+		again := l.decide(ctx)
+		soonest := time.After(atMost)
+		var later <-chan time.Time
+		if again > 0 {
+			later = time.After(again)
+		}
+		for changed := false; !changed; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-files.C:
+				if now := stamp(l.server.o.Path); now != last {
+					last, changed = now, true
+					l.reload()
+				}
+			case <-l.workers.Changed():
+				changed = true
+			case <-l.gateways.Changed():
+				changed = true
+			case a := <-l.inspected:
+				l.keep(a)
+				changed = true
+			case <-later:
+				changed = true
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-soonest:
+		}
+	}
+}
+
+// reload reads the files again. What cannot be read leaves everything as it is.
+func (l *loop) reload() {
+	s := l.server
+	fresh, err := Read(s.o.Path)
+	if err != nil {
+		s.o.Log.Error("manifests changed but cannot be used; what was there before goes on", "error", err)
+		return
+	}
+	old := s.objects()
+	s.setObjects(carryOver(old, withDefaultPool(fresh)))
+	s.o.Log.Info("manifests read again", "models", len(fresh.Models), "pools", len(fresh.Pools))
+}
+
+// decide observes, decides and applies once, and says when to look again.
+func (l *loop) decide(ctx context.Context) time.Duration {
+	objects := l.server.objects()
+	seen := l.observe(objects)
+	plan := controllers.Decide(seen)
+	l.memory = plan.Memory
+	l.apply(ctx, objects, plan)
+	return plan.Again
+}
+
+func (l *loop) observe(objects Manifests) controllers.Seen {
+	seen := controllers.Seen{
+		Now: time.Now(), Epoch: 1, Settled: true,
+		Models:      objects.Models,
+		Namespaces:  map[string]map[string]string{},
+		Gateways:    l.gateways.Reports(),
+		Sent:        l.workers.Sent(),
+		Inspections: maps.Clone(l.inspections),
+		Memory:      l.memory,
+	}
+	for _, p := range objects.Pools {
+		seen.Pools = append(seen.Pools, controllers.Pool{InferencePool: p, Hash: hashOf(p)})
+	}
+	for _, m := range objects.Models {
+		seen.Namespaces[m.Namespace] = map[string]string{"kubernetes.io/metadata.name": m.Namespace}
+	}
+	refusals := l.workers.Refusals()
+	reports := map[string]fleet.Report{}
+	for _, r := range l.workers.Workers() {
+		reports[r.Worker] = r
+	}
+	for name, w := range l.started {
+		at := controllers.Worker{Name: name, Pool: w.pool, Hash: w.hash, Created: w.created, Running: true}
+		if r, known := reports[name]; known && !r.Seen.IsZero() {
+			at.Report, at.Heard, at.Connected = &r.State, r.Seen, r.Connected
+		}
+		if r, refused := refusals[name]; refused {
+			at.Refusal = &r
+		}
+		seen.Workers = append(seen.Workers, at)
+	}
+	return seen
+}
+
+func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Plan) {
+	log := l.server.o.Log
+	for name, a := range plan.Assignments {
+		l.workers.Send(name, a)
+	}
+	for _, i := range plan.Inspect {
+		before := l.inspections[i.Key]
+		before.Pending, before.At = true, time.Now()
+		l.inspections[i.Key] = before
+		go l.inspect(ctx, i)
+	}
+	for _, p := range objects.Pools {
+		for range plan.Create[p.Namespace+"/"+p.Name] {
+			if err := l.start(p); err != nil {
+				log.Error("worker not started", "pool", p.Name, "error", err)
+			}
+		}
+	}
+	for _, d := range plan.Delete {
+		log.Info("worker ended", "worker", d.Worker, "reason", d.Reason)
+		l.hosts.remove(d.Worker)
+		delete(l.started, d.Worker)
+		l.budget.give(d.Worker)
+	}
+	if len(plan.Create) > 0 || len(plan.Delete) > 0 {
+		l.sync()
+	}
+	for i := range objects.Models {
+		l.announce(&objects.Models[i], plan.Models[i])
+	}
+	l.server.setObjects(withStatus(objects, plan))
+	l.server.gateway.SetModels(gateway.FromResources(l.server.objects().Models))
+}
+
+// announce logs a change of a Model's readiness, as an event would on Kubernetes.
+func (l *loop) announce(m *v1alpha1.Model, status v1alpha1.ModelStatus) {
+	before, after := readyCondition(m.Status.Conditions), readyCondition(status.Conditions)
+	if after == nil || before != nil && before.Reason == after.Reason && before.Status == after.Status {
+		return
+	}
+	l.server.o.Log.Info("model", "model", controllers.Key(m), "ready", string(after.Status), "reason", after.Reason, "message", after.Message)
+}
+
+func (l *loop) inspect(ctx context.Context, i controllers.Inspect) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	result, err := l.workers.Inspect(ctx, i.Worker, i.Request)
+	if err != nil {
+		result = worker.Inspection{Error: &worker.InspectError{Reason: worker.ReasonSourceUnavailable, Message: err.Error()}}
+	}
+	select {
+	case l.inspected <- inspectAnswer{i.Key, result}:
+	case <-ctx.Done():
+	}
+}
+
+func (l *loop) keep(a inspectAnswer) {
+	kept := controllers.Inspected{At: time.Now(), Result: a.result}
+	if a.result.Error != nil {
+		kept.Attempts = l.inspections[a.key].Attempts + 1
+	}
+	l.inspections[a.key] = kept
+}
+
+// start makes a worker of a pool in this process.
+func (l *loop) start(p v1alpha1.InferencePool) error {
+	name := p.Name + "-" + strings.ToLower(rand.Text()[:5])
+	memory, err := l.budget.take(name, p, l.server.objects().Pools)
+	if err != nil {
+		return err
+	}
+	w, err := l.newWorker(name, p, memory)
+	if err != nil {
+		l.budget.give(name)
+		return err
+	}
+	l.hosts.add(name, w)
+	l.started[name] = started{pool: p.Namespace + "/" + p.Name, hash: hashOf(p), created: time.Now()}
+	l.server.o.Log.Info("worker started", "worker", name, "pool", p.Name, "memoryBytes", memory)
+	return nil
+}
+
+// sync tells both fleets which workers there are.
+func (l *loop) sync() {
+	var targets []fleet.Target
+	for name, w := range l.started {
+		targets = append(targets, fleet.Target{Worker: name, Pool: w.pool, URL: "http://" + name + ":80", Token: fleet.PoolToken(l.key, w.pool)})
+	}
+	l.workers.Sync(targets)
+	l.routes.Sync(targets)
+}
+
+// hashOf names what a worker of this process is made from.
+func hashOf(p v1alpha1.InferencePool) string {
+	return fmt.Sprint(p.Spec.ModelRoots, p.Spec.Memory, p.Spec.Device.Memory, p.Spec.Cache)
+}
+
+// budget divides the memory for models among the workers of this process.
+type budget struct {
+	total int64
+	taken map[string]int64 // worker -> bytes
+}
+
+// take gives a new worker what its pool asks for, or an equal share of what the
+// pools that do not ask leave.
+func (b *budget) take(name string, p v1alpha1.InferencePool, pools []v1alpha1.InferencePool) (int64, error) {
+	free := b.total
+	for _, n := range b.taken {
+		free -= n
+	}
+	want := int64(0)
+	if p.Spec.Device.Memory != nil {
+		want = p.Spec.Device.Memory.Value()
+	} else {
+		rest, shares := b.total, int64(0)
+		for _, q := range pools {
+			if q.Spec.Device.Memory != nil {
+				rest -= q.Spec.Device.Memory.Value() * int64(q.Spec.Workers.Max)
+			} else {
+				shares += int64(q.Spec.Workers.Max)
+			}
+		}
+		want = rest / max(shares, 1)
+	}
+	if want <= 0 || want > free {
+		return 0, fmt.Errorf("pool %s/%s: a worker wants %s and %s of %s is free: raise --memory or lower spec.device.memory or spec.workers.max",
+			p.Namespace, p.Name, quantity(max(want, 0)), quantity(free), quantity(b.total))
+	}
+	b.taken[name] = want
+	return want, nil
+}
+
+func (b *budget) give(name string) { delete(b.taken, name) }
+
+// finish gives an object what an API server would: defaults, checks, identity.
+func finish(object client.Object, created time.Time) error {
+	object.SetUID(types.UID(uuid.NewString()))
+	object.SetGeneration(1)
+	object.SetCreationTimestamp(metav1.NewTime(created))
+	switch o := object.(type) {
+	case *v1alpha1.Model:
+		o.Status = v1alpha1.ModelStatus{}
+		*o = controllers.Defaulted(*o)
+		return controllers.Validate(*o)
+	case *v1alpha1.InferencePool:
+		o.Status = v1alpha1.InferencePoolStatus{}
+		*o = controllers.DefaultedPool(*o)
+		return controllers.ValidatePool(*o)
+	}
+	return nil
+}
+
+// carryOver keeps the identity and status of objects that were there before.
+func carryOver(old, fresh Manifests) Manifests {
+	models := map[string]v1alpha1.Model{}
+	for _, m := range old.Models {
+		models[controllers.Key(&m)] = m
+	}
+	for i := range fresh.Models {
+		m := &fresh.Models[i]
+		if was, ok := models[controllers.Key(m)]; ok {
+			same := reflect.DeepEqual(was.Spec, m.Spec)
+			m.UID, m.CreationTimestamp, m.Status = was.UID, was.CreationTimestamp, was.Status
+			m.Generation = generation(was.Generation, same)
+		}
+	}
+	pools := map[string]v1alpha1.InferencePool{}
+	for _, p := range old.Pools {
+		pools[p.Namespace+"/"+p.Name] = p
+	}
+	for i := range fresh.Pools {
+		p := &fresh.Pools[i]
+		if was, ok := pools[p.Namespace+"/"+p.Name]; ok {
+			same := reflect.DeepEqual(was.Spec, p.Spec)
+			p.UID, p.CreationTimestamp, p.Status = was.UID, was.CreationTimestamp, was.Status
+			p.Generation = generation(was.Generation, same)
+		}
+	}
+	return fresh
+}
+
+func generation(was int64, same bool) int64 {
+	if same {
+		return was
+	}
+	return was + 1
+}
+
+// withStatus is objects with what the plan says of them.
+func withStatus(objects Manifests, plan controllers.Plan) Manifests {
+	out := Manifests{Models: make([]v1alpha1.Model, len(objects.Models)), Pools: make([]v1alpha1.InferencePool, len(objects.Pools))}
+	copy(out.Models, objects.Models)
+	copy(out.Pools, objects.Pools)
+	for i := range out.Models {
+		out.Models[i].Status = plan.Models[i]
+	}
+	for i := range out.Pools {
+		out.Pools[i].Status = plan.Pools[i]
+	}
+	return out
+}

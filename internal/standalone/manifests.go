@@ -1,0 +1,183 @@
+package standalone
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	sigyaml "sigs.k8s.io/yaml"
+)
+
+// maxManifestBytes bounds one file of manifests.
+const maxManifestBytes = 8 << 20
+
+// Manifests are the objects that files describe, checked and with defaults.
+type Manifests struct {
+	Models []v1alpha1.Model
+	Pools  []v1alpha1.InferencePool
+}
+
+// Read reads a file, or every .yaml, .yml and .json file of a folder, in the
+// order of their names. Every error names the file and the document in it.
+func Read(path string) (Manifests, error) {
+	files, err := manifestFiles(path)
+	if err != nil {
+		return Manifests{}, err
+	}
+	var all Manifests
+	seen := map[string]string{} // kind namespace/name -> file
+	for _, file := range files {
+		if err := all.readFile(file, seen); err != nil {
+			return Manifests{}, fmt.Errorf("read %s: %w", file, err)
+		}
+	}
+	return all, nil
+}
+
+func manifestFiles(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read manifests: %w", err)
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("read manifests: %w", err)
+	}
+	var files []string
+	for _, e := range entries {
+		if slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) && !strings.HasPrefix(e.Name(), ".") {
+			files = append(files, filepath.Join(path, e.Name()))
+		}
+	}
+	return files, nil
+}
+
+func (m *Manifests) readFile(file string, seen map[string]string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxManifestBytes+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxManifestBytes {
+		return fmt.Errorf("larger than %d MiB: split it", maxManifestBytes>>20)
+	}
+	created := time.Time{}
+	if info, err := f.Stat(); err == nil {
+		created = info.ModTime()
+	}
+	docs := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
+	for i := 1; ; i++ {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("document %d: %w", i, err)
+		}
+		if len(bytes.TrimSpace(stripComments(doc))) == 0 {
+			continue
+		}
+		if err := m.add(doc, file, created, seen); err != nil {
+			return fmt.Errorf("document %d: %w", i, err)
+		}
+	}
+}
+
+// add decodes one document; unknown fields are errors, as with kubectl.
+func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[string]string) error {
+	var head struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Metadata   struct {
+			Name string `json:"name"`
+		} `json:"metadata"`
+	}
+	if err := sigyaml.Unmarshal(doc, &head); err != nil {
+		return err
+	}
+	if want := v1alpha1.GroupVersion.String(); head.APIVersion != want {
+		return fmt.Errorf("apiVersion is %q: estiba serve reads %s", head.APIVersion, want)
+	}
+	var object client.Object
+	switch head.Kind {
+	case "Model":
+		object = &v1alpha1.Model{}
+	case "InferencePool":
+		object = &v1alpha1.InferencePool{}
+	default:
+		return fmt.Errorf("kind is %q: estiba serve reads Model and InferencePool", head.Kind)
+	}
+	if err := sigyaml.UnmarshalStrict(doc, object); err != nil {
+		return fmt.Errorf("%s %q: %w", head.Kind, head.Metadata.Name, err)
+	}
+	if object.GetName() == "" {
+		return fmt.Errorf("%s without metadata.name: give it one", head.Kind)
+	}
+	if object.GetNamespace() == "" {
+		object.SetNamespace("default")
+	}
+	key := head.Kind + " " + object.GetNamespace() + "/" + object.GetName()
+	if other, twice := seen[key]; twice {
+		return fmt.Errorf("%s is also in %s: remove one of them", key, other)
+	}
+	seen[key] = file
+	if err := finish(object, created); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	switch o := object.(type) {
+	case *v1alpha1.Model:
+		m.Models = append(m.Models, *o)
+	case *v1alpha1.InferencePool:
+		m.Pools = append(m.Pools, *o)
+	}
+	return nil
+}
+
+func stripComments(doc []byte) []byte {
+	var kept []byte
+	for line := range bytes.Lines(doc) {
+		if t := bytes.TrimSpace(line); len(t) > 0 && t[0] != '#' && !bytes.Equal(t, []byte("---")) {
+			kept = append(kept, line...)
+		}
+	}
+	return kept
+}
+
+// stamp identifies the content of a path cheaply, to see changes.
+func stamp(path string) string {
+	files, err := manifestFiles(path)
+	if err != nil {
+		return err.Error()
+	}
+	var s strings.Builder
+	for _, f := range files {
+		info, err := os.Stat(f)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			fmt.Fprintf(&s, "%s %v\n", f, err)
+			continue
+		}
+		fmt.Fprintf(&s, "%s %d %d\n", f, info.Size(), info.ModTime().UnixNano())
+	}
+	return s.String()
+}

@@ -1,0 +1,247 @@
+// Package standalone runs Estiba on one machine without Kubernetes: the
+// operator's decisions, a gateway and workers in one process, on the same
+// manifests read from files. Start with Run. What is decided is decided by
+// controllers.Decide; this package observes files and workers, and applies.
+package standalone
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fleet"
+	"github.com/estiba/estiba/internal/gateway"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Options of Run.
+type Options struct {
+	Path     string // a manifest file, or a folder of them; watched
+	Listen   string // address of the gateway
+	Memory   int64  // bytes that models may use, over all pools; 0: what the machine can give
+	Version  string // of the program
+	CacheDir string // where fetched models are kept; empty: the user's cache folder
+	Log      *slog.Logger
+}
+
+// gatewayName is what the gateway of this process is called; it has a dot, so that no worker's name can be it.
+const gatewayName = "estiba.gateway"
+
+// Server is one standalone process.
+type Server struct {
+	o       Options
+	gateway *gateway.Gateway
+	loop    *loop
+
+	mu        sync.Mutex
+	manifests Manifests // with the statuses of the last decision
+}
+
+// Run serves until ctx ends, then drains.
+func Run(ctx context.Context, o Options) error {
+	manifests, err := Read(o.Path)
+	if err != nil {
+		return err
+	}
+	manifests = withDefaultPool(manifests)
+
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer l.Close()
+
+	key := []byte(rand.Text())
+	hosts := newHosts()
+	client := fleet.NewClient(hosts.dial)
+	metrics := newMetrics()
+	workers := fleet.New(client, fleet.Options{Log: o.Log})
+	defer workers.Sync(nil)
+	routes := fleet.New(client, fleet.Options{Log: o.Log})
+	defer routes.Sync(nil)
+	s := &Server{o: o, manifests: manifests}
+	s.gateway = gateway.New(routes, gateway.Options{
+		Name: gatewayName, Log: o.Log, Registry: metrics.own,
+		Token: func() string { return fleet.GatewayToken(key) },
+	})
+	defer s.gateway.Close()
+	hosts.add(gatewayName, newHost(s.gateway))
+	gateways := fleet.NewGateways(client, fleet.Options{Log: o.Log})
+	defer gateways.Sync(nil)
+	gateways.Sync([]fleet.Target{{Worker: gatewayName, URL: "http://" + gatewayName + ":80", Token: fleet.GatewayToken(key)}})
+	s.loop = newLoop(s, hosts, workers, routes, gateways, key, metrics)
+
+	srv := &http.Server{Handler: s.handler(metrics), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	o.Log.Info("listening", "address", l.Addr().String())
+
+	loopCtx, stopLoop := context.WithCancel(context.Background())
+	looped := make(chan struct{})
+	go func() {
+		defer close(looped)
+		s.loop.run(loopCtx)
+	}()
+
+	var failed error
+	select {
+	case <-ctx.Done():
+	case failed = <-served:
+	}
+	o.Log.Info("draining")
+	drainCtx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(drainCtx); err != nil {
+		srv.Close() // requests that outlive the drain end with an error
+	}
+	stopLoop()
+	<-looped
+	hosts.closeAll()
+	if errors.Is(failed, http.ErrServerClosed) {
+		return nil
+	}
+	return failed
+}
+
+// withDefaultPool adds a pool when the manifests have none: one worker that
+// holds the Models of every namespace and reads what its user may read.
+func withDefaultPool(m Manifests) Manifests {
+	if len(m.Pools) > 0 {
+		return m
+	}
+	pool := v1alpha1.InferencePool{
+		ObjectMeta: metav1.ObjectMeta{Name: "default", Namespace: "default"},
+		Spec: v1alpha1.InferencePoolSpec{
+			Workers:           v1alpha1.WorkerRange{Min: 1, Max: 1},
+			AllowedNamespaces: v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesAll},
+		},
+	}
+	m.Pools = append(m.Pools, pool)
+	return m
+}
+
+// handler is the gateway's, plus the objects and this process's own readiness.
+func (s *Server) handler(metrics *metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", s.gateway)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if waiting := s.undecided(); waiting != "" {
+			http.Error(w, waiting, http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	s.readOnly(mux)
+	return mux
+}
+
+// undecided says which Model is neither served nor has said why not.
+func (s *Server) undecided() string {
+	for _, m := range s.objects().Models {
+		ready := readyCondition(m.Status.Conditions)
+		switch {
+		case ready == nil || m.Status.ObservedGeneration != m.Generation:
+			return fmt.Sprintf("model %s/%s: nothing has been decided yet", m.Namespace, m.Name)
+		case ready.Status == metav1.ConditionTrue:
+		case ready.Reason == v1alpha1.ReasonLoading || ready.Reason == v1alpha1.ReasonWaitingForWorker:
+			return fmt.Sprintf("model %s/%s: %s", m.Namespace, m.Name, ready.Message)
+		}
+	}
+	return ""
+}
+
+func readyCondition(conditions []metav1.Condition) *metav1.Condition {
+	for i := range conditions {
+		if conditions[i].Type == v1alpha1.ConditionReady {
+			return &conditions[i]
+		}
+	}
+	return nil
+}
+
+// objects are the manifests with the statuses of the last decision.
+func (s *Server) objects() Manifests {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.manifests
+}
+
+func (s *Server) setObjects(m Manifests) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.manifests = m
+}
+
+// hosts are the workers of this process, by name.
+type hosts struct {
+	mu  sync.Mutex
+	all map[string]*host
+}
+
+type host struct {
+	listener *fleet.Listener
+	stop     func()
+}
+
+// newHost serves a handler in memory.
+func newHost(handler http.Handler) *host {
+	l := fleet.Listen()
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = srv.Serve(l) }() // it ends with Close, and can end with nothing else
+	return &host{listener: l, stop: func() { srv.Close() }}
+}
+
+func newHosts() *hosts { return &hosts{all: map[string]*host{}} }
+
+// dial connects to a worker of this process; it is a fleet.Dial.
+func (h *hosts) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	name, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	to := h.all[name]
+	h.mu.Unlock()
+	if to == nil {
+		return nil, fmt.Errorf("dial %s: there is no such worker", name)
+	}
+	return to.listener.Dial(ctx, network, address)
+}
+
+func (h *hosts) add(name string, w *host) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all[name] = w
+}
+
+func (h *hosts) remove(name string) {
+	h.mu.Lock()
+	w := h.all[name]
+	delete(h.all, name)
+	h.mu.Unlock()
+	if w != nil {
+		w.stop()
+	}
+}
+
+func (h *hosts) closeAll() {
+	h.mu.Lock()
+	all := h.all
+	h.all = map[string]*host{}
+	h.mu.Unlock()
+	for _, w := range all {
+		w.stop()
+	}
+}
+
+func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }

@@ -1,0 +1,216 @@
+package standalone
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fixture"
+)
+
+const model = `apiVersion: estiba.dev/v1alpha1
+kind: Model
+metadata: {name: %s}
+spec:
+  source: {uri: "file://%s"}
+`
+
+func TestRead(t *testing.T) {
+	valid := fmt.Sprintf(model, "stories", "/models/stories")
+	for name, c := range map[string]struct{ text, says string }{
+		"valid, with comments and an empty document": {"# a comment\n---\n# nothing\n---\n" + valid, ""},
+		"twice":                {valid + "---\n" + valid, "remove one of them"},
+		"unknown field":        {valid + "  sequences: 3\n", `unknown field "spec.sequences"`},
+		"other group":          {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "estiba serve reads estiba.dev/v1alpha1"},
+		"other kind":           {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
+		"no name":              {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
+		"a rule is broken":     {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},
+		"not YAML":             {"apiVersion: [", "document 1"},
+		"replicas and scaling": {valid + "  replicas: 1\n  autoscaling: {min: 0, max: 1}\n", "exclude each other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "m.yaml")
+			write(t, file, c.text)
+			m, err := Read(file)
+			if c.says == "" {
+				if err != nil || len(m.Models) != 1 || m.Models[0].Namespace != "default" || m.Models[0].UID == "" {
+					t.Fatalf("Read = %+v, %v; want one finished Model", m, err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), file) {
+				t.Fatalf("Read says %v, want the file and %q", err, c.says)
+			}
+		})
+	}
+}
+
+func TestServe(t *testing.T) {
+	folder := t.TempDir()
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
+	url := serve(t, folder, 64<<20)
+	eventually(t, "ready", func() error { return get(url+"/readyz", nil) })
+
+	const once = ", there was a little girl named Lily"
+	if got := complete(t, url, "stories", 10); got != once {
+		t.Fatalf("the model says %q, want %q", got, once)
+	}
+
+	// A second file: another precision beside the first, in the same worker.
+	write(t, filepath.Join(folder, "b.yaml"), fmt.Sprintf(model, "half", fixture.Model("stories260K/stories260K-f16.gguf")))
+	eventually(t, "half serves", func() error { return serves(url, "half") })
+	if got := complete(t, url, "half", 10); got != once {
+		t.Fatalf("the model says %q, want %q", got, once)
+	}
+	var models v1alpha1.ModelList
+	if err := get(url+"/apis/estiba.dev/v1alpha1/models", &models); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := models.Items[0].Status.Placements[0], models.Items[1].Status.Placements[0]; a.Worker != b.Worker {
+		t.Errorf("the models are in two workers: %s, %s", a.Worker, b.Worker)
+	}
+
+	// A file that cannot be used leaves everything as it is.
+	write(t, filepath.Join(folder, "c.yaml"), "kind: Pod")
+	time.Sleep(2 * filesEvery)
+	if got := complete(t, url, "stories", 10); got != once {
+		t.Fatalf("the model says %q, want %q", got, once)
+	}
+	if err := os.Remove(filepath.Join(folder, "c.yaml")); err != nil {
+		t.Fatal(err)
+	}
+
+	// A Model that goes is not served any more; its neighbour is.
+	if err := os.Remove(filepath.Join(folder, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "half is gone", func() error {
+		if serves(url, "half") == nil {
+			return fmt.Errorf("it still serves")
+		}
+		return get(url+"/v1/models/stories", nil)
+	})
+}
+
+func TestServeSaysWhyNot(t *testing.T) {
+	folder := t.TempDir()
+	huge := fixture.HugeModel(t, t.TempDir())
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "huge", huge)+"---\n"+fmt.Sprintf(model, "nowhere", "/does/not/exist"))
+	url := serve(t, folder, 64<<20)
+	eventually(t, "reasons", func() error {
+		if err := reason(url, "huge", v1alpha1.ReasonDoesNotFit); err != nil {
+			return err
+		}
+		return reason(url, "nowhere", v1alpha1.ReasonSourceUnavailable)
+	})
+}
+
+// serve runs a Server until the test ends and returns its URL.
+func serve(t *testing.T, path string, memory int64) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	go func() {
+		ended <- Run(ctx, Options{Path: path, Listen: address, Memory: memory, CacheDir: t.TempDir(), Version: "test", Log: log})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return "http://" + address
+}
+
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func get(url string, into any) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s: %s", url, resp.Status, body)
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(body, into)
+}
+
+func complete(t *testing.T, url, model string, tokens int) string {
+	t.Helper()
+	body, _ := json.Marshal(map[string]any{"model": model, "prompt": "Once upon a time", "max_tokens": tokens, "temperature": 0})
+	resp, err := http.Post(url+"/v1/completions", "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	var answer struct{ Choices []struct{ Text string } }
+	if err := json.Unmarshal(text, &answer); err != nil || len(answer.Choices) != 1 {
+		t.Fatalf("completion: %s: %s", resp.Status, text)
+	}
+	return answer.Choices[0].Text
+}
+
+func serves(url, name string) error { return reason(url, name, v1alpha1.ReasonServing) }
+
+func reason(url, name, want string) error {
+	var models v1alpha1.ModelList
+	if err := get(url+"/apis/estiba.dev/v1alpha1/namespaces/default/models", &models); err != nil {
+		return err
+	}
+	for _, m := range models.Items {
+		if m.Name != name {
+			continue
+		}
+		if c := readyCondition(m.Status.Conditions); c == nil || c.Reason != want {
+			return fmt.Errorf("%s: condition %+v, want reason %s", name, c, want)
+		}
+		return nil
+	}
+	return fmt.Errorf("%s: no such Model", name)
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

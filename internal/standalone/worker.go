@@ -1,0 +1,88 @@
+package standalone
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fleet"
+	"github.com/estiba/estiba/internal/source"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/server"
+	"github.com/estiba/estiba/runtime/worker"
+)
+
+const (
+	defaultHeadroom = "5%"
+	defaultDrain    = 5 * time.Minute
+	endWithin       = 10 * time.Second // of running requests, when the process ends
+)
+
+// newWorker is a worker of a pool in this process, served in memory.
+func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*host, error) {
+	headroom, err := strconv.Atoi(strings.TrimSuffix(cmp.Or(p.Spec.Memory.Headroom, defaultHeadroom), "%"))
+	if err != nil {
+		return nil, fmt.Errorf("spec.memory.headroom: %w", err)
+	}
+	cpu, err := device.CPU(device.Options{Memory: memory, Headroom: headroom})
+	if err != nil {
+		return nil, err
+	}
+	store, err := l.store(p)
+	if err != nil {
+		return nil, err
+	}
+	pool := p.Namespace + "/" + p.Name
+	drain := defaultDrain
+	if p.Spec.Update.Drain != nil {
+		drain = p.Spec.Update.Drain.Duration
+	}
+	log := l.server.o.Log.With("worker", name)
+	w, err := worker.New(worker.Options{
+		Name: name, Pool: pool, Version: l.server.o.Version, Devices: []device.Device{cpu},
+		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: drain, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	listener := fleet.Listen()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := server.Serve(ctx, listener, w, server.Options{
+			Token:    func() (string, error) { return fleet.PoolToken(l.key, pool), nil },
+			Registry: l.metrics.worker(name), Log: log,
+		}, endWithin)
+		if err != nil {
+			log.Error("worker ended", "error", err)
+		}
+	}()
+	return &host{listener: listener, stop: func() { stop(); <-ended; l.metrics.forget(name) }}, nil
+}
+
+// store keeps the sources of a pool's models.
+func (l *loop) store(p v1alpha1.InferencePool) (*source.Store, error) {
+	dir := l.server.o.CacheDir
+	if dir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("find a folder for fetched models: %w; name one with --cache-dir", err)
+		}
+		dir = filepath.Join(user, "estiba")
+	}
+	size := int64(0) // the store's own default
+	if p.Spec.Cache.Size != nil {
+		size = p.Spec.Cache.Size.Value()
+	}
+	return &source.Store{
+		Roots: p.Spec.ModelRoots, AllowAll: len(p.Spec.ModelRoots) == 0,
+		CacheDir: filepath.Join(dir, p.Namespace+"-"+p.Name), CacheSize: size,
+	}, nil
+}
