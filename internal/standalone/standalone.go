@@ -65,9 +65,7 @@ func Run(ctx context.Context, o Options) error {
 	client := fleet.NewClient(hosts.dial)
 	metrics := newMetrics()
 	workers := fleet.New(client, fleet.Options{Log: o.Log})
-	defer workers.Sync(nil)
 	routes := fleet.New(client, fleet.Options{Log: o.Log})
-	defer routes.Sync(nil)
 	s := &Server{o: o, manifests: manifests}
 	s.gateway = gateway.New(routes, gateway.Options{
 		Name: gatewayName, Log: o.Log, Registry: metrics.own,
@@ -76,7 +74,6 @@ func Run(ctx context.Context, o Options) error {
 	defer s.gateway.Close()
 	hosts.add(gatewayName, newHost(s.gateway))
 	gateways := fleet.NewGateways(client, fleet.Options{Log: o.Log})
-	defer gateways.Sync(nil)
 	gateways.Sync([]fleet.Target{{Worker: gatewayName, URL: "http://" + gatewayName + ":80", Token: fleet.GatewayToken(key)}})
 	s.loop = newLoop(s, hosts, workers, routes, gateways, key, metrics)
 
@@ -105,6 +102,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	stopLoop()
 	<-looped
+	workers.Sync(nil) // nobody listens to what the workers say while they end
+	routes.Sync(nil)
+	gateways.Sync(nil)
 	hosts.closeAll()
 	if errors.Is(failed, http.ErrServerClosed) {
 		return nil

@@ -31,7 +31,7 @@ func TestRead(t *testing.T) {
 	for name, c := range map[string]struct{ text, says string }{
 		"valid, with comments and an empty document": {"# a comment\n---\n# nothing\n---\n" + valid, ""},
 		"twice":                {valid + "---\n" + valid, "remove one of them"},
-		"unknown field":        {valid + "  sequences: 3\n", `unknown field "spec.sequences"`},
+		"unknown field":        {valid + "  sequences: 3\n", `unknown field "sequences"`},
 		"other group":          {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "estiba serve reads estiba.dev/v1alpha1"},
 		"other kind":           {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
 		"no name":              {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
