@@ -89,9 +89,6 @@ number of gateways may run.`,
 func runGateway(ctx context.Context, o gatewayOptions) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 	key := &keyFile{path: o.keyFile}
-	if err := key.read(); err != nil {
-		return err
-	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("find the Kubernetes API: %w", err)
@@ -106,7 +103,12 @@ func runGateway(ctx context.Context, o gatewayOptions) error {
 	defer stop()
 	workers := fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log})
 	defer workers.Sync(nil)
-	o.Token = func() string { return fleet.GatewayToken(key.bytes()) }
+	o.Token = func() string {
+		if key.bytes() == nil {
+			return "" // nobody can have one yet
+		}
+		return fleet.GatewayToken(key.bytes())
+	}
 	g := gateway.New(workers, o.Options)
 	defer g.Close()
 	server := &http.Server{
@@ -171,6 +173,17 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 		options.DefaultNamespaces = map[string]cache.Config{}
 		for _, name := range f.o.namespaces {
 			options.DefaultNamespaces[name] = cache.Config{}
+		}
+	}
+	// On an installation's first day the operator makes the key.
+	for {
+		err := f.key.read()
+		if err == nil {
+			break
+		}
+		f.o.Log.Error("the gateway waits for the key", "error", err)
+		if !pause(ctx, 2*time.Second) {
+			return nil
 		}
 	}
 	var objects cache.Cache
@@ -282,25 +295,33 @@ func onlyAddress(object any) (any, error) {
 	return object, nil
 }
 
-// keyFile is the installation's key, read again now and then.
+// keyFile is the installation's key, read again now and then. Like the operator
+// it takes no space around it.
 type keyFile struct {
 	path string
 	key  atomic.Pointer[[]byte]
 }
 
 func (k *keyFile) read() error {
-	key, err := os.ReadFile(k.path)
+	text, err := os.ReadFile(k.path)
 	if err != nil {
 		return fmt.Errorf("read the installation's key: %w; mount the Secret estiba-key and name its file with --key-file", err)
 	}
-	if len(bytes.TrimSpace(key)) == 0 {
+	key := bytes.TrimSpace(text)
+	if len(key) == 0 {
 		return fmt.Errorf("read the installation's key: %s is empty", k.path)
 	}
 	k.key.Store(&key)
 	return nil
 }
 
-func (k *keyFile) bytes() []byte { return *k.key.Load() }
+// bytes is nil before the first read.
+func (k *keyFile) bytes() []byte {
+	if key := k.key.Load(); key != nil {
+		return *key
+	}
+	return nil
+}
 
 // pause reports false if ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {

@@ -68,8 +68,11 @@ func TestKeyFile(t *testing.T) {
 	if err := k.read(); err == nil || !strings.Contains(err.Error(), "estiba-key") {
 		t.Errorf("no file: %v", err)
 	}
+	if k.bytes() != nil {
+		t.Error("a key before there is one")
+	}
 	for _, text := range []string{"one", "two"} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if err := k.read(); err != nil || string(k.bytes()) != text {
