@@ -131,7 +131,7 @@ func runGateway(ctx context.Context, o gatewayOptions) error {
 		return err
 	case <-ctx.Done():
 	}
-	o.Log.Info("gateway ends once its requests have", "within", o.drain)
+	o.Log.Info("gateway ends once its requests have", "within", o.drain.String())
 	g.Drain()
 	time.Sleep(leaveDelay)
 	bounded, cancel := context.WithTimeout(following, o.drain)
