@@ -1,0 +1,321 @@
+package apitest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/fleet"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// operator is an operator's process.
+type operator struct {
+	cmd *exec.Cmd
+	mu  sync.Mutex
+	log bytes.Buffer
+}
+
+func (o *operator) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.log.Write(p)
+}
+
+func (o *operator) logged() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.log.String()
+}
+
+// startOperator runs this test's program as an operator with the permissions of config/rbac.
+func startOperator(t *testing.T, elect bool) *operator {
+	t.Helper()
+	options, err := json.Marshal(controllers.RunOptions{Namespace: system, WorkerImage: "estiba:test", Listen: "127.0.0.1:0", LeaderElect: elect})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &operator{cmd: exec.Command(os.Args[0])}
+	o.cmd.Env = append(os.Environ(), "ESTIBA_TEST_RUN_OPERATOR="+string(options), "KUBECONFIG="+cluster.kubeconfig)
+	o.cmd.Stderr, o.cmd.Stdout = o, o
+	if err := o.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = o.cmd.Process.Signal(syscall.SIGCONT)
+		_ = o.cmd.Process.Kill()
+		_ = o.cmd.Wait()
+		if t.Failed() {
+			t.Logf("operator:\n%s", o.logged())
+		}
+	})
+	return o
+}
+
+// eventually waits for what ok says.
+func eventually(t *testing.T, what string, ok func() (bool, string)) {
+	t.Helper()
+	last := ""
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		var done bool
+		if done, last = ok(); done {
+			return
+		}
+	}
+	t.Fatalf("waited in vain for %s: %s", what, last)
+}
+
+// ready waits until the Ready condition of a Model has the reason.
+func ready(t *testing.T, name, reason string) *v1alpha1.Model {
+	t.Helper()
+	m := &v1alpha1.Model{}
+	eventually(t, name+" to be "+reason, func() (bool, string) {
+		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: name}, m); err != nil {
+			return false, err.Error()
+		}
+		c := status.Find(m.Status.Conditions, v1alpha1.ConditionReady)
+		if c == nil {
+			return false, "no condition"
+		}
+		return c.Reason == reason && m.Status.ObservedGeneration == m.Generation, c.Reason + ": " + c.Message
+	})
+	return m
+}
+
+func message(m *v1alpha1.Model, kind string) string {
+	return status.Find(m.Status.Conditions, kind).Message
+}
+
+// pods are the worker pods of a pool, once there are n that stay.
+func pods(t *testing.T, pool string, n int) []corev1.Pod {
+	t.Helper()
+	var list corev1.PodList
+	eventually(t, fmt.Sprintf("%d pods of %s", n, pool), func() (bool, string) {
+		if err := cluster.client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool}); err != nil {
+			return false, err.Error()
+		}
+		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return !p.DeletionTimestamp.IsZero() })
+		return len(list.Items) == n, fmt.Sprint(len(list.Items))
+	})
+	return list.Items
+}
+
+func inspection(n int64) worker.Inspection {
+	return worker.Inspection{Footprint: worker.Footprint{WeightsBytes: n * mib}, MaxTokens: 512}
+}
+
+// remove deletes the worker pods of a pool, which nobody else does here.
+func removePods(t *testing.T, pool string) {
+	t.Cleanup(func() {
+		zero := int64(0)
+		_ = cluster.client.DeleteAllOf(t.Context(), &corev1.Pod{}, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool},
+			&client.DeleteAllOfOptions{DeleteOptions: client.DeleteOptions{GracePeriodSeconds: &zero}})
+	})
+}
+
+// TestOperator follows a pool and its Models through their lives.
+func TestOperator(t *testing.T) {
+	startOperator(t, false)
+	sources := map[string]worker.Inspection{
+		"file:///models/a": inspection(30), "file:///models/b": inspection(40), "file:///models/huge": inspection(1 << 20),
+		"file:///models/broken": {Error: &worker.InspectError{Reason: worker.ReasonInvalidModel, Message: "model.safetensors: tensor \"x\" ends beyond the file."}},
+	}
+	create(t, model("a", "{source: {uri: 'file:///models/a'}, servedNames: [alias]}"), &v1alpha1.Model{})
+	m := ready(t, "a", v1alpha1.ReasonNoPoolMatches)
+	if c := status.Find(m.Status.Conditions, v1alpha1.ConditionStalled); c.Status != metav1.ConditionTrue {
+		t.Errorf("a Model without a pool is not stalled: %+v", c)
+	}
+	removePods(t, "p")
+	p := create(t, pool("p", "{workers: {min: 0, max: 2}, modelRoots: [/models], template: {spec: {containers: [{name: worker, resources: {limits: {memory: 1Gi}}}]}}}"), &v1alpha1.InferencePool{})
+	m = ready(t, "a", v1alpha1.ReasonWaitingForWorker)
+
+	t.Run("pod", func(t *testing.T) {
+		pod := pods(t, "p", 1)[0]
+		if !strings.HasPrefix(pod.Name, "p-") || len(pod.Name) != len("p-")+5 {
+			t.Errorf("name %q, want p- and five random characters", pod.Name)
+		}
+		if o := metav1.GetControllerOf(&pod); o == nil || o.UID != p.UID {
+			t.Errorf("controller is %+v", o)
+		}
+		c := pod.Spec.Containers[0]
+		if c.Image != "estiba:test" || c.Resources.Limits.Memory().String() != "1Gi" || !slices.Contains(c.Args, "--model-root=/models") {
+			t.Errorf("container is %+v", c)
+		}
+		var secret corev1.Secret
+		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p-token"}, &secret); err != nil || string(secret.Data["token"]) != fleet.PoolToken([]byte(installation), "default/p") {
+			t.Errorf("the pool's token: %v", err)
+		}
+		var budget policyv1.PodDisruptionBudget
+		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &budget); err != nil {
+			t.Fatal(err)
+		}
+		if budget.Spec.MinAvailable == nil || *budget.Spec.UnhealthyPodEvictionPolicy != policyv1.AlwaysAllow {
+			t.Errorf("budget is %+v", budget.Spec)
+		}
+	})
+
+	pod := pods(t, "p", 1)[0]
+	h := runWorker(t, &pod, sources)
+	m = ready(t, "a", v1alpha1.ReasonServing)
+	if m.Status.Replicas != 1 || m.Status.ReadyReplicas != 1 || m.Status.Summary.Memory != "30Mi" || m.Status.Placements[0].Worker != pod.Name || !slices.Equal(m.Status.ServedNames, []string{"a", "alias"}) {
+		t.Errorf("status is %+v", m.Status)
+	}
+
+	t.Run("labels", func(t *testing.T) {
+		eventually(t, "the Model's label on the pod", func() (bool, string) {
+			var list corev1.PodList
+			err := cluster.client.List(t.Context(), &list, client.MatchingLabels{v1alpha1.LabelModelPrefix + string(m.UID): "true"})
+			return len(list.Items) == 1, fmt.Sprint(err, len(list.Items))
+		})
+	})
+	t.Run("events", func(t *testing.T) {
+		eventually(t, "an event for each change of Ready", func() (bool, string) {
+			var list eventsv1.EventList
+			if err := cluster.client.List(t.Context(), &list, client.InNamespace("default")); err != nil {
+				return false, err.Error()
+			}
+			var reasons []string
+			for _, e := range list.Items {
+				if e.Regarding.UID == m.UID {
+					reasons = append(reasons, e.Reason)
+				}
+			}
+			for _, want := range []string{v1alpha1.ReasonNoPoolMatches, v1alpha1.ReasonWaitingForWorker, v1alpha1.ReasonServing} {
+				if !slices.Contains(reasons, want) {
+					return false, fmt.Sprint(reasons)
+				}
+			}
+			return len(reasons) <= 6, fmt.Sprint(reasons)
+		})
+	})
+
+	create(t, model("huge", "{source: {uri: 'file:///models/huge'}}"), &v1alpha1.Model{})
+	if got := message(ready(t, "huge", v1alpha1.ReasonDoesNotFit), v1alpha1.ConditionReady); !strings.HasPrefix(got, "Needs 1 TiB; the largest free device has 70 MiB of 100 MiB.") {
+		t.Errorf("huge says %q", got)
+	}
+	create(t, model("broken", "{source: {uri: 'file:///models/broken'}}"), &v1alpha1.Model{})
+	if got := message(ready(t, "broken", v1alpha1.ReasonInvalidModel), v1alpha1.ConditionStalled); !strings.Contains(got, `model.safetensors: tensor "x"`) {
+		t.Errorf("broken says %q", got)
+	}
+	create(t, model("b", "{source: {uri: 'file:///models/b'}}"), &v1alpha1.Model{})
+	ready(t, "b", v1alpha1.ReasonServing)
+	if got := h.holds(); !slices.Equal(got, []string{"default/a", "default/b"}) {
+		t.Errorf("the worker holds %v", got)
+	}
+
+	// A source that comes.
+	create(t, model("late", "{source: {uri: 'file:///models/late'}}"), &v1alpha1.Model{})
+	ready(t, "late", v1alpha1.ReasonSourceUnavailable)
+	h.mu.Lock()
+	h.sources["file:///models/late"] = inspection(5)
+	h.mu.Unlock()
+	ready(t, "late", v1alpha1.ReasonServing)
+
+	b := &v1alpha1.Model{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "b"}}
+	if err := cluster.client.Patch(t.Context(), b, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`))); err != nil {
+		t.Fatal(err)
+	}
+	ready(t, "b", v1alpha1.ReasonSuspended)
+	if err := cluster.client.Delete(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b to be let go", func() (bool, string) {
+		return slices.Equal(h.holds(), []string{"default/a", "default/late"}), fmt.Sprint(h.holds())
+	})
+}
+
+// TestTemplate says what is wrong with a pool's template, and makes no pods from it.
+func TestTemplate(t *testing.T) {
+	startOperator(t, false)
+	for name, c := range map[string]struct{ template, message string }{
+		"typo":      {"{spec: {containerz: []}}", "containerz"},
+		"image":     {"{spec: {containers: [{name: wroker}]}}", `container "wroker" without an image`},
+		"forbidden": {"{spec: {containers: [{name: worker, resources: {limits: {memory: 1Gi}, requests: {memory: 2Gi}}}]}}", "must be less than or equal to memory limit"},
+	} {
+		removePods(t, "t-"+name)
+		p := create(t, pool("t-"+name, "{workers: {min: 1, max: 1}, template: "+c.template+"}"), &v1alpha1.InferencePool{})
+		eventually(t, name, func() (bool, string) {
+			if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+				return false, err.Error()
+			}
+			s := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled)
+			return s != nil && s.Status == metav1.ConditionTrue && s.Reason == v1alpha1.ReasonInvalidTemplate && strings.Contains(s.Message, c.message), fmt.Sprint(s)
+		})
+	}
+}
+
+// TestFailover pauses the leader while another operator takes over: nothing
+// resident is lost, and what the old one sends when it goes on is refused.
+func TestFailover(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: it waits for a lease to end")
+	}
+	sources := map[string]worker.Inspection{"file:///models/f": inspection(30)}
+	removePods(t, "f")
+	first := startOperator(t, true)
+	eventually(t, "the first to lead", func() (bool, string) { return strings.Contains(first.logged(), "leading"), "" })
+	second := startOperator(t, true)
+	create(t, pool("f", "{workers: {min: 1, max: 1}}"), &v1alpha1.InferencePool{})
+	create(t, model("f", "{source: {uri: 'file:///models/f'}}"), &v1alpha1.Model{})
+	pod := pods(t, "f", 1)[0]
+	h := runWorker(t, &pod, sources)
+	ready(t, "f", v1alpha1.ReasonServing)
+	before := h.now()
+
+	if err := first.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the second to lead", func() (bool, string) { return h.now().Epoch > before.Epoch, fmt.Sprint(h.now().Epoch) })
+	if got := h.holds(); !slices.Equal(got, []string{"default/f"}) {
+		t.Errorf("after the change the worker holds %v", got)
+	}
+	// What the old leader would still send.
+	old := worker.Assignment{Epoch: before.Epoch, Generation: before.Generation + 1, Instance: before.Instance, Homes: []worker.Home{}}
+	f := fleet.New(fleet.NewClient(nil), fleet.Options{})
+	defer f.Sync(nil)
+	f.Sync([]fleet.Target{{Worker: pod.Name, Pool: "default/f", URL: "http://" + pod.Status.PodIP + ":8081", Token: fleet.PoolToken([]byte(installation), "default/f")}})
+	f.Send(pod.Name, old)
+	eventually(t, "the refusal", func() (bool, string) {
+		r, ok := f.Refusals()[pod.Name]
+		return ok && r.Reason == worker.RefusedOlder, fmt.Sprint(r)
+	})
+	if err := first.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- first.cmd.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Error("the old leader goes on without the lease")
+	}
+	var lease coordinationv1.Lease
+	if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: system, Name: controllers.LeaseName}, &lease); err != nil {
+		t.Fatal(err)
+	}
+	after := h.now()
+	if after.Epoch <= before.Epoch || !slices.Equal(h.holds(), []string{"default/f"}) || after.Instance != before.Instance {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	if !strings.Contains(second.logged(), "leading") {
+		t.Error("the second operator does not lead")
+	}
+}
