@@ -1,0 +1,296 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/template"
+	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/worker"
+)
+
+const (
+	// maxBody bounds the body of one request.
+	maxBody = 8 << 20
+	// readTimeout bounds how long a client of a stream may leave an event unread:
+	// it holds the model.
+	readTimeout = 30 * time.Second
+)
+
+// OpenAI answers the OpenAI endpoints of a worker: a gateway's requests, which
+// name the home in Estiba-Model, and a client's own, which name it in the body.
+type OpenAI struct {
+	// Use holds a home that is resident, after it has woken it if need be, until
+	// the returned function is called. worker.ErrLacks: not at home here, or it drains.
+	Use func(ctx context.Context, model string) (Loaded, func(), error)
+	// Homes are what GET /v1/models lists.
+	Homes func() []api.HomeState
+}
+
+// Loaded is what an answer needs of a resident home.
+type Loaded struct {
+	Engine    *engine.Engine
+	Replica   string               // its name there
+	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer files
+	Template  *template.Template   // nil: chats are rendered as ChatML
+}
+
+// Routes adds the endpoints to a mux.
+func (o *OpenAI) Routes(mux *http.ServeMux) {
+	mux.HandleFunc("POST /v1/chat/completions", o.endpoint(parseChat))
+	mux.HandleFunc("POST /v1/completions", o.endpoint(parseCompletion))
+	mux.HandleFunc("GET /v1/models", o.models)
+}
+
+// apiError is an error as OpenAI's clients read it.
+type apiError struct {
+	status     int
+	retryAfter int // seconds; 0: no use in trying again
+
+	Message string `json:"message"`
+	Type    string `json:"type"`
+	Param   string `json:"param"`
+	Code    string `json:"code"`
+}
+
+// MarshalJSON writes null for what is not known, as OpenAI does.
+func (e *apiError) MarshalJSON() ([]byte, error) {
+	null := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
+	}
+	return json.Marshal(map[string]any{"message": e.Message, "type": e.Type, "param": null(e.Param), "code": null(e.Code)})
+}
+
+func invalid(param, format string, args ...any) *apiError {
+	return &apiError{status: http.StatusBadRequest, Type: "invalid_request_error", Param: param, Message: fmt.Sprintf(format, args...)}
+}
+
+func fail(w http.ResponseWriter, e *apiError) {
+	if e.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(e.retryAfter))
+	}
+	writeJSON(w, e.status, map[string]any{"error": e})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // of our own values: only a number that is not one could do it
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// endpoint answers requests that parse understands: find the home, read the
+// body, submit, then stream or collect.
+func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(api.HeaderRequestID)
+		if id == "" {
+			id = rand.Text()
+		}
+		w.Header().Set(api.HeaderRequestID, id)
+		// Cancelled when the client goes away, and when the answer is complete:
+		// either frees what the request holds.
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+
+		home := r.Header.Get(api.HeaderModel)
+		var loaded Loaded
+		if home != "" { // before the body is read, so that a gateway may try elsewhere
+			l, release, err := o.Use(ctx, home)
+			if err != nil {
+				fail(w, useError(err, home, true))
+				return
+			}
+			defer release()
+			loaded = l
+		}
+		body, e := readBody(w, r)
+		if e != nil {
+			fail(w, e)
+			return
+		}
+		req, e := parse(body)
+		if e != nil {
+			fail(w, e)
+			return
+		}
+		if home == "" {
+			l, release, err := o.Use(ctx, req.model)
+			if err != nil {
+				fail(w, useError(err, req.model, false))
+				return
+			}
+			defer release()
+			loaded = l
+		}
+		texts, e := start(ctx, loaded, req)
+		if e != nil {
+			if e.status == api.StatusLacks && home == "" {
+				e = useError(worker.ErrLacks, req.model, false)
+			}
+			fail(w, e)
+			return
+		}
+		a := newAnswer(req)
+		if req.stream {
+			a.stream(w, texts)
+		} else {
+			a.collect(w, texts)
+		}
+	}
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *apiError) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return nil, &apiError{status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "request_too_large",
+			Message: fmt.Sprintf("The body is larger than %d MiB. Send less at once.", maxBody>>20)}
+	}
+	if err != nil {
+		return nil, &apiError{status: http.StatusBadRequest, Type: "invalid_request_error", Code: "incomplete_body", Message: "The body ended early."}
+	}
+	return body, nil
+}
+
+// useError says why a model cannot be used. A gateway is told 421, a client 404.
+func useError(err error, model string, gateway bool) *apiError {
+	switch {
+	case errors.Is(err, worker.ErrLacks) && gateway:
+		return &apiError{status: api.StatusLacks, Type: "invalid_request_error", Code: "model_not_here",
+			Message: fmt.Sprintf("This worker does not take requests for %s now.", model)}
+	case errors.Is(err, worker.ErrLacks):
+		return &apiError{status: http.StatusNotFound, Type: "invalid_request_error", Param: "model", Code: "model_not_found",
+			Message: fmt.Sprintf("The model %q does not exist here. GET /v1/models lists those that do.", model)}
+	}
+	e := &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",
+		Message: fmt.Sprintf("The model %s cannot serve now: %v", model, err)}
+	if u, ok := errors.AsType[*worker.UnavailableError](err); ok {
+		e.Message = fmt.Sprintf("The model %s cannot serve now (%s): %s", model, u.Reason, u.Message)
+		e.retryAfter = max(1, int(math.Ceil(u.RetryAfter.Seconds())))
+	}
+	return e
+}
+
+// submitError says why the engine did not take a request.
+func submitError(err error) *apiError {
+	if long, ok := errors.AsType[*engine.TooLongError](err); ok {
+		e := invalid("messages", "This model's maximum context length is %d tokens. The prompt has %d tokens, and at least one more must fit. Shorten it.",
+			long.MaxTokens, long.Prompt)
+		e.Code = "context_length_exceeded"
+		return e
+	}
+	switch {
+	case errors.Is(err, engine.ErrEmptyPrompt):
+		return invalid("prompt", "The prompt has no tokens.")
+	case errors.Is(err, engine.ErrVocabulary):
+		return invalid("prompt", "%s.", capitalized(err.Error()))
+	case errors.Is(err, engine.ErrQueueFull):
+		return &apiError{status: http.StatusTooManyRequests, retryAfter: 1, Type: "rate_limit_error", Code: "rate_limit_exceeded",
+			Message: "Too many requests wait for this model. Try again in a moment."}
+	case errors.Is(err, engine.ErrNoReplica), errors.Is(err, engine.ErrStopped): // it has gone since Use; nothing has been done
+		return &apiError{status: api.StatusLacks, Type: "invalid_request_error", Code: "model_not_here",
+			Message: "This worker does not take requests for the model now."}
+	}
+	return stepError(err)
+}
+
+// stepError says why a text ended before its time.
+func stepError(err error) *apiError {
+	if errors.Is(err, engine.ErrRemoved) || errors.Is(err, engine.ErrStopped) {
+		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, Type: "server_error", Code: "model_unavailable",
+			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
+	}
+	return &apiError{status: http.StatusInternalServerError, Type: "server_error", Code: "engine_error",
+		Message: fmt.Sprintf("The text is not complete, the model failed: %v.", err)}
+}
+
+func capitalized(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// start submits all of a request's prompts, or none.
+func start(ctx context.Context, l Loaded, req *request) ([]*text, *apiError) {
+	if l.Tokenizer == nil {
+		return nil, invalid("model", "The model %q has no tokenizer files, so it reads and writes no text.", req.model)
+	}
+	prompts, e := req.encode(l)
+	if e != nil {
+		return nil, e
+	}
+	var texts []*text
+	for _, ids := range prompts {
+		events, err := l.Engine.Submit(ctx, engine.Request{
+			Replica: l.Replica, Prompt: ids, MaxTokens: req.maxTokens, Sampling: req.sampling, IgnoreStop: req.ignoreStop,
+		})
+		if err != nil { // those before it end with ctx
+			e := submitError(err)
+			if e.Param == "messages" && !req.chat {
+				e.Param = "prompt"
+			}
+			return nil, e
+		}
+		texts = append(texts, newText(events, l.Tokenizer, ids, req))
+	}
+	return texts, nil
+}
+
+// encode turns a request's prompts into ids.
+func (req *request) encode(l Loaded) ([][]int32, *apiError) {
+	if !req.chat {
+		prompts := make([][]int32, len(req.prompts))
+		for i, p := range req.prompts {
+			if prompts[i] = p.ids; p.ids == nil {
+				prompts[i] = l.Tokenizer.Encode(p.text, true)
+			}
+		}
+		return prompts, nil
+	}
+	// A checkpoint's own template writes the special tokens that it wants;
+	// ChatML knows nothing of a model's begin token.
+	chat, special := l.Template, false
+	if chat == nil {
+		chat, special = template.ChatML(), true
+	}
+	rendered, err := chat.Render(req.messages, true)
+	if err != nil {
+		return nil, invalid("messages", "The model's chat template refuses these messages: %v.", err)
+	}
+	return [][]int32{l.Tokenizer.Encode(rendered, special)}, nil
+}
+
+// models lists the homes under the names that clients send.
+func (o *OpenAI) models(w http.ResponseWriter, _ *http.Request) {
+	type model struct {
+		ID      string `json:"id"`
+		Object  string `json:"object"`
+		Created int64  `json:"created"` // not known here
+		OwnedBy string `json:"owned_by"`
+	}
+	list := []model{}
+	for _, h := range o.Homes() {
+		names := h.ServedNames
+		if len(names) == 0 {
+			names = []string{h.Model}
+		}
+		for _, name := range names {
+			list = append(list, model{ID: name, Object: "model", OwnedBy: "estiba"})
+		}
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": list})
+}

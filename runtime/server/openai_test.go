@@ -1,0 +1,561 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/worker"
+)
+
+const (
+	vocabulary = 512
+	endToken   = 2
+)
+
+// script is a program that says the same ids to everybody.
+type script struct {
+	ids    []int32
+	said   map[uint64]int
+	failAt int           // the step that fails; 0: none
+	step   chan struct{} // if set, each step waits for one
+	steps  int
+}
+
+func (p *script) Run(ctx context.Context, b batching.Batch, out *backend.Out) error {
+	if p.step != nil {
+		select {
+		case <-p.step:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if p.steps++; p.steps == p.failAt {
+		return errors.New("the device fell off the bus")
+	}
+	out.Logits = make([]float32, b.Logits()*vocabulary)
+	row := 0
+	for _, s := range b.Spans {
+		if s.Rows != batching.LastRow {
+			continue
+		}
+		next := int32(endToken)
+		if n := p.said[s.Sequence]; n < len(p.ids) {
+			next = p.ids[n]
+		}
+		p.said[s.Sequence]++
+		out.Logits[row*vocabulary+int(next)] = 9
+		row++
+	}
+	return nil
+}
+
+func (p *script) Bytes() backend.Bytes { return backend.Bytes{} }
+func (p *script) Close() error         { return nil }
+
+// fake is what the handlers get from a worker: one home with a real tokenizer
+// and a scripted program.
+type fake struct {
+	engine  *engine.Engine
+	program *script
+	held    int // uses that have not been released
+	handler http.Handler
+}
+
+func newFake(t *testing.T, says string, change func(*script, *engine.Replica)) *fake {
+	t.Helper()
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &script{ids: tok.Encode(says, false), said: map[uint64]int{}}
+	r := engine.Replica{
+		Name: "default/stories", Program: p, Blocks: 16, BlockTokens: 16, MaxTokens: 256, Vocabulary: vocabulary,
+		Stop: []int32{endToken}, Sequences: 4, Waiting: 4,
+	}
+	if change != nil {
+		change(p, &r)
+	}
+	f := &fake{engine: engine.New(engine.Options{Log: slog.New(slog.DiscardHandler)}), program: p}
+	if err := f.engine.Add(r); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { f.engine.Run(ctx); close(done) }()
+	t.Cleanup(func() { stop(); <-done })
+
+	o := &OpenAI{
+		Use: func(_ context.Context, model string) (Loaded, func(), error) {
+			switch model {
+			case "default/stories", "stories":
+				f.held++
+				return Loaded{Engine: f.engine, Replica: r.Name, Tokenizer: tok}, func() { f.held-- }, nil
+			case "default/refused":
+				return Loaded{}, nil, &worker.UnavailableError{Model: model, Reason: "DoesNotFit", Message: "It needs 2 GiB, 1 GiB is free.", RetryAfter: 1500 * time.Millisecond}
+			}
+			return Loaded{}, nil, worker.ErrLacks
+		},
+		Homes: func() []api.HomeState {
+			return []api.HomeState{{Model: "default/stories", ServedNames: []string{"stories", "gpt-tiny"}}, {Model: "default/other"}}
+		},
+	}
+	mux := http.NewServeMux()
+	o.Routes(mux)
+	f.handler = mux
+	return f
+}
+
+func (f *fake) post(path, body string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest("POST", path, strings.NewReader(body))
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	return w
+}
+
+// parsed is an answer without what differs each time.
+func parsed(t *testing.T, data []byte) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatalf("%v in %s", err, data)
+	}
+	delete(m, "id")
+	delete(m, "created")
+	return m
+}
+
+func asJSON(t *testing.T, v any) string {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// events are a stream's data lines, without what differs each time.
+func events(t *testing.T, body string) (list []string) {
+	t.Helper()
+	for line := range strings.SplitSeq(strings.TrimSuffix(body, "\n\n"), "\n\n") {
+		data, ok := strings.CutPrefix(line, "data: ")
+		if !ok {
+			t.Fatalf("not an event: %q", line)
+		}
+		if data != "[DONE]" {
+			data = asJSON(t, parsed(t, []byte(data)))
+		}
+		list = append(list, data)
+	}
+	return list
+}
+
+func TestAnswers(t *testing.T) {
+	f := newFake(t, "there was a little girl", nil)
+	for name, c := range map[string]struct{ path, body, want string }{
+		"completion": {
+			"/v1/completions", `{"model":"stories","prompt":"Once upon a time","temperature":0}`,
+			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there was a little girl"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":7,"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":12}}`,
+		},
+		"ids, bounded": {
+			"/v1/completions", `{"model":"stories","prompt":[1,403,407,261,378],"temperature":0,"max_tokens":2,"user":"me","n":1,"suffix":null}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"text":" there was"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":2,"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":7}}`,
+		},
+		"two prompts": {
+			"/v1/completions", `{"model":"stories","prompt":["Once upon a time",[1,403]],"temperature":0,"max_tokens":1}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"text":" there"},{"finish_reason":"length","index":1,"logprobs":null,"text":" there"}],
+			"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":2,"prompt_tokens":7,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":9}}`,
+		},
+		"chat": {
+			"/v1/chat/completions", `{"model":"stories","messages":[{"role":"developer","content":"Be kind."},{"role":"user","content":[{"type":"text","text":"Tell "},{"type":"text","text":"me"}]}],
+			"temperature":0,"max_completion_tokens":3,"response_format":{"type": "text"},"tools":[]}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"message":{"content":" there was a","refusal":null,"role":"assistant"}}],"model":"stories","object":"chat.completion",
+			"usage":{"completion_tokens":3,"prompt_tokens":74,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":77}}`,
+		},
+		"stop string": {
+			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop":["zebra","s a li"]}`,
+			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there wa"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":4,"prompt_tokens":2,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":6}}`,
+		},
+	} {
+		w := f.post(c.path, c.body)
+		var want any
+		if err := json.Unmarshal([]byte(c.want), &want); err != nil {
+			t.Fatal(err)
+		}
+		got := parsed(t, w.Body.Bytes())
+		if w.Code != 200 || w.Header().Get("Content-Type") != "application/json" || !cmp.Equal(any(got), want) {
+			t.Errorf("%s: %d %s", name, w.Code, cmp.Diff(want, any(got)))
+		}
+	}
+	if f.held != 0 {
+		t.Errorf("%d uses were not released", f.held)
+	}
+}
+
+func TestModels(t *testing.T) {
+	f := newFake(t, "", nil)
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, httptest.NewRequest("GET", "/v1/models", nil))
+	want := `{"data":[{"id":"stories","object":"model","created":0,"owned_by":"estiba"},{"id":"gpt-tiny","object":"model","created":0,"owned_by":"estiba"},` +
+		`{"id":"default/other","object":"model","created":0,"owned_by":"estiba"}],"object":"list"}`
+	if w.Code != 200 || w.Body.String() != want {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestStream(t *testing.T) {
+	f := newFake(t, "there was", nil)
+	for name, c := range map[string]struct {
+		path, body string
+		want       []string
+	}{
+		"chat": {"/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"temperature":0}`, []string{
+			`{"choices":[{"delta":{"content":"","role":"assistant"},"finish_reason":null,"index":0,"logprobs":null}],"model":"m","object":"chat.completion.chunk"}`,
+			`{"choices":[{"delta":{"content":" there"},"finish_reason":null,"index":0,"logprobs":null}],"model":"m","object":"chat.completion.chunk"}`,
+			`{"choices":[{"delta":{"content":" was"},"finish_reason":null,"index":0,"logprobs":null}],"model":"m","object":"chat.completion.chunk"}`,
+			`{"choices":[{"delta":{},"finish_reason":"stop","index":0,"logprobs":null}],"model":"m","object":"chat.completion.chunk"}`,
+			`[DONE]`,
+		}},
+		"completion with usage": {"/v1/completions", `{"model":"m","prompt":"hi","stream":true,"temperature":0,"max_tokens":1,"stream_options":{"include_usage":true}}`, []string{
+			`{"choices":[{"finish_reason":null,"index":0,"logprobs":null,"text":" there"}],"model":"m","object":"text_completion","usage":null}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"text":""}],"model":"m","object":"text_completion","usage":null}`,
+			`{"choices":[],"model":"m","object":"text_completion","usage":{"completion_tokens":1,"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":4}}`,
+			`[DONE]`,
+		}},
+	} {
+		w := f.post(c.path, c.body, api.HeaderModel, "default/stories", api.HeaderRequestID, "req-7")
+		if w.Code != 200 || w.Header().Get("Content-Type") != "text/event-stream" || !w.Flushed || w.Header().Get(api.HeaderRequestID) != "req-7" {
+			t.Errorf("%s: %d %v", name, w.Code, w.Header())
+		}
+		if diff := cmp.Diff(c.want, events(t, w.Body.String())); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestLogprobs(t *testing.T) {
+	f := newFake(t, "there was", nil)
+	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"hi"}],"temperature":0,"max_tokens":1,"logprobs":true,"top_logprobs":1}`)
+	var chat struct {
+		Choices []struct {
+			Logprobs struct{ Content []logprob }
+		}
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &chat); err != nil {
+		t.Fatalf("%v in %s", err, w.Body)
+	}
+	l := chat.Choices[0].Logprobs.Content
+	if len(l) != 1 || l[0].Token != " there" || len(l[0].Bytes) != 6 || len(l[0].Top) != 1 || l[0].Top[0].Logprob != l[0].Logprob || l[0].Logprob > -0.01 || l[0].Logprob < -0.1 {
+		t.Errorf("%+v", l)
+	}
+	w = f.post("/v1/completions", `{"model":"stories","prompt":"hi","temperature":0,"logprobs":1,"stream":true}`)
+	var offsets []float64
+	for _, e := range events(t, w.Body.String()) {
+		var chunk struct {
+			Choices []struct {
+				Text     string
+				Logprobs *struct {
+					Tokens     []string
+					TextOffset []float64 `json:"text_offset"`
+				}
+			}
+		}
+		if e == "[DONE]" || json.Unmarshal([]byte(e), &chunk) != nil || chunk.Choices[0].Logprobs == nil {
+			continue
+		}
+		if strings.Join(chunk.Choices[0].Logprobs.Tokens, "") != chunk.Choices[0].Text {
+			t.Errorf("%s", e)
+		}
+		offsets = append(offsets, chunk.Choices[0].Logprobs.TextOffset...)
+	}
+	if !cmp.Equal(offsets, []float64{0, 6}) {
+		t.Errorf("offsets %v", offsets)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	f := newFake(t, "there", nil)
+	long := strings.Repeat("a ", 300)
+	for name, c := range map[string]struct {
+		path, body, model string
+		status            int
+		code, param, says string
+	}{
+		"not JSON":           {path: "completions", body: `{"model":`, status: 400, says: "JSON object"},
+		"not an object":      {path: "completions", body: `[]`, status: 400, says: "JSON object"},
+		"null":               {path: "completions", body: `null`, status: 400, says: "JSON object"},
+		"after the object":   {path: "completions", body: `{} {}`, status: 400, says: "JSON object"},
+		"empty":              {path: "chat/completions", body: ``, status: 400, says: "JSON object"},
+		"no model":           {path: "completions", body: `{"prompt":"x"}`, status: 400, param: "model", says: "required"},
+		"unknown model":      {path: "completions", body: `{"model":"nobody","prompt":"x"}`, status: 404, param: "model", code: "model_not_found", says: `"nobody"`},
+		"lacks":              {path: "completions", model: "default/nobody", status: 421, code: "model_not_here", says: "default/nobody"},
+		"refused":            {path: "completions", model: "default/refused", status: 503, code: "model_unavailable", says: "1 GiB is free"},
+		"no prompt":          {path: "completions", body: `{"model":"stories"}`, status: 400, param: "prompt", says: "required"},
+		"empty ids":          {path: "completions", body: `{"model":"stories","prompt":[]}`, status: 400, param: "prompt"},
+		"null ids":           {path: "completions", body: `{"model":"stories","prompt":[1,null]}`, status: 400, param: "prompt"},
+		"bad ids":            {path: "completions", body: `{"model":"stories","prompt":[512]}`, status: 400, param: "prompt", says: "512"},
+		"too long":           {path: "completions", body: `{"model":"stories","prompt":"` + long + `"}`, status: 400, param: "prompt", code: "context_length_exceeded", says: "maximum context length is 256 tokens. The prompt has 302 tokens"},
+		"too long a chat":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"` + long + `"}]}`, status: 400, param: "messages", code: "context_length_exceeded"},
+		"too large":          {path: "completions", body: `{"model":"stories","prompt":"` + strings.Repeat("a", 10<<20) + `"}`, status: 413, code: "request_too_large", says: "8 MiB"},
+		"no messages":        {path: "chat/completions", body: `{"model":"stories"}`, status: 400, param: "messages", says: "required"},
+		"empty messages":     {path: "chat/completions", body: `{"model":"stories","messages":[]}`, status: 400, param: "messages"},
+		"role":               {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"tool","content":"x"}]}`, status: 400, param: "messages[0].role"},
+		"image":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, status: 400, param: "messages[0].content"},
+		"tool calls":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[1]}]}`, status: 400, param: "messages[1].tool_calls"},
+		"max_tokens":         {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":"many"}`, status: 400, param: "max_tokens"},
+		"no tokens":          {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":0}`, status: 400, param: "max_tokens"},
+		"temperature":        {path: "completions", body: `{"model":"stories","prompt":"x","temperature":2.5}`, status: 400, param: "temperature", says: "from 0 to 2"},
+		"n":                  {path: "completions", body: `{"model":"stories","prompt":"x","n":2}`, status: 400, param: "n"},
+		"echo":               {path: "completions", body: `{"model":"stories","prompt":"x","echo":true}`, status: 400, param: "echo"},
+		"tools":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{}]}`, status: 400, param: "tools"},
+		"response_format":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}`, status: 400, param: "response_format"},
+		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"}}`, status: 400, param: "structured_outputs", says: "leave it out"},
+		"logit_bias":         {path: "completions", body: `{"model":"stories","prompt":"x","logit_bias":{"a":1}}`, status: 400, param: "logit_bias"},
+		"empty stop":         {path: "completions", body: `{"model":"stories","prompt":"x","stop":""}`, status: 400, param: "stop"},
+		"top_logprobs":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"top_logprobs":2}`, status: 400, param: "top_logprobs"},
+	} {
+		headers := []string{api.HeaderRequestID, name}
+		if c.model != "" {
+			headers = append(headers, api.HeaderModel, c.model)
+		}
+		w := f.post("/v1/"+c.path, c.body, headers...)
+		var e struct {
+			Error struct {
+				Message, Type string
+				Param, Code   *string
+			}
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil {
+			t.Errorf("%s: %v in %s", name, err, w.Body)
+			continue
+		}
+		or := func(p *string) string {
+			if p == nil {
+				return ""
+			}
+			return *p
+		}
+		if w.Code != c.status || or(e.Error.Param) != c.param || or(e.Error.Code) != c.code || !strings.Contains(e.Error.Message, c.says) || e.Error.Type == "" {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+		if w.Header().Get(api.HeaderRequestID) != name {
+			t.Errorf("%s: the request's id is not echoed", name)
+		}
+		if c.status == 503 && w.Header().Get("Retry-After") != "2" {
+			t.Errorf("%s: Retry-After %q", name, w.Header().Get("Retry-After"))
+		}
+	}
+	if f.held != 0 {
+		t.Errorf("%d uses were not released", f.held)
+	}
+	if s, _ := f.engine.Stats("default/stories"); s.KVUsed != 0 || s.Running+s.Waiting != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// unread is a body that must not be read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read before 421")
+	return 0, io.EOF
+}
+
+func TestLacksBeforeBody(t *testing.T) {
+	f := newFake(t, "", nil)
+	r := httptest.NewRequest("POST", "/v1/chat/completions", unread{t})
+	r.Header.Set(api.HeaderModel, "default/nobody")
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	if w.Code != api.StatusLacks {
+		t.Errorf("%d", w.Code)
+	}
+	// Gone between Use and Submit: still 421 for a gateway, for nothing has been done.
+	if err := f.engine.Remove(t.Context(), "default/stories"); err != nil {
+		t.Fatal(err)
+	}
+	if w := f.post("/v1/completions", `{"model":"stories","prompt":"x"}`, api.HeaderModel, "default/stories"); w.Code != api.StatusLacks {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := f.post("/v1/completions", `{"model":"stories","prompt":"x"}`); w.Code != http.StatusNotFound {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestQueueFull(t *testing.T) {
+	f := newFake(t, "there was", func(p *script, r *engine.Replica) {
+		r.Sequences, r.Waiting = 1, 1
+		p.step = make(chan struct{})
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	for range 2 {
+		if _, err := f.engine.Submit(ctx, engine.Request{Replica: "default/stories", Prompt: []int32{1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := f.post("/v1/completions", `{"model":"stories","prompt":"x"}`)
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "rate_limit_exceeded") {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	cancel()
+	close(f.program.step)
+}
+
+func TestEngineErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		failAt int
+		stream bool
+		status int
+	}{
+		"at once":           {1, false, 500},
+		"later":             {3, false, 500},
+		"at once, streamed": {1, true, 500},
+	} {
+		f := newFake(t, "there was a little girl", func(p *script, _ *engine.Replica) { p.failAt = c.failAt })
+		w := f.post("/v1/completions", fmt.Sprintf(`{"model":"stories","prompt":"x","temperature":0,"stream":%t}`, c.stream))
+		if w.Code != c.status || !strings.Contains(w.Body.String(), "fell off the bus") || w.Header().Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+	}
+	f := newFake(t, "there was a little girl", func(p *script, _ *engine.Replica) { p.failAt = 3 })
+	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"x"}],"temperature":0,"stream":true,"max_tokens":9}`)
+	list := events(t, w.Body.String())
+	if last := list[len(list)-1]; w.Code != 200 || !strings.Contains(last, `"error":{"code":"engine_error"`) || len(list) < 2 {
+		t.Errorf("%d %q", w.Code, list)
+	}
+	// The next request is answered.
+	if w := f.post("/v1/completions", `{"model":"stories","prompt":"x","temperature":0}`); w.Code != 200 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestClientGoesAway(t *testing.T) {
+	f := newFake(t, "there was a little girl there was a little girl there was a little girl", func(p *script, _ *engine.Replica) { p.step = make(chan struct{}) })
+	server := httptest.NewServer(f.handler)
+	defer server.Close()
+	defer close(f.program.step)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, _ := http.NewRequestWithContext(ctx, "POST", server.URL+"/v1/completions",
+		strings.NewReader(`{"model":"stories","prompt":"x","temperature":0,"stream":true,"max_tokens":20}`))
+	go func() { f.program.step <- struct{}{}; f.program.step <- struct{}{} }()
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Flushed by event: the first is here though the text is not done.
+	if line, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || !strings.Contains(line, "there") {
+		t.Fatalf("%q %v", line, err)
+	}
+	if s, _ := f.engine.Stats("default/stories"); s.Running != 1 {
+		t.Fatalf("%+v", s)
+	}
+	cancel()
+	resp.Body.Close()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if s, _ := f.engine.Stats("default/stories"); s.Running == 0 && s.KVUsed == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			s, _ := f.engine.Stats("default/stories")
+			t.Fatalf("still held after the client went away: %+v", s)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestCut: however a text comes in pieces, what goes out ends where the first
+// complete stop string begins, and nothing of one leaks.
+func TestCut(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	letters := []string{"a", "b", "é"}
+	word := func(n int) (s string) {
+		for range n {
+			s += letters[r.IntN(len(letters))]
+		}
+		return s
+	}
+	for range 20000 {
+		x := &text{}
+		for range r.IntN(4) {
+			x.stops = append(x.stops, word(1+r.IntN(4)))
+		}
+		var seen, out, want string
+		stopped, ended := false, false
+		for range r.IntN(8) {
+			piece := word(r.IntN(5))
+			seen += piece
+			var more string
+			more, stopped = x.cut(piece)
+			out += more
+			if want = seen; stopped {
+				break
+			}
+		}
+		for _, stop := range x.stops {
+			if i := strings.Index(seen, stop); i >= 0 {
+				ended = true
+				want = want[:min(i, len(want))]
+			}
+		}
+		if !stopped {
+			out += x.held
+		}
+		if stopped != ended || out != want {
+			t.Fatalf("%q with stops %q gave %q (stopped: %t), want %q", seen, x.stops, out, stopped, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"model":"m","prompt":["a",[1,2]],"stop":["x"],"logit_bias":{"1":2},"seed":-1}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]}],"stream_options":{"include_usage":true}}`))
+	f.Add([]byte(`{"n":1,"tools":[],"response_format":{"type":"text"},"x":null}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, parse := range []func([]byte) (*request, *apiError){parseChat, parseCompletion} {
+			r, err := parse(body)
+			if err != nil {
+				if err.status != http.StatusBadRequest || err.Message == "" {
+					t.Fatalf("%+v", err)
+				}
+				if _, e := json.Marshal(err); e != nil {
+					t.Fatal(e)
+				}
+				continue
+			}
+			p := r.sampling
+			if r.model == "" || len(r.messages)+len(r.prompts) == 0 || r.maxTokens < 0 || p.Temperature < 0 || p.TopP < 0 || p.TopP > 1 || p.TopK < 0 {
+				t.Fatalf("%s gave %+v", body, r)
+			}
+			if !json.Valid(bytes.TrimSpace(body)) {
+				t.Fatalf("took %q", body)
+			}
+		}
+	})
+}
