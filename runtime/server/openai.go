@@ -26,6 +26,7 @@ const (
 	// readTimeout bounds how long a client of a stream may leave an event unread:
 	// it holds the model.
 	readTimeout = 30 * time.Second
+	maxMessage  = 1000 // bytes of an error's message
 )
 
 // OpenAI answers the OpenAI endpoints of a worker: a gateway's requests, which
@@ -80,6 +81,9 @@ func invalid(param, format string, args ...any) *apiError {
 }
 
 func fail(w http.ResponseWriter, e *apiError) {
+	if len(e.Message) > maxMessage { // it may quote a client that has much to say
+		e.Message = strings.ToValidUTF8(e.Message[:maxMessage], "") + " …"
+	}
 	if e.retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(e.retryAfter))
 	}
@@ -116,13 +120,17 @@ func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.Handler
 		if home != "" { // before the body is read, so that a gateway may try elsewhere
 			l, release, err := o.Use(ctx, home)
 			if err != nil {
+				conn := http.NewResponseController(w)
+				conn.EnableFullDuplex() // else net/http reads some of the body first; a writer that cannot is one of a test
 				fail(w, useError(err, home, true))
+				conn.Flush()
+				discard(r)
 				return
 			}
 			defer release()
 			loaded = l
 		}
-		body, e := readBody(w, r)
+		body, e := readBody(r)
 		if e != nil {
 			fail(w, e)
 			return
@@ -158,17 +166,22 @@ func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.Handler
 	}
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *apiError) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		return nil, &apiError{status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "request_too_large",
-			Message: fmt.Sprintf("The body is larger than %d MiB. Send less at once.", maxBody>>20)}
-	}
+func readBody(r *http.Request) ([]byte, *apiError) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
 		return nil, &apiError{status: http.StatusBadRequest, Type: "invalid_request_error", Code: "incomplete_body", Message: "The body ended early."}
 	}
+	if len(body) > maxBody {
+		discard(r)
+		return nil, &apiError{status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "request_too_large",
+			Message: fmt.Sprintf("The body is larger than %d MiB. Send less at once.", maxBody>>20)}
+	}
 	return body, nil
 }
+
+// discard reads what a client still sends, within bounds, so that it gets to
+// read its answer instead of a reset connection.
+func discard(r *http.Request) { io.CopyN(io.Discard, r.Body, 8*maxBody) }
 
 // useError says why a model cannot be used. A gateway is told 421, a client 404.
 func useError(err error, model string, gateway bool) *apiError {

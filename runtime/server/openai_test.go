@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -315,6 +316,7 @@ func TestErrors(t *testing.T) {
 		"no model":           {path: "completions", body: `{"prompt":"x"}`, status: 400, param: "model", says: "required"},
 		"unknown model":      {path: "completions", body: `{"model":"nobody","prompt":"x"}`, status: 404, param: "model", code: "model_not_found", says: `"nobody"`},
 		"lacks":              {path: "completions", model: "default/nobody", status: 421, code: "model_not_here", says: "default/nobody"},
+		"a long name":        {path: "completions", body: `{"model":"` + strings.Repeat("é", 5000) + `","prompt":"x"}`, status: 404, param: "model", code: "model_not_found", says: " …"},
 		"refused":            {path: "completions", model: "default/refused", status: 503, code: "model_unavailable", says: "1 GiB is free"},
 		"no prompt":          {path: "completions", body: `{"model":"stories"}`, status: 400, param: "prompt", says: "required"},
 		"empty ids":          {path: "completions", body: `{"model":"stories","prompt":[]}`, status: 400, param: "prompt"},
@@ -379,24 +381,48 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// unread is a body that must not be read.
-type unread struct{ t *testing.T }
-
-func (u unread) Read([]byte) (int, error) {
-	u.t.Error("the body was read before 421")
-	return 0, io.EOF
-}
-
+// TestLacksBeforeBody: 421 comes while the client has not sent its body yet.
 func TestLacksBeforeBody(t *testing.T) {
 	f := newFake(t, "", nil)
-	r := httptest.NewRequest("POST", "/v1/chat/completions", unread{t})
-	r.Header.Set(api.HeaderModel, "default/nobody")
-	w := httptest.NewRecorder()
-	f.handler.ServeHTTP(w, r)
-	if w.Code != api.StatusLacks {
-		t.Errorf("%d", w.Code)
+	server := httptest.NewServer(f.handler)
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
 	}
-	// Gone between Use and Submit: still 421 for a gateway, for nothing has been done.
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nEstiba-Model: default/nobody\r\nContent-Length: 1000000\r\n\r\n")
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil || resp.StatusCode != api.StatusLacks {
+		t.Fatalf("%+v %v", resp, err)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	// The connection is good for the next request once the body has come.
+	fmt.Fprintf(conn, "%sGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", strings.Repeat("x", 1000000))
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 200 {
+		t.Fatalf("%+v %v", resp, err)
+	}
+}
+
+// TestTooLarge: the sender of a body that is too large gets to read why.
+func TestTooLarge(t *testing.T) {
+	f := newFake(t, "", nil)
+	server := httptest.NewServer(f.handler)
+	defer server.Close()
+	resp, err := http.Post(server.URL+"/v1/completions", "application/json", strings.NewReader(strings.Repeat(" ", 10<<20)))
+	if err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Fatalf("%+v %v", resp, err)
+	}
+	resp.Body.Close()
+}
+
+func TestGoneSinceUse(t *testing.T) {
+	f := newFake(t, "", nil)
+	// Still 421 for a gateway, for nothing has been done.
 	if err := f.engine.Remove(t.Context(), "default/stories"); err != nil {
 		t.Fatal(err)
 	}
