@@ -3,7 +3,6 @@ package standalone
 import (
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,8 +10,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// metrics are those of the process, its gateway and its workers; what workers
-// export gets a label with their name, as a scrape of pods would give it.
+// metrics are those of the process, its gateway and its workers, whose series
+// have a label with the worker's name.
 type metrics struct {
 	own *prometheus.Registry // of the process and the gateway
 
@@ -44,25 +43,10 @@ func (m *metrics) forget(name string) {
 // Gather implements prometheus.Gatherer.
 func (m *metrics) Gather() ([]*dto.MetricFamily, error) {
 	m.mu.Lock()
-	workers := maps.Clone(m.workers)
-	m.mu.Unlock()
 	all := prometheus.Gatherers{m.own}
-	for _, name := range slices.Sorted(maps.Keys(workers)) {
-		all = append(all, labelled(name, workers[name]))
+	for _, name := range slices.Sorted(maps.Keys(m.workers)) {
+		all = append(all, m.workers[name])
 	}
+	m.mu.Unlock()
 	return all.Gather()
-}
-
-func labelled(worker string, r *prometheus.Registry) prometheus.Gatherer {
-	name := "worker"
-	return prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
-		families, err := r.Gather()
-		for _, f := range families {
-			for _, metric := range f.Metric {
-				metric.Label = append(metric.Label, &dto.LabelPair{Name: &name, Value: &worker})
-				slices.SortFunc(metric.Label, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
-			}
-		}
-		return families, err
-	})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,9 +55,16 @@ func Run(ctx context.Context, o Options) error {
 	}
 	manifests = withDefaultPool(manifests)
 
+	if o.Memory == 0 {
+		machine, err := device.CPU(device.Options{})
+		if err != nil {
+			return err
+		}
+		o.Memory = machine.Capacity
+	}
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return fmt.Errorf("listen: %w; choose another address with --listen", err)
 	}
 	defer l.Close()
 

@@ -59,12 +59,16 @@ func TestRead(t *testing.T) {
 func TestServe(t *testing.T) {
 	folder := t.TempDir()
 	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
-	url := serve(t, folder, 64<<20)
+	url := serve(t, folder, 0)
 	eventually(t, "ready", func() error { return get(url+"/readyz", nil) })
 
 	const once = ", there was a little girl named Lily"
 	if got := complete(t, url, "stories", 10); got != once {
 		t.Fatalf("the model says %q, want %q", got, once)
+	}
+
+	if err := get(url+"/metrics", nil); err != nil {
+		t.Error(err)
 	}
 
 	// A second file: another precision beside the first, in the same worker.
