@@ -22,4 +22,16 @@ if [ -d test/api ]; then
 	KUBEBUILDER_ASSETS=$programs go test -count=1 ./test/api/...
 fi
 echo "test-kubernetes: the cluster's part; what it does is printed as it goes" >&2
-ESTIBA_TEST_KUBERNETES=1 go test -count=1 -timeout=30m ./test/kubernetes "$@"
+folder=$(mktemp -d)
+export ESTIBA_TEST_KUBERNETES=$folder/cluster
+finish() {
+	if [ -n "${ESTIBA_TEST_KEEP:-}" ]; then
+		echo "test-kubernetes: the cluster is left; take it down with: STATE=$folder/cluster hack/devcluster/devcluster down" >&2
+		return
+	fi
+	echo "test-kubernetes: taking the cluster down" >&2
+	STATE=$folder/cluster hack/devcluster/devcluster down
+	rmdir "$folder"
+}
+trap finish EXIT
+go test -count=1 -timeout=30m ./test/kubernetes "$@"

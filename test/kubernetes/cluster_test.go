@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -50,25 +50,17 @@ type cluster struct {
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv("ESTIBA_TEST_KUBERNETES") == "" {
+	state := os.Getenv("ESTIBA_TEST_KUBERNETES")
+	if state == "" {
 		fmt.Println("SKIPPED: end-to-end tests need a cluster; run them with make test-kubernetes")
 		return
 	}
-	log.SetLogger(log.Log)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	log.SetLogger(logr.Discard()) // or controller-runtime complains that there is none
 	code := func() (code int) {
-		c, err := start(ctx)
+		c, err := start(context.Background(), state)
 		defer func() {
 			if code != 0 && c != nil {
 				c.dump()
-			}
-			if c == nil || os.Getenv("ESTIBA_TEST_KEEP") != "" {
-				return
-			}
-			progress("taking the cluster down")
-			if out, err := c.devcluster("down").CombinedOutput(); err != nil {
-				progress("down: %v\n%s", err, out)
-				code = 1
 			}
 		}()
 		if err != nil {
@@ -76,18 +68,11 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		the = c
-		go func() { // an interrupt ends the tests, but not without taking the cluster down
-			<-ctx.Done()
-			progress("interrupted")
-			c.devcluster("down").Run()
-			os.Exit(130)
-		}()
 		return m.Run()
 	}()
 	if code == 0 {
 		progress("passed")
 	}
-	stop()
 	os.Exit(code)
 }
 
@@ -97,20 +82,16 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%5.0fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// start brings a cluster up, installs the chart and waits for it. The cluster
-// is returned with an error too, to be taken down.
-func start(ctx context.Context) (*cluster, error) {
-	dir, err := os.MkdirTemp("", "estiba-test-kubernetes-")
-	if err != nil {
-		return nil, err
-	}
+// start brings a cluster up in a folder, installs the chart and waits for it.
+// hack/test-kubernetes.sh takes it down, whatever becomes of this process.
+func start(ctx context.Context, state string) (*cluster, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
-	c := &cluster{state: filepath.Join(dir, "cluster")}
+	c := &cluster{state: state}
 	c.kubeconfig = filepath.Join(c.state, "pki", "admin.conf")
 	c.env = append(os.Environ(), "STATE="+c.state, "PORT="+strconv.Itoa(port), "KUBECONFIG="+c.kubeconfig)
 

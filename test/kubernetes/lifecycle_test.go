@@ -44,12 +44,15 @@ func TestServe(t *testing.T) {
 				t.Errorf("%s is not resident and measured: %+v", name, h)
 			}
 		}
-		wide := s.kubectl("get", "model,ipool", "-o", "wide")
-		progress("kubectl get model,ipool -o wide\n%s", wide)
+		var wide string
+		defer func() { progress("kubectl get model,ipool -o wide\n%s", wide) }()
 		for _, want := range []string{`serve-f32 +True +Serving +1 +serve .*` + pod.Name, `serve-f16 +True +Serving +1 +serve .*` + pod.Name, `serve +True +1/1 +2 `} {
-			if !regexp.MustCompile(want).MatchString(wide) {
-				t.Errorf("no match for %q in\n%s", want, wide)
-			}
+			s.eventually("kubectl shows it", func() string {
+				if wide = s.kubectl("get", "model,ipool", "-o", "wide"); regexp.MustCompile(want).MatchString(wide) {
+					return ""
+				}
+				return "no " + want
+			})
 		}
 	})
 	t.Run("the worker's pod is safe to evict and restricted", func(t *testing.T) {

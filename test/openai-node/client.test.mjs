@@ -43,7 +43,7 @@ await test('streams the same text', async () => {
   }
   assert.equal(text, whole.choices[0].message.content)
   assert.equal(finish, whole.choices[0].finish_reason)
-  assert.deepEqual(usage, whole.usage)
+  for (const kind of ['prompt_tokens', 'completion_tokens', 'total_tokens']) assert.equal(usage[kind], whole.usage[kind])
   assert.ok(chunks > 3, `only ${chunks} chunks`)
 })
 
