@@ -138,6 +138,11 @@ func (h *home) ready() bool {
 	return false
 }
 
+// old reports whether h holds, and is left with, a revision before the spec's last change.
+func (h *home) old() bool {
+	return h.state != nil && h.state.Revision != h.model.revision
+}
+
 func (h *home) resident() bool {
 	return h.state != nil && h.state.Phase == worker.PhaseResident && !h.station.silent
 }

@@ -327,10 +327,13 @@ func (d *decision) wire(h *home) worker.Home {
 	return w
 }
 
-// renew reports whether the new revision of h's model may take the place of the old one.
+// renew reports whether the new revision of h's model may take the place of the
+// old one: its need is known, and no larger than every device. Otherwise the
+// old one is left to serve.
 func (d *decision) renew(h *home) bool {
-	_, known := h.model.need[h.station.pool.key]
-	return known
+	p := h.station.pool
+	need, known := h.model.need[p.key]
+	return known && (p.device == 0 || need.Total() <= p.device)
 }
 
 // label has the UIDs of the Models that each pod should be labelled with, where they differ.

@@ -125,7 +125,11 @@ func summary(m *model, s v1alpha1.ModelStatus) v1alpha1.ModelSummary {
 	sum := v1alpha1.ModelSummary{Pool: firstOf(unique(pools)), Worker: firstOf(workers), Device: firstOf(devices)}
 	total := int64(0)
 	for _, h := range m.homes {
-		total += m.need[h.station.pool.key].Total()
+		n := m.need[h.station.pool.key].Total()
+		if n == 0 && h.state != nil { // of the spec before its last change
+			n = h.state.Footprint.Total()
+		}
+		total += n
 	}
 	if total > 0 {
 		sum.Memory = brief(total)
@@ -191,7 +195,7 @@ func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
 		v.Message = "Suspended: requests are answered with an error. Set spec.suspend to false to serve it."
 	case v1alpha1.ReasonQuarantined:
 		v.Stalled = true
-		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s with no other model on it. Change the spec (source, precision or context) to try again.",
+		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s, after the model had been put alone on a worker. Change the spec (source, precision or context) to try again.",
 			m.trial.Deaths, m.trial.Worker, m.trial.Since.UTC().Format(time.RFC3339))
 	case v1alpha1.ReasonNameConflict:
 		v.Stalled = true
@@ -234,14 +238,36 @@ func (d *decision) serving(m *model) (status.Verdict, bool) {
 	v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing}
 	v.Message = fmt.Sprintf("%d of %s %s requests.", n, count(max(n, wanted), "replica"), verb(n, "answers", "answer"))
 	v.Progressing = n < wanted && (m.missing == 0 || m.grows != nil)
-	if m.failure != nil { // the revision before this one serves
-		v.Message += " They are of the spec before its last change, whose source cannot be used: " + m.failure.Message
-		v.Stalled, v.Progressing = m.failure.Reason != worker.ReasonSourceUnavailable, m.failure.Reason == worker.ReasonSourceUnavailable
-		if v.Stalled {
-			v.StalledBy = &status.Part{True: true, Reason: m.failure.Reason, Message: m.failure.Message}
-		}
+	if slices.ContainsFunc(m.homes, (*home).old) {
+		d.outOfDate(m, &v)
 	}
 	return v, true
+}
+
+// outOfDate adds to the verdict on a model that serves why it serves the spec before the last change.
+func (d *decision) outOfDate(m *model, v *status.Verdict) {
+	v.Progressing = true
+	v.Message += " They are of the spec before its last change"
+	switch f := m.failure; {
+	case f != nil:
+		v.Message += ", whose source cannot be used: " + sentence(f.Message)
+		if f.Reason != worker.ReasonSourceUnavailable {
+			v.StalledBy = &status.Part{True: true, Reason: f.Reason, Message: sentence(f.Message)}
+		}
+	case len(m.need) > 0 && !d.possible(m):
+		v.StalledBy = &status.Part{True: true, Reason: v1alpha1.ReasonDoesNotFit, Message: d.tooLarge(m)}
+		v.Message += ". " + v.StalledBy.Message
+	default:
+		v.Message += ", which comes next."
+	}
+	if v.StalledBy != nil {
+		v.Stalled, v.Progressing = true, false
+	}
+}
+
+// tooLarge says that no device of m's pools could hold it.
+func (d *decision) tooLarge(m *model) string {
+	return fmt.Sprintf("Needs %s; the largest device of its pools has %s.", packing.Size(smallestNeed(m)), packing.Size(largestDevice(m))) + d.limits(m)
 }
 
 func verb(n int, one, many string) string {
@@ -267,7 +293,8 @@ func (d *decision) asleep(m *model) (status.Verdict, bool) {
 		}
 		return v, true
 	}
-	if len(m.homes) == 0 && m.grows != nil && m.load.Total() == 0 && !slices.ContainsFunc(m.grows.stations, (*station).starting) {
+	stays := slices.ContainsFunc(m.homes, func(h *home) bool { return !h.leaving() })
+	if !stays && m.grows != nil && m.load.Total() == 0 && !slices.ContainsFunc(m.grows.stations, (*station).starting) {
 		v.Message = fmt.Sprintf("Nothing is resident; a request starts a worker in pool %s and wakes the model there.", short(m.grows.key))
 		return v, true
 	}
@@ -353,8 +380,7 @@ func (d *decision) homeless(m *model) (status.Verdict, bool) {
 		return status.Verdict{}, false
 	}
 	if m.grows == nil && !d.possible(m) {
-		return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Stalled: true,
-			Message: fmt.Sprintf("Needs %s; the largest device of its pools has %s.", packing.Size(smallestNeed(m)), packing.Size(largestDevice(m))) + d.limits(m)}, true
+		return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Stalled: true, Message: d.tooLarge(m)}, true
 	}
 	if m.grows != nil || m.why.Reserved > 0 || m.why.Devices() == 0 {
 		return d.waiting(m), true

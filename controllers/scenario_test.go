@@ -73,6 +73,7 @@ type pod struct {
 	held    worker.Assignment
 	homes   map[string]*worker.HomeState
 	loaded  map[string]time.Time
+	used    map[string]time.Time // when a request last wanted it
 	muted   bool
 	stale   int
 	running map[string]int
@@ -351,7 +352,7 @@ func (s *story) show() {
 func (p *pod) start(s *story) {
 	p.process++
 	p.Running = true
-	p.held, p.homes, p.loaded, p.running = worker.Assignment{}, map[string]*worker.HomeState{}, map[string]time.Time{}, map[string]int{}
+	p.held, p.homes, p.loaded, p.used, p.running = worker.Assignment{}, map[string]*worker.HomeState{}, map[string]time.Time{}, map[string]time.Time{}, map[string]int{}
 }
 
 // work is one second of a worker: it takes what was sent, loads, and reports.
@@ -369,6 +370,17 @@ func (p *pod) work(s *story) {
 		return
 	}
 	instance := fmt.Sprintf("%s/%d", p.Name, p.process)
+	for _, told := range p.held.Homes { // what nobody has asked for long enough leaves the device
+		h := p.homes[told.Model]
+		if h == nil || s.held[told.Model] > 0 || p.running[told.Model] > 0 || h.Phase != worker.PhaseResident {
+			p.used[told.Model] = s.now
+		} else if !told.Resident && s.now.Sub(p.used[told.Model]).Seconds() >= told.IdleSeconds {
+			h.Phase, h.Tier = worker.PhaseIdle, worker.TierDisk
+		}
+		if h != nil && h.Phase == worker.PhaseIdle && s.held[told.Model] > 0 {
+			h.Phase = worker.PhaseLoading
+		}
+	}
 	for _, h := range p.homes { // what was loading is loaded now
 		if h.Phase == worker.PhaseLoading {
 			h.Phase, h.Tier = worker.PhaseResident, worker.TierDevice

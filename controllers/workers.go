@@ -164,7 +164,7 @@ func (d *decision) resizePool(p *pool) {
 		s.rest(d.seen.Now)
 		workers = append(workers, scaling.Worker{
 			Name: s.Name, Ready: s.Report != nil && !s.silent, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
-			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Outdated: !s.current(),
+			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(),
 		})
 	}
 	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
@@ -181,6 +181,16 @@ func (d *decision) resizePool(p *pool) {
 		}
 	}
 	d.plan.Budgets[p.key] = int32(max(0, len(workers)-spec.MaxUnavailable))
+}
+
+// settling: a home that is to be awake is on its way to the device, and has not failed.
+func (s *station) settling() bool {
+	for _, h := range s.homes {
+		if h.model != nil && h.awake && !h.ready() && (h.state == nil || h.state.Phase != worker.PhaseFailed && h.state.Phase != worker.PhaseRefused) {
+			return true
+		}
+	}
+	return false
 }
 
 // rest notes since when nothing on the worker is awake. Homes that sleep do not keep a worker.

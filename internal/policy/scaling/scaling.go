@@ -81,6 +81,7 @@ type Worker struct {
 	Name      string
 	Ready     bool      // takes homes
 	Going     bool      // is being drained or deleted: decided already
+	Settling  bool      // models are still on their way to its devices
 	Outdated  bool      // made from another template, or its node is about to go
 	Homes     int       // models at home here
 	IdleSince time.Time // nothing has been resident since; zero: not idle
@@ -190,7 +191,7 @@ func idle(now time.Time, p Pool, workers []Worker, n int) (r []Removal, again ti
 func outdated(p Pool, workers []Worker) []Removal {
 	missing := 0
 	for _, w := range workers {
-		if w.Going || !w.Ready {
+		if w.Going || !w.Ready || w.Settling && !w.Outdated {
 			missing++
 		}
 	}
