@@ -11,10 +11,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -408,6 +410,49 @@ func TestMetrics(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(regexp.MustCompile(`(?m)^(estiba|vllm).*$`).FindAllString(body, -1))
+	}
+}
+
+// TestFetchedModels: a source that cannot be reached, then can.
+func TestFetchedModels(t *testing.T) {
+	r := startWorker(t)
+	var down atomic.Bool
+	down.Store(true)
+	files := http.FileServer(http.Dir(fixture.Model("")))
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if down.Load() {
+			http.Error(w, "later", http.StatusBadGateway)
+			return
+		}
+		files.ServeHTTP(w, q)
+	}))
+	defer origin.Close()
+	one, folder := r.home("one"), r.home("folder")
+	one.Source.URI, folder.Source.URI = origin.URL+"/stories260K/stories260K-f16.gguf", origin.URL+"/stories260K/hf-f32/"
+	r.assign(one, folder)
+	seen := r.until(func(h map[string]api.HomeState) bool {
+		return h["one"].Phase == api.PhaseFailed && h["folder"].Phase == api.PhaseFailed
+	})
+	if h := seen["one"]; h.Reason != api.ReasonSourceUnavailable || !strings.Contains(h.Message, "502") || h.Tier != api.TierNone {
+		t.Errorf("%+v", h)
+	}
+	down.Store(false)
+	for _, h := range []api.Home{one, folder} {
+		req, _ := json.Marshal(api.InspectRequest{Source: h.Source})
+		var got api.Inspection
+		_, body := r.call("POST", api.PathInspect, string(req))
+		if json.Unmarshal([]byte(body), &got); got.Error != nil || got.ContextLength != 512 {
+			t.Errorf("inspect: %s", body)
+		}
+	}
+	r.until(func(h map[string]api.HomeState) bool {
+		return h["one"].Phase == api.PhaseResident && h["folder"].Phase == api.PhaseResident
+	})
+	origin.Close() // what is here stays here
+	for _, name := range []string{"one", "folder"} {
+		if status, body := r.complete(name); status != 200 || !strings.Contains(body, ", there was a little") {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
 	}
 }
 

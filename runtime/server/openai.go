@@ -52,6 +52,10 @@ func (o *OpenAI) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/chat/completions", o.endpoint(parseChat))
 	mux.HandleFunc("POST /v1/completions", o.endpoint(parseCompletion))
 	mux.HandleFunc("GET /v1/models", o.models)
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, &apiError{status: http.StatusNotFound, Type: "invalid_request_error", Code: "not_found",
+			Message: fmt.Sprintf("This version does not serve %s %.100q.", r.Method, r.URL.Path)})
+	})
 }
 
 // apiError is an error as OpenAI's clients read it.

@@ -145,7 +145,7 @@ func parseFields(body []byte) *fields {
 
 func (f *fields) fail(param, format string, args ...any) {
 	if f.err == nil {
-		f.err = invalid(param, "%s.", capitalized(fmt.Sprintf(format, args...)))
+		f.err = invalid(param, format+".", args...) // it begins with the parameter, as clients spell it
 	}
 }
 
