@@ -287,7 +287,7 @@ func (d *decision) assignTo(s *station) {
 	default:
 		a.Generation = 1
 	}
-	if r.Epoch == a.Epoch && r.Generation > a.Generation { // it holds more than this process remembers
+	if r.Epoch == a.Epoch && (r.Generation > a.Generation || !same) { // it holds more than this process remembers
 		a.Generation = r.Generation + 1
 	}
 	if no := s.Refusal; no != nil && no.Epoch == a.Epoch && no.Generation >= a.Generation && no.Reason == worker.RefusedOlder {

@@ -333,9 +333,9 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 	switch h.state.Phase {
 	case worker.PhaseFailed:
 		stalled := slices.Contains([]string{worker.ReasonDigestMismatch, worker.ReasonInvalidModel, worker.ReasonUnsupportedModel}, reason)
-		return status.Verdict{Reason: reason, Message: sentence(h.state.Message), Stalled: stalled, Progressing: !stalled}
+		return status.Verdict{Reason: reason, Message: sentence(cmp.Or(h.state.Message, "Worker "+h.station.Name+" does not say why")), Stalled: stalled, Progressing: !stalled}
 	case worker.PhaseRefused:
-		return status.Verdict{Reason: reason, Message: "Refused by " + at + ": " + sentence(h.state.Message), Progressing: true}
+		return status.Verdict{Reason: reason, Message: "Refused by " + at + ": " + sentence(cmp.Or(h.state.Message, "it does not say why")), Progressing: true}
 	case worker.PhaseDraining:
 		return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
 	}

@@ -1,0 +1,415 @@
+package controllers
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// reporting is a worker of pool default/p that holds the homes.
+func reporting(name string, epoch, generation int64, homes ...worker.HomeState) Worker {
+	var used int64
+	for _, h := range homes {
+		used += h.Footprint.Total()
+	}
+	return Worker{Name: name, Pool: "default/p", Running: true, Connected: true, Heard: fixture.Epoch, Report: &worker.State{
+		Worker: name, Pool: "default/p", Instance: name + ".1", Epoch: epoch, Generation: generation,
+		Devices: []worker.Device{{Name: "gpu-0", ExtentBytes: gib, CapacityBytes: 80 * gib, UsedBytes: used}}, Homes: homes}}
+}
+
+func resident(m v1alpha1.Model, size int64) worker.HomeState {
+	return worker.HomeState{Model: Key(&m), Revision: Revision(&m), Devices: []string{"gpu-0"}, Phase: worker.PhaseResident, Tier: worker.TierDevice,
+		WantResident: true, ResidentSeconds: 3600, Footprint: worker.Footprint{WeightsBytes: size * gib}}
+}
+
+func inspected(size int64, models ...v1alpha1.Model) map[InspectKey]Inspected {
+	all := map[InspectKey]Inspected{}
+	for i := range models {
+		all[InspectKey{"default/p", Revision(&models[i])}] = Inspected{At: fixture.Epoch, Result: worker.Inspection{Footprint: worker.Footprint{WeightsBytes: size * gib}}}
+	}
+	return all
+}
+
+func seenWith(models []v1alpha1.Model, workers ...Worker) Seen {
+	return Seen{Now: fixture.Epoch, Epoch: 5, Settled: true, Models: models, Workers: workers,
+		Pools: []Pool{{InferencePool: fixture.NewPool("p", 0, 4)}}}
+}
+
+// holds is what a plan's assignment names, "x y*" where * is asleep.
+func holds(a worker.Assignment) string {
+	var names []string
+	for _, h := range a.Homes {
+		n := short(h.Model)
+		if !h.Resident {
+			n += "*"
+		}
+		names = append(names, n)
+	}
+	return strings.Join(names, " ")
+}
+
+func TestUnsettledDecidesNothing(t *testing.T) {
+	x := fixture.NewModel("x")
+	seen := seenWith([]v1alpha1.Model{x}, reporting("w", 4, 9))
+	seen.Settled = false
+	if plan := Decide(seen); len(plan.Assignments)+len(plan.Create)+len(plan.Models)+len(plan.Inspect) > 0 || plan.Again == 0 {
+		t.Errorf("plan is %+v", plan)
+	}
+}
+
+// TestNewLeaderAdopts: an operator that starts from nothing sends each worker
+// what it holds, under its own epoch, and moves nothing.
+func TestNewLeaderAdopts(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y", fixture.Autoscaled(0, 1))
+	asleep := resident(y, 20)
+	asleep.Phase, asleep.Tier, asleep.WantResident = worker.PhaseIdle, worker.TierDisk, false
+	// A tighter device is there; x stays where it is.
+	z := fixture.NewModel("z")
+	plan := Decide(seenWith([]v1alpha1.Model{x, y, z}, reporting("w1", 4, 9, resident(x, 10), asleep), reporting("w2", 4, 3, resident(z, 60))))
+	if a := plan.Assignments["w1"]; a.Epoch != 5 || a.Generation != 1 || a.Instance != "w1.1" || holds(a) != "x y*" {
+		t.Errorf("w1 gets %+v", a)
+	}
+	if a := plan.Assignments["w2"]; holds(a) != "z" {
+		t.Errorf("w2 gets %+v", a)
+	}
+	if len(plan.Create)+len(plan.Delete)+len(plan.Inspect) > 0 {
+		t.Errorf("plan is %+v", plan)
+	}
+	for i, want := range []string{v1alpha1.ReasonServing, v1alpha1.ReasonScaledToZero, v1alpha1.ReasonServing} {
+		if c := status.Find(plan.Models[i].Conditions, v1alpha1.ConditionReady); c.Status != metav1.ConditionTrue || c.Reason != want {
+			t.Errorf("%s is %+v", []string{"x", "y", "z"}[i], c)
+		}
+	}
+}
+
+// TestNewLeaderAndSilentWorker: a worker that runs and has not reported to this
+// leader keeps the homes that the last one noted.
+func TestNewLeaderAndSilentWorker(t *testing.T) {
+	x := fixture.NewModel("x")
+	x.Status.Placements = []v1alpha1.Placement{{Pool: "default/p", Worker: "silent", Devices: []string{"gpu-0"}, State: v1alpha1.PlacementResident}}
+	seen := seenWith([]v1alpha1.Model{x}, Worker{Name: "silent", Pool: "default/p", Running: true}, reporting("w", 4, 1))
+	seen.Inspections = inspected(10, x)
+	if plan := Decide(seen); len(plan.Assignments["w"].Homes) > 0 || plan.Models[0].Replicas != 1 {
+		t.Errorf("x moved although its worker is only silent: %+v", plan.Assignments)
+	}
+	seen.Workers = seen.Workers[1:] // its pod is gone
+	if plan := Decide(seen); holds(plan.Assignments["w"]) != "x" {
+		t.Errorf("x has no home: %+v", plan.Assignments)
+	}
+}
+
+// TestStaleReport replays the report from before an assignment: what was sent
+// counts as taken, with and without this process's memory of it.
+func TestStaleReport(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y")
+	stale := reporting("w", 5, 1)
+	seen := seenWith([]v1alpha1.Model{x}, stale)
+	seen.Inspections = inspected(50, x, y)
+	first := Decide(seen)
+	if holds(first.Assignments["w"]) != "x" {
+		t.Fatalf("first plan is %+v", first.Assignments)
+	}
+	seen.Models = append(seen.Models, y)
+	seen.Sent = first.Assignments
+	for name, memory := range map[string]Memory{"with memory": first.Memory, "without": {}} {
+		seen.Memory = memory
+		plan := Decide(seen)
+		if a, again := plan.Assignments["w"]; again && holds(a) != "x" {
+			t.Errorf("%s: w gets %q", name, holds(a))
+		}
+		if plan.Models[1].Replicas != 0 || plan.Create["default/p"] != 1 {
+			t.Errorf("%s: y is placed on bytes that x was given", name)
+		}
+	}
+}
+
+// TestGeneration grows only when the content changes, and passes what a worker holds.
+func TestGeneration(t *testing.T) {
+	x := fixture.NewModel("x")
+	seen := seenWith([]v1alpha1.Model{x}, reporting("w", 5, 7))
+	seen.Inspections = inspected(10, x)
+	plan := Decide(seen)
+	a := plan.Assignments["w"]
+	if a.Generation != 8 {
+		t.Fatalf("generation %d after 7", a.Generation)
+	}
+	seen.Memory = plan.Memory
+	if again := Decide(seen).Assignments["w"]; !cmp.Equal(a, again) {
+		t.Errorf("not delivered, so sent again: %s", cmp.Diff(a, again))
+	}
+	seen.Sent = plan.Assignments
+	if again := Decide(seen).Assignments; len(again) > 0 {
+		t.Errorf("under way, so not sent again: %+v", again)
+	}
+	h := resident(x, 10)
+	h.Phase = worker.PhaseLoading
+	seen.Sent, seen.Workers = nil, []Worker{reporting("w", 5, 8, h)}
+	if again := Decide(seen).Assignments; len(again) > 0 {
+		t.Errorf("in force, so not sent again: %+v", again)
+	}
+	seen.Workers[0].Refusal = &worker.Refusal{Reason: worker.RefusedOlder, Epoch: 5, Generation: 11}
+	if again := Decide(seen).Assignments["w"]; again.Generation != 12 {
+		t.Errorf("generation %d after a refusal at 11", again.Generation)
+	}
+}
+
+func TestWho(t *testing.T) {
+	pool := func(change func(*v1alpha1.InferencePool)) Pool {
+		return Pool{InferencePool: fixture.NewPool("p", 0, 4, change)}
+	}
+	guest := fixture.NewModel("x", func(m *v1alpha1.Model) { m.Namespace, m.Spec.Priority = "guests", 50 })
+	five := int32(5)
+	for name, c := range map[string]struct {
+		pool     Pool
+		model    v1alpha1.Model
+		goes     bool
+		priority int
+	}{
+		"same namespace":        {pool(func(*v1alpha1.InferencePool) {}), fixture.NewModel("x", func(m *v1alpha1.Model) { m.Spec.Priority = 50 }), true, 50},
+		"another namespace":     {pool(func(*v1alpha1.InferencePool) {}), guest, false, 0},
+		"all, priority bounded": {pool(func(p *v1alpha1.InferencePool) { p.Spec.AllowedNamespaces.From = v1alpha1.NamespacesAll }), guest, true, 0},
+		"all, up to five": {pool(func(p *v1alpha1.InferencePool) {
+			p.Spec.AllowedNamespaces = v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesAll, MaxPriority: &five}
+		}), guest, true, 5},
+		"selected": {pool(func(p *v1alpha1.InferencePool) {
+			p.Spec.AllowedNamespaces = v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesSelector, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "a"}}}
+		}), guest, true, 0},
+		"selected otherwise": {pool(func(p *v1alpha1.InferencePool) {
+			p.Spec.AllowedNamespaces = v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesSelector, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "b"}}}
+		}), guest, false, 0},
+		"pool's labels": {pool(func(p *v1alpha1.InferencePool) { p.Labels = map[string]string{"tier": "gpu"} }),
+			fixture.NewModel("x", func(m *v1alpha1.Model) {
+				m.Spec.PoolSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "gpu"}}
+			}), true, 0},
+		"other labels": {pool(func(*v1alpha1.InferencePool) {}),
+			fixture.NewModel("x", func(m *v1alpha1.Model) {
+				m.Spec.PoolSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "gpu"}}
+			}), false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := seenWith([]v1alpha1.Model{c.model}, reporting("w", 5, 0))
+			seen.Pools = []Pool{c.pool}
+			seen.Namespaces = map[string]map[string]string{"guests": {"team": "a"}}
+			seen.Inspections = inspected(10, c.model)
+			plan := Decide(seen)
+			a := plan.Assignments["w"]
+			if (len(a.Homes) == 1) != c.goes {
+				t.Fatalf("homes are %+v", a.Homes)
+			}
+			if c.goes && a.Homes[0].EvictionOrder != c.priority {
+				t.Errorf("eviction order %d, want %d", a.Homes[0].EvictionOrder, c.priority)
+			}
+			if ready := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); !c.goes && ready.Reason != v1alpha1.ReasonNoPoolMatches {
+				t.Errorf("ready is %+v", ready)
+			}
+		})
+	}
+}
+
+// TestReplicasSpread: a model has at most one home on a worker.
+func TestReplicasSpread(t *testing.T) {
+	x := fixture.NewModel("x", fixture.Replicas(3))
+	seen := seenWith([]v1alpha1.Model{x}, reporting("w1", 5, 0), reporting("w2", 5, 0))
+	seen.Pools[0].Spec.Workers.Max = 2
+	seen.Inspections = inspected(10, x)
+	plan := Decide(seen)
+	if holds(plan.Assignments["w1"]) != "x" || holds(plan.Assignments["w2"]) != "x" || plan.Models[0].Replicas != 2 {
+		t.Errorf("plan is %+v", plan.Assignments)
+	}
+	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionPlaced); c.Status != metav1.ConditionFalse {
+		t.Errorf("placed is %+v", c)
+	}
+}
+
+// TestTrialOfOneAmongMany: a suspect is tried on an idle worker, not among others.
+func TestTrialOfOneAmongMany(t *testing.T) {
+	bad, good := fixture.NewModel("bad"), fixture.NewModel("good")
+	bad.Status.Trial = &v1alpha1.Trial{Revision: Revision(&bad), Deaths: 1, Since: metav1.NewTime(fixture.Epoch.Add(-time.Second)), Worker: "w1", Instance: "w1.0"}
+	seen := seenWith([]v1alpha1.Model{bad, good}, reporting("w1", 4, 1, resident(good, 10)), reporting("w2", 4, 1))
+	seen.Inspections = inspected(10, bad, good)
+	plan := Decide(seen)
+	if holds(plan.Assignments["w1"]) != "good" || holds(plan.Assignments["w2"]) != "bad" {
+		t.Errorf("plan is %+v", plan.Assignments)
+	}
+	// A pod that was deleted is nobody's fault; neither is a process that was told to go.
+	gone := reporting("w3", 4, 1)
+	gone.Deleting = fixture.Epoch
+	last := *reporting("w3", 4, 1, resident(good, 10)).Report
+	last.Instance, last.Homes[0].Running = "w3.0", 1
+	seen.Workers = append(seen.Workers, gone)
+	seen.Memory = Memory{Workers: map[string]WorkerMemory{"w3": {Last: last}}}
+	if trial := Decide(seen).Models[1].Trial; trial != nil {
+		t.Errorf("good is on trial: %+v", trial)
+	}
+	seen.Workers[2].Deleting = time.Time{}
+	if trial := Decide(seen).Models[1].Trial; trial == nil || trial.Deaths != 1 {
+		t.Errorf("good is not on trial: %+v", trial)
+	}
+}
+
+// TestUnchanged: deciding changes nothing of what it looks at.
+func TestUnchanged(t *testing.T) {
+	seen := random(rand.New(rand.NewPCG(7, 7)))
+	before, err := json.Marshal(seen.Models)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports := fmt.Sprintf("%+v", *seen.Workers[0].Report)
+	Decide(seen)
+	after, _ := json.Marshal(seen.Models)
+	if string(before) != string(after) || reports != fmt.Sprintf("%+v", *seen.Workers[0].Report) {
+		t.Error("Decide changed its input")
+	}
+}
+
+// random is a cluster in any state, sensible or not.
+func random(r *rand.Rand) Seen {
+	var models []v1alpha1.Model
+	for i := range 1 + r.IntN(8) {
+		m := fixture.NewModel(fmt.Sprint("m", i))
+		m.Spec.Priority = int32(r.IntN(3))
+		switch r.IntN(4) {
+		case 0:
+			fixture.Replicas(int32(r.IntN(4)))(&m)
+		case 1:
+			fixture.Autoscaled(int32(r.IntN(2)), 2)(&m)
+		}
+		m.Spec.Suspend = r.IntN(8) == 0
+		if r.IntN(6) == 0 {
+			m.Status.Trial = &v1alpha1.Trial{Revision: Revision(&m), Deaths: int32(1 + r.IntN(2)), Since: metav1.NewTime(fixture.Epoch)}
+		}
+		models = append(models, m)
+	}
+	seen := seenWith(models)
+	seen.Pools[0].Hash, seen.Pools[0].Spec.Workers = "h", v1alpha1.WorkerRange{Min: int32(r.IntN(2)), Max: int32(2 + r.IntN(3))}
+	seen.Inspections, seen.Sent = map[InspectKey]Inspected{}, map[string]worker.Assignment{}
+	size := map[string]int64{}
+	for i := range models {
+		key := Key(&models[i])
+		size[key] = 1 + r.Int64N(50)
+		if r.IntN(4) > 0 {
+			for k, v := range inspected(size[key], models[i]) {
+				seen.Inspections[k] = v
+			}
+		}
+		seen.Gateways = append(seen.Gateways, worker.GatewayState{Models: []worker.ModelDemand{{Model: key, Held: r.IntN(3)}}})
+	}
+	for i := range 1 + r.IntN(5) {
+		w := reporting(fmt.Sprint("w", i), int64(3+r.IntN(3)), int64(r.IntN(3)))
+		free := int64(80)
+		for j := range models {
+			if n := size[Key(&models[j])]; r.IntN(3) == 0 && n <= free {
+				h := resident(models[j], n)
+				h.Phase = []worker.Phase{worker.PhaseResident, worker.PhaseLoading, worker.PhaseIdle, worker.PhaseFailed, worker.PhaseDraining}[r.IntN(5)]
+				h.Running = r.IntN(2)
+				w.Report.Homes = append(w.Report.Homes, h)
+				w.Report.Devices[0].UsedBytes += n * gib
+				free -= n
+			}
+		}
+		for j := range models {
+			if n := size[Key(&models[j])]; r.IntN(6) == 0 && n <= free && !slices.ContainsFunc(w.Report.Homes, func(h worker.HomeState) bool { return h.Model == Key(&models[j]) }) {
+				a := seen.Sent[w.Name]
+				a.Epoch, a.Generation, a.Instance = 5, 9, w.Report.Instance
+				for _, h := range w.Report.Homes {
+					if len(a.Homes) == 0 {
+						a.Homes = append(a.Homes, worker.Home{Model: h.Model, Revision: h.Revision, Devices: h.Devices, Resident: true})
+					}
+				}
+				a.Homes = append(a.Homes, worker.Home{Model: Key(&models[j]), Revision: Revision(&models[j]), Devices: []string{"gpu-0"}, Resident: true})
+				seen.Sent[w.Name] = a
+				free -= n
+			}
+		}
+		w.Hash = []string{"h", "h", "old"}[r.IntN(3)]
+		w.Report.Draining = r.IntN(10) == 0
+		w.Connected = r.IntN(6) > 0
+		if r.IntN(8) == 0 {
+			w.Heard = fixture.Epoch.Add(-time.Minute)
+		}
+		if r.IntN(8) == 0 {
+			w.Deleting = fixture.Epoch.Add(-time.Duration(r.IntN(200)) * time.Second)
+		}
+		if r.IntN(8) == 0 {
+			w.Report = nil
+		}
+		seen.Workers = append(seen.Workers, w)
+	}
+	if seen.Workers[0].Report == nil {
+		seen.Workers[0] = reporting("w0", 5, 1)
+	}
+	return seen
+}
+
+// TestInvariants: of any cluster, no device is given more than it has beside
+// what it still holds; a model has at most one home on a worker; the order of
+// the input does not matter; and every status says something.
+func TestInvariants(t *testing.T) {
+	for seed := range uint64(4000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		seen := random(r)
+		plan := Decide(seen)
+		shuffled := seen
+		shuffled.Models, shuffled.Workers, shuffled.Gateways = slices.Clone(seen.Models), slices.Clone(seen.Workers), slices.Clone(seen.Gateways)
+		r.Shuffle(len(shuffled.Workers), func(i, j int) {
+			shuffled.Workers[i], shuffled.Workers[j] = shuffled.Workers[j], shuffled.Workers[i]
+		})
+		slices.Reverse(shuffled.Models)
+		again := Decide(shuffled)
+		slices.Reverse(again.Models)
+		if diff := cmp.Diff(plan, again); diff != "" {
+			t.Fatalf("seed %d: the order of the input matters: %s", seed, diff)
+		}
+		for name, a := range plan.Assignments {
+			within(t, seed, seen, name, a)
+		}
+		for _, s := range plan.Models {
+			if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c.Reason == "" || c.Message == "" {
+				t.Fatalf("seed %d: %+v", seed, c)
+			}
+		}
+	}
+}
+
+// within checks one assignment against the capacity of its worker.
+func within(t *testing.T, seed uint64, seen Seen, name string, a worker.Assignment) {
+	t.Helper()
+	w := seen.Workers[slices.IndexFunc(seen.Workers, func(w Worker) bool { return w.Name == name })]
+	used, there := int64(0), map[string]bool{}
+	for _, h := range w.Report.Homes {
+		used += h.Footprint.Total()
+		there[h.Model] = true
+	}
+	for _, h := range seen.Sent[name].Homes {
+		if !there[h.Model] {
+			used += 0 // its size is in the inspections, if anywhere
+			there[h.Model] = true
+		}
+	}
+	names := map[string]bool{}
+	for _, h := range a.Homes {
+		if names[h.Model] {
+			t.Fatalf("seed %d: %s gets %s twice", seed, name, h.Model)
+		}
+		names[h.Model] = true
+		if !there[h.Model] {
+			in := seen.Inspections[InspectKey{"default/p", h.Revision}]
+			used += in.Result.Footprint.Total()
+		}
+	}
+	if used > 80*gib {
+		t.Fatalf("seed %d: %s is to hold %d GiB of 80: %+v", seed, name, used/gib, a)
+	}
+}
