@@ -5,6 +5,14 @@
 // a worker is a pod or runs in the same process. Reconciler feeds it from a
 // Kubernetes API server and carries its plans out.
 //
+// # Deleting
+//
+// Nothing of ours has a finalizer, so that nothing hangs when the operator is
+// away. A Model that is gone is no longer named in assignments: its workers end
+// the running requests and let it go. A pool owns its pods, Secret and budget:
+// the garbage collector deletes them, and a worker drains by itself on SIGTERM
+// (its pod's grace period is the pool's drain time and 30 s).
+//
 // # Without Kubernetes
 //
 // A program that has manifests and workers of its own runs the same decisions:

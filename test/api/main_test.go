@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -34,15 +35,17 @@ import (
 const (
 	system       = "estiba-system"
 	operatorUser = "system:serviceaccount:" + system + ":estiba-operator"
+	guestUser    = "system:serviceaccount:" + system + ":estiba-guest"
+	tenant       = "tenant"
 	installation = "0123456789abcdef0123456789abcdef"
 )
 
 // cluster is the API server that all tests share.
 var cluster struct {
-	env        *envtest.Environment
-	config     *rest.Config
-	client     client.Client
-	kubeconfig string // of the operator's user
+	env    *envtest.Environment
+	config *rest.Config
+	client client.Client
+	folder string // with the users' kubeconfigs
 }
 
 func TestMain(m *testing.M) {
@@ -98,6 +101,7 @@ func run(m *testing.M) (code int, err error) {
 		if stopped := cluster.env.Stop(); stopped != nil && err == nil {
 			err = stopped
 		}
+		_ = os.RemoveAll(cluster.folder)
 	}()
 	scheme, err := controllers.Scheme()
 	if err != nil {
@@ -151,18 +155,36 @@ func permissions() error {
 	if err != nil {
 		return err
 	}
-	account, err := cluster.env.AddUser(envtest.User{Name: operatorUser, Groups: []string{"system:serviceaccounts"}}, cluster.config)
+	// The guest's permissions end with one namespace.
+	guest := []rbacv1.Subject{{Kind: "User", APIGroup: "rbac.authorization.k8s.io", Name: guestUser}}
+	err = create(
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant}},
+		&rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: "estiba-operator"}, Subjects: guest, RoleRef: role("ClusterRole", everywhere.Name)},
+		&rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "estiba-guest"}, Subjects: guest, RoleRef: role("Role", own.Name)},
+	)
 	if err != nil {
 		return err
 	}
-	text, err := account.KubeConfig()
-	if err != nil {
+	if cluster.folder, err = os.MkdirTemp("", "estiba-api-"); err != nil {
 		return err
 	}
-	folder, err := os.MkdirTemp("", "estiba-api-")
-	if err != nil {
-		return err
+	for _, user := range []string{operatorUser, guestUser} {
+		account, err := cluster.env.AddUser(envtest.User{Name: user}, cluster.config)
+		if err != nil {
+			return err
+		}
+		text, err := account.KubeConfig()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(kubeconfig(user), text, 0o600); err != nil {
+			return err
+		}
 	}
-	cluster.kubeconfig = filepath.Join(folder, "kubeconfig")
-	return os.WriteFile(cluster.kubeconfig, text, 0o600)
+	return nil
+}
+
+// kubeconfig is the file of a user.
+func kubeconfig(user string) string {
+	return filepath.Join(cluster.folder, strings.ReplaceAll(user, ":", "-"))
 }

@@ -2,6 +2,7 @@ package apitest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -49,25 +50,34 @@ func (o *operator) logged() string {
 // startOperator runs this test's program as an operator with the permissions of config/rbac.
 func startOperator(t *testing.T, elect bool) *operator {
 	t.Helper()
-	options, err := json.Marshal(controllers.RunOptions{Namespace: system, WorkerImage: "estiba:test", Listen: "127.0.0.1:0", LeaderElect: elect})
+	return startAs(t, operatorUser, controllers.RunOptions{LeaderElect: elect})
+}
+
+func startAs(t *testing.T, user string, o controllers.RunOptions) *operator {
+	t.Helper()
+	o.Namespace, o.WorkerImage, o.Listen = system, "estiba:test", "127.0.0.1:0"
+	options, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &operator{cmd: exec.Command(os.Args[0])}
-	o.cmd.Env = append(os.Environ(), "ESTIBA_TEST_RUN_OPERATOR="+string(options), "KUBECONFIG="+cluster.kubeconfig)
-	o.cmd.Stderr, o.cmd.Stdout = o, o
-	if err := o.cmd.Start(); err != nil {
+	p := &operator{cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(os.Environ(), "ESTIBA_TEST_RUN_OPERATOR="+string(options), "KUBECONFIG="+kubeconfig(user))
+	p.cmd.Stderr, p.cmd.Stdout = p, p
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = o.cmd.Process.Signal(syscall.SIGCONT)
-		_ = o.cmd.Process.Kill()
-		_ = o.cmd.Wait()
+		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		if strings.Contains(p.logged(), "forbidden") {
+			t.Error("the operator asks for more than config/rbac grants")
+		}
 		if t.Failed() {
-			t.Logf("operator:\n%s", o.logged())
+			t.Logf("operator:\n%s", p.logged())
 		}
 	})
-	return o
+	return p
 }
 
 // eventually waits for what ok says.
@@ -122,11 +132,11 @@ func inspection(n int64) worker.Inspection {
 	return worker.Inspection{Footprint: worker.Footprint{WeightsBytes: n * mib}, MaxTokens: 512}
 }
 
-// remove deletes the worker pods of a pool, which nobody else does here.
+// removePods deletes the worker pods of a pool when the test ends; nobody else does here.
 func removePods(t *testing.T, pool string) {
 	t.Cleanup(func() {
 		zero := int64(0)
-		_ = cluster.client.DeleteAllOf(t.Context(), &corev1.Pod{}, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool},
+		_ = cluster.client.DeleteAllOf(context.Background(), &corev1.Pod{}, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool},
 			&client.DeleteAllOfOptions{DeleteOptions: client.DeleteOptions{GracePeriodSeconds: &zero}})
 	})
 }
@@ -260,6 +270,23 @@ func TestTemplate(t *testing.T) {
 			return s != nil && s.Status == metav1.ConditionTrue && s.Reason == v1alpha1.ReasonInvalidTemplate && strings.Contains(s.Message, c.message), fmt.Sprint(s)
 		})
 	}
+}
+
+// TestNamespaces: an operator for some namespaces needs no permissions elsewhere.
+func TestNamespaces(t *testing.T) {
+	startAs(t, guestUser, controllers.RunOptions{Namespaces: []string{tenant}})
+	for _, manifest := range []string{pool("guests", "{}"), model("guest", "{source: {uri: 'file:///models/x'}}")} {
+		object := object(t, manifest)
+		object.SetNamespace(tenant)
+		if err := cluster.client.Create(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "a worker", func() (bool, string) {
+		var list corev1.PodList
+		err := cluster.client.List(t.Context(), &list, client.InNamespace(tenant))
+		return len(list.Items) == 1, fmt.Sprint(err, len(list.Items))
+	})
 }
 
 // TestFailover pauses the leader while another operator takes over: nothing

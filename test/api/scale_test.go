@@ -1,6 +1,7 @@
 package apitest
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -37,7 +38,7 @@ func create[T client.Object](t *testing.T, manifest string, into T) T {
 	if err := cluster.client.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cluster.client.Delete(t.Context(), o) })
+	t.Cleanup(func() { _ = cluster.client.Delete(context.Background(), o) })
 	fromUnstructured(t, o, into)
 	return into
 }
