@@ -45,6 +45,7 @@ type home struct {
 	retry        time.Time     // not before then
 	loadFailed   bool          // the last failure was not the fetch's
 	bad          string        // stamp of files that cannot be loaded as they are
+	why          *fault        // what is wrong with those
 	changed      chan struct{} // closed and replaced on each change
 }
 
@@ -154,7 +155,7 @@ func (h *home) reset() {
 	h.release()
 	h.key = keyOf(h.want)
 	h.footprint, h.context = api.Footprint{}, api.Context{}
-	h.failures, h.retry, h.loadFailed, h.bad = 0, time.Time{}, false, ""
+	h.failures, h.retry, h.loadFailed, h.bad, h.why = 0, time.Time{}, false, "", nil
 	h.set(api.PhaseIdle, "", "")
 	h.w.settle()
 }
@@ -183,7 +184,7 @@ func (h *home) fetch() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil && h.bad != "" && h.bad == now {
-		err = &fault{h.reason, h.message} // nobody has changed them: a load would end as the last one did
+		err = h.why // nobody has changed them: a load would end as the last one did
 	}
 	if err != nil {
 		if path != "" {
@@ -195,7 +196,7 @@ func (h *home) fetch() {
 	if h.bad != "" || !h.loadFailed {
 		h.failures = 0
 	}
-	h.path, h.footprint, h.context, h.bad = path, f, c, ""
+	h.path, h.footprint, h.context, h.bad, h.why = path, f, c, "", nil
 	h.set(api.PhaseIdle, "", "")
 	w.settle()
 }
@@ -267,7 +268,7 @@ func (h *home) load() {
 			w.count(want.Model).LoadFailures++
 			h.loadFailed = true
 			if r := reasonOf(err); r == api.ReasonInvalidModel || r == api.ReasonUnsupportedModel {
-				h.bad = bad
+				h.bad, h.why = bad, &fault{r, err.Error()}
 			}
 		}
 		h.failed(ctx, err)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -419,6 +421,39 @@ func TestFailuresStayWithTheirModel(t *testing.T) {
 		o.mu.Unlock()
 		assign(t, w, o.home("tensor", mib, func(h *api.Home) { h.Revision = "2" }))
 		after(t, w, time.Second, "tensor:Resident")
+	})
+}
+
+// TestWhatIsWrongStaysOnShow: files that nobody has changed are not loaded again, and what was
+// wrong with them is said at each look, also where a fetch reports progress on the way.
+func TestWhatIsWrongStaysOnShow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		file := filepath.Join(t.TempDir(), "m.gguf")
+		if err := os.WriteFile(file, []byte("one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o.size[file] = mib
+		o.loadErr[file] = &fault{api.ReasonInvalidModel, "tensor missing"}
+		assign(t, w, o.home("m", 0, func(h *api.Home) { h.Source.URI = file }))
+		for range 10 {
+			after(t, w, time.Minute, "m:Failed(InvalidModel)")
+			if got := w.State().Homes[0].Message; got != "tensor missing" {
+				t.Fatalf("message %q", got)
+			}
+		}
+		if c := w.Counters()["ns/m"]; c.LoadFailures != 1 {
+			t.Errorf("%d loads of the same files", c.LoadFailures)
+		}
+		o.mu.Lock()
+		delete(o.loadErr, file)
+		o.mu.Unlock()
+		if err := os.WriteFile(file, []byte("another"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		after(t, w, 6*time.Minute, "m:Resident")
 	})
 }
 
