@@ -230,6 +230,9 @@ func (w *Worker) Drain(ctx context.Context) error {
 	w.log.Info("draining")
 	w.settle()
 	w.changedAll()
+	for _, h := range w.homes {
+		h.notify() // who waits for it goes elsewhere
+	}
 	for {
 		users := 0
 		for _, h := range w.homes {

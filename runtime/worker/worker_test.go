@@ -585,6 +585,36 @@ func TestWorkerDrains(t *testing.T) {
 	})
 }
 
+// TestDrainSendsWaitersAway: a request that waits for a model goes elsewhere at once.
+func TestDrainSendsWaitersAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		o.fetchTime = time.Hour
+		assign(t, w, o.home("a", mib))
+		after(t, w, time.Second, "a:Fetching")
+		sent := make(chan error, 1)
+		go func() {
+			_, _, err := w.Use(t.Context(), "ns/a")
+			sent <- err
+		}()
+		synctest.Wait()
+		if err := w.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-sent:
+			if !errors.Is(err, ErrLacks) {
+				t.Errorf("got %v", err)
+			}
+		default:
+			t.Error("the request still waits")
+		}
+	})
+}
+
 func TestEvictionAndRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
