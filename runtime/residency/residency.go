@@ -81,6 +81,19 @@ func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 	return s.decision
 }
 
+// Fits says whether Decide would find room for a home that nobody wants now, if
+// a request came for it: at once, or by evicting.
+func Fits(accounts []Account, homes []Home, model string, now time.Time) bool {
+	homes = slices.Clone(homes)
+	for i := range homes {
+		if homes[i].Model == model {
+			homes[i].Waiting, homes[i].WaitingSince = 1, now
+		}
+	}
+	refusals := Decide(accounts, homes, now).Refusals
+	return !slices.ContainsFunc(refusals, func(r Refusal) bool { return r.Model == model })
+}
+
 type state struct {
 	now      time.Time
 	homes    []Home

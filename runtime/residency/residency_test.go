@@ -125,6 +125,28 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestFits(t *testing.T) {
+	asleep := Home{Model: "b", Device: "cpu-0", Need: 6 * mib}
+	for name, c := range map[string]struct {
+		other Home
+		want  bool
+	}{
+		"there is room":          {resident("a", 4*mib, 0), true},
+		"an idle home makes it":  {resident("a", 6*mib, 0), true},
+		"it is on its way back":  {with(resident("a", 6*mib, 0), func(h *Home) { h.Leaving = true }), true},
+		"a busy home is in it":   {with(resident("a", 6*mib, 0), func(h *Home) { h.Running = 1 }), false},
+		"a wanted home is in it": {with(resident("a", 6*mib, 0), func(h *Home) { h.Required = true }), false},
+	} {
+		homes := []Home{c.other, asleep}
+		if got := Fits([]Account{{Device: "cpu-0", Capacity: 10 * mib, Used: c.other.Held}}, homes, "b", now); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		if homes[1].Waiting != 0 {
+			t.Errorf("%s: the homes were changed", name)
+		}
+	}
+}
+
 // TestNeverOverCapacity plays random worlds forward: whatever happens, no
 // account exceeds its capacity, nothing busy or required is evicted, the order
 // of homes does not matter, and what fits alone is loaded or refused in the end.

@@ -299,9 +299,10 @@ func (w *Worker) settle() {
 		}
 	}
 	for _, h := range homes {
-		// No longer refused: it waits for memory that is on its way back, or nobody wants it at the moment and it would fit.
-		own, d := w.homes[h.Model], w.device(h.Device)
-		if own.phase == api.PhaseRefused && !refused[h.Model] && (h.Required || h.Waiting > 0 || d != nil && h.Need <= d.Capacity-w.used(d.Name)) {
+		// No longer refused: it waits for memory that is on its way back, or nobody wants it at the moment and a request
+		// would wake it. Gateways send none to a home that is refused.
+		own := w.homes[h.Model]
+		if own.phase == api.PhaseRefused && !refused[h.Model] && (h.Required || h.Waiting > 0 || residency.Fits(accounts, homes, h.Model, now)) {
 			own.set(api.PhaseIdle, "", "")
 		}
 	}

@@ -642,7 +642,9 @@ func TestEvictionAndRefusal(t *testing.T) {
 		if !ok || u.Reason != api.ReasonDoesNotFit || !strings.Contains(u.Message, "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 requests)") {
 			t.Errorf("got %v", err)
 		}
-		release()
+		after(t, w, 0, "a:Refused(DoesNotFit) b:Resident c:Refused(DoesNotFit)")
+		release() // b may go, so a request would wake a
+		after(t, w, 0, "a:Idle b:Resident c:Refused(DoesNotFit)")
 		use("a")()
 		// Refused, and admitted when the account changes.
 		assign(t, w, o.home("a", 6*mib), o.home("b", 6*mib))
