@@ -22,7 +22,6 @@ import (
 type Engine struct {
 	log  *slog.Logger
 	wake chan struct{} // there may be something to run
-	out  backend.Out   // of the step
 
 	mu       sync.Mutex // never held while a program runs
 	batcher  *batching.Batcher
@@ -96,6 +95,7 @@ var (
 
 type replica struct {
 	Replica
+	out      backend.Out // of the last step; its memory is part of the replica's workspace and goes with it
 	removing bool
 	gone     chan struct{} // closed once nothing uses the program any more
 }
@@ -272,7 +272,7 @@ func (e *Engine) step(ctx context.Context) bool {
 		e.abort(w, err) // its requests end, its neighbours go on
 		return true
 	}
-	e.commit(w, sample(w, &e.out))
+	e.commit(w, sample(w))
 	return true
 }
 
@@ -291,7 +291,7 @@ func (e *Engine) next() work {
 	return w
 }
 
-// run computes a batch into e.out. A panic of the program is an error of the batch.
+// run computes a batch into its replica's out. A panic of the program is an error of the batch.
 func (e *Engine) run(ctx context.Context, w work) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -302,13 +302,13 @@ func (e *Engine) run(ctx context.Context, w work) (err error) {
 			err = fmt.Errorf("run a step of %d tokens of %s: %w", w.batch.Tokens(), w.replica.Name, err)
 		}
 	}()
-	if err := w.replica.Program.Run(ctx, w.batch, &e.out); err != nil {
+	if err := w.replica.Program.Run(ctx, w.batch, &w.replica.out); err != nil {
 		if ctx.Err() != nil {
 			return ErrStopped
 		}
 		return err
 	}
-	if got, want := len(e.out.Logits), w.batch.Logits()*w.replica.Vocabulary; got < want {
+	if got, want := len(w.replica.out.Logits), w.batch.Logits()*w.replica.Vocabulary; got < want {
 		return fmt.Errorf("the program gave %d logits where %d were asked for", got, want)
 	}
 	return nil
@@ -322,13 +322,13 @@ type choice struct {
 
 // sample chooses the tokens of a batch, each by its own request's sampler, and
 // keeps the logits of prompts that want them.
-func sample(w work, out *backend.Out) []choice {
+func sample(w work) []choice {
 	choices := make([]choice, len(w.batch.Spans))
 	row := 0
 	logits := func(rows int) []float32 {
 		from := row * w.replica.Vocabulary
 		row += rows
-		return out.Logits[from : row*w.replica.Vocabulary]
+		return w.replica.out.Logits[from : row*w.replica.Vocabulary]
 	}
 	for i, span := range w.batch.Spans {
 		q := w.requests[i]
