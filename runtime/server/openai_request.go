@@ -102,7 +102,7 @@ func (r *request) common(f *fields) {
 	if p.TopP == 0 {
 		p.TopK = 1 // nothing but the likeliest
 	}
-	if k := f.integer("top_k", -1, math.MaxInt32, 0); k > 0 {
+	if k := f.integer("top_k", -1, math.MaxInt32, 0); k > 0 && p.TopP > 0 {
 		p.TopK = k
 	}
 	p.MinP = f.number("min_p", 0, 1, 0)

@@ -562,6 +562,7 @@ func TestCut(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"model":"m","prompt":["a",[1,2]],"stop":["x"],"logit_bias":{"1":2},"seed":-1}`))
 	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]}],"stream_options":{"include_usage":true}}`))
+	f.Add([]byte(`{"model":"m","prompt":"a","top_p":0,"top_k":50}`))
 	f.Add([]byte(`{"n":1,"tools":[],"response_format":{"type":"text"},"x":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, parse := range []func([]byte) (*request, *apiError){parseChat, parseCompletion} {
@@ -578,6 +579,9 @@ func FuzzParse(f *testing.F) {
 			p := r.sampling
 			if r.model == "" || len(r.messages)+len(r.prompts) == 0 || r.maxTokens < 0 || p.Temperature < 0 || p.TopP < 0 || p.TopP > 1 || p.TopK < 0 {
 				t.Fatalf("%s gave %+v", body, r)
+			}
+			if p.TopP == 0 && p.TopK != 1 {
+				t.Fatalf("%s: top_p 0 leaves nothing but the likeliest token, not %d", body, p.TopK)
 			}
 			if !json.Valid(bytes.TrimSpace(body)) {
 				t.Fatalf("took %q", body)
