@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,6 +30,8 @@ const (
 	inspectTimeout = time.Minute
 	// reapply is how often what nobody should change is written again.
 	reapply = 10 * time.Minute
+	// recount is the least time between two writes of a pool's counts.
+	recount = 3 * time.Second
 )
 
 // apply carries a plan out. Each part is tried, whatever becomes of the others.
@@ -38,7 +41,8 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	r.memory = plan.Memory
 	var errs []error
 	fail := func(err error) {
-		if err != nil && !apierrors.IsNotFound(err) {
+		// In a namespace that is going away nothing can be made any more.
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 			errs = append(errs, err)
 		}
 	}
@@ -103,7 +107,9 @@ type written[S any] struct {
 
 func (r *Reconciler) writeModel(ctx context.Context, m *v1alpha1.Model, after v1alpha1.ModelStatus, now time.Time) (time.Time, error) {
 	due := status.Due(m.Status, after, func(s v1alpha1.ModelStatus) ([]metav1.Condition, int64) { return s.Conditions, s.ObservedGeneration }, r.models[m.UID].at, now)
-	if newDeath(m.Status.Trial, after.Trial) {
+	// The trial is memory for the next decision: an acquittal that waited here
+	// would be forgotten.
+	if !equality.Semantic.DeepEqual(m.Status.Trial, after.Trial) {
 		due = now
 	}
 	if due.IsZero() || due.After(now) {
@@ -122,6 +128,10 @@ func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, a
 	due := status.Due(p.Status, after, func(s v1alpha1.InferencePoolStatus) ([]metav1.Condition, int64) {
 		return s.Conditions, s.ObservedGeneration
 	}, r.pools[p.UID].at, now)
+	// Whoever has just created a Model looks at once how many there are.
+	if soon := r.pools[p.UID].at.Add(recount); due.After(soon) && counts(p.Status) != counts(after) {
+		due = soon
+	}
 	if due.IsZero() || due.After(now) {
 		return due, nil
 	}
@@ -133,6 +143,11 @@ func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, a
 	r.metrics.writes.WithLabelValues("InferencePool").Inc()
 	r.announce(p, before, after.Conditions)
 	return time.Time{}, nil
+}
+
+// counts are the whole numbers of a pool's status.
+func counts(s v1alpha1.InferencePoolStatus) [3]int32 {
+	return [3]int32{s.Workers, s.ReadyWorkers, s.Models}
 }
 
 // patchStatus writes the one status of a Model.
