@@ -212,6 +212,9 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 			}
 		}
 	}
+	if !objects.WaitForCacheSync(ctx) {
+		return nil
+	}
 	tick := time.NewTicker(resyncEvery)
 	defer tick.Stop()
 	for {
