@@ -27,6 +27,9 @@ import (
 	"github.com/estiba/estiba/runtime/worker"
 )
 
+// client gives up before the test's own limit would say less.
+var client = &http.Client{Timeout: time.Minute}
+
 // running is a whole worker on a loopback address, with a real store and device.
 type running struct {
 	t     *testing.T
@@ -103,7 +106,7 @@ func (r *running) open(method, path, body string, header ...string) *http.Respon
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -479,14 +482,14 @@ func TestDrain(t *testing.T) {
 	for range 100 {
 		req, _ := http.NewRequest("POST", r.url+"/v1/completions", strings.NewReader("{}"))
 		req.Header.Set(api.HeaderModel, "default/stories")
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			break // it has ended
 		}
 		resp.Body.Close()
 		if resp.StatusCode == api.StatusLacks {
 			lacked = true
-			ready, err := http.Get(r.url + "/readyz")
+			ready, err := client.Get(r.url + "/readyz")
 			if err == nil {
 				ready.Body.Close()
 				if ready.StatusCode != 503 {
@@ -527,7 +530,7 @@ func TestClientLeaves(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	req, _ := http.NewRequestWithContext(ctx, "POST", r.url+"/v1/completions", strings.NewReader(`{"model":"stories","prompt":"Once","max_tokens":500,"stream":true,"ignore_eos":true}`))
 	req.Header.Set(api.HeaderModel, "default/stories")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
