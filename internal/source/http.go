@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -411,7 +412,10 @@ func (w *silence) explain(err error) error {
 		return fmt.Errorf("%w for %s", errSilent, w.after)
 	}
 	if e, ok := errors.AsType[*url.Error](err); ok {
-		return e.Err // the URL is in the message already
+		err = e.Err // the URL is in the message already
+	}
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return fmt.Errorf("%s: %w", e.Op, e.Err) // without addresses: a port that changes makes each try look like news
 	}
 	return err
 }

@@ -206,7 +206,7 @@ func (s *Store) join(ctx context.Context, key string, progress func(float64), do
 			path, err := download(own, func(share float64) { s.report(f, share) })
 			s.mu.Lock()
 			f.path, f.err = path, err
-			if err == nil {
+			if err == nil && f.waiting > 0 {
 				s.holds[key] += f.waiting
 			}
 			delete(s.flights, key)
