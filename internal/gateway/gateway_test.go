@@ -712,6 +712,30 @@ func TestClientLeaves(t *testing.T) {
 	})
 }
 
+// TestClientReadsNothing: such a client does not hold its model for ever.
+func TestClientReadsNothing(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"a body": func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1<<20)) },
+		"events": func(rw http.ResponseWriter, _ *http.Request) { events(rw, strings.Repeat("data: 1\n\n", 1<<16)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, Options{}, func(w *world) {
+				w.start("a", "ns/m:Resident", answer)
+				w.models(m)
+				conn, err := w.dial(w.Context(), "tcp", "gateway:80")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				fmt.Fprintf(conn, "POST /v1/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: %d\r\n\r\n%s", len(ask), ask)
+				w.demand(0, 1)
+				time.Sleep(unreadTimeout)
+				w.demand(0, 0)
+			})
+		})
+	}
+}
+
 func TestHeaders(t *testing.T) {
 	run(t, Options{}, func(w *world) {
 		a := w.start("a", "ns/m:Resident", func(rw http.ResponseWriter, r *http.Request) {

@@ -22,6 +22,9 @@ const (
 	maxTries = 4
 	// statusLeft is counted for a client that left before its answer.
 	statusLeft = 499
+	// unreadTimeout bounds how long a client may leave a piece of its answer unread:
+	// until it ends, the request holds its model.
+	unreadTimeout = time.Minute
 )
 
 // infer answers one request for a model.
@@ -238,9 +241,11 @@ type readError struct{ error }
 // copyChunks copies until EOF; with flush, what was read is sent at once.
 func copyChunks(w http.ResponseWriter, r io.Reader, buf []byte, flush bool) error {
 	rc := http.NewResponseController(w)
+	defer rc.SetWriteDeadline(time.Time{}) // the connection goes on
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
+			rc.SetWriteDeadline(time.Now().Add(unreadTimeout)) // a writer that cannot is one of a test
 			if _, err := w.Write(buf[:n]); err != nil {
 				return err
 			}
@@ -262,6 +267,7 @@ func copyChunks(w http.ResponseWriter, r io.Reader, buf []byte, flush bool) erro
 // than buf is passed on in parts.
 func copyEvents(w http.ResponseWriter, r io.Reader, buf []byte) error {
 	rc := http.NewResponseController(w)
+	defer rc.SetWriteDeadline(time.Time{})
 	parted := false // the client has the beginning of an event
 	for have := 0; ; {
 		n, err := r.Read(buf[have:])
@@ -277,6 +283,7 @@ func copyEvents(w http.ResponseWriter, r io.Reader, buf []byte) error {
 			whole = have
 		}
 		if whole > 0 {
+			rc.SetWriteDeadline(time.Now().Add(unreadTimeout))
 			if _, err := w.Write(buf[:whole]); err != nil {
 				return err
 			}
