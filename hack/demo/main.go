@@ -79,11 +79,11 @@ func run(ctx context.Context) error {
 	}()
 
 	if err := waitReady(ctx, url, ended); err != nil {
-		return fmt.Errorf("%w\n%s", err, log.String())
+		return fmt.Errorf("%w; the log of estiba serve:\n%s", err, log.String())
 	}
 	say("asking the model stories: %q (streamed from %s/v1/completions)", prompt, url)
 	if err := ask(ctx, os.Stdout, url, "stories", prompt, 120); err != nil {
-		return fmt.Errorf("%w\n%s", err, log.String())
+		return fmt.Errorf("%w; the log of estiba serve:\n%s", err, log.String())
 	}
 	say("the stowage: what is where, and why (bin/estiba top --server %s)", url)
 	top := exec.CommandContext(ctx, binary, "top", "--server", url)
@@ -154,9 +154,9 @@ func waitReady(ctx context.Context, url string, ended chan error) error {
 			return ctx.Err()
 		case err := <-ended:
 			ended <- err
-			return fmt.Errorf("estiba serve ended: %v; its log:", err)
+			return fmt.Errorf("estiba serve ended: %v", err)
 		case <-deadline:
-			return errors.New("estiba serve was not ready within a minute; its log:")
+			return errors.New("estiba serve was not ready within a minute")
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -43,7 +43,6 @@ type fakeWorker struct {
 	changed chan struct{}
 	answer  http.HandlerFunc
 	got     []*http.Request
-	bodies  []string
 }
 
 func run(t *testing.T, o Options, test func(w *world)) {
