@@ -247,9 +247,11 @@ func (h *hosts) closeAll() {
 	all := h.all
 	h.all = map[string]*host{}
 	h.mu.Unlock()
+	var ending sync.WaitGroup
 	for _, w := range all {
-		w.stop()
+		ending.Go(w.stop) // each may wait for its requests
 	}
+	ending.Wait()
 }
 
 func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
