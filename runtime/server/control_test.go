@@ -416,6 +416,24 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestFileCutShort: a file that is cut short under a model that serves is that
+// model's loss only.
+func TestFileCutShort(t *testing.T) {
+	r := startWorker(t)
+	r.assign(r.home("stories"), r.breakModel("cut", func(string) {}))
+	r.resident("stories")
+	r.resident("cut")
+	if err := os.Truncate(filepath.Join(r.root, "cut", "model.safetensors"), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := r.complete("cut"); status != 500 || !strings.Contains(body, "not complete") {
+		t.Errorf("cut: %d %s", status, body)
+	}
+	if status, body := r.complete("stories"); status != 200 {
+		t.Errorf("stories: %d %s", status, body)
+	}
+}
+
 // TestFetchedModels: a source that cannot be reached, then can.
 func TestFetchedModels(t *testing.T) {
 	r := startWorker(t)
