@@ -18,6 +18,9 @@ const (
 	maxRead = 64 << 20
 	// maxBuffered bounds all bodies in memory.
 	maxBuffered = 256 << 20
+	// maxHeldBytes bounds those that wait for one model, so that a model that is
+	// down leaves room for the requests of the others.
+	maxHeldBytes = maxBuffered / 4
 	// bodyTimeout bounds how long a body may take to arrive.
 	bodyTimeout = time.Minute
 	// maxPooled bounds the buffers that are kept for later requests.

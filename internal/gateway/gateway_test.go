@@ -889,6 +889,21 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
+// TestHeldBytes: requests for a model that is down leave room for the others.
+func TestHeldBytes(t *testing.T) {
+	run(t, Options{}, func(w *world) {
+		w.start("a", "ns/m:Resident", says("a"))
+		w.models(m, Model{Key: "ns/down", Names: []string{"down"}})
+		long := `{"model":"down","x":"` + strings.Repeat("x", 7<<20) + `"}`
+		for range maxHeldBytes / (7 << 20) {
+			go w.post(long)
+			synctest.Wait()
+		}
+		w.wants(w.post(long), 429, "too_many_held", "MiB already")
+		w.wants(w.post(ask), 200, "", "a")
+	})
+}
+
 // TestNoMemory: bodies beyond the bound are refused, and it recovers.
 func TestNoMemory(t *testing.T) {
 	run(t, Options{}, func(w *world) {

@@ -13,6 +13,7 @@ import (
 // waiter is a held request.
 type waiter struct {
 	tried *tries
+	bytes int        // of its body, in memory
 	let   chan *home // one answer; nil: look again, the model has changed
 }
 
@@ -72,7 +73,14 @@ func (g *Gateway) acquire(ctx context.Context, q *request) (*home, *refusal) {
 				message: fmt.Sprintf("%d requests wait for the model %s already. Try again later.", g.o.MaxHeld, m.key),
 			}
 		}
-		w := &waiter{tried: tried, let: make(chan *home, 1)}
+		w := &waiter{tried: tried, bytes: q.body.size, let: make(chan *home, 1)}
+		if m.heldBytes()+w.bytes > maxHeldBytes {
+			g.mu.Unlock()
+			return nil, &refusal{
+				status: http.StatusTooManyRequests, kind: kindLimit, code: "too_many_held", retry: 5,
+				message: fmt.Sprintf("The requests that wait for the model %s fill %d MiB already. Try again later.", m.key, maxHeldBytes>>20),
+			}
+		}
 		m.held = append(m.held, w)
 		if len(m.held) > 1 {
 			g.letGo(m) // those in front may wait for other workers
@@ -110,6 +118,15 @@ func (g *Gateway) acquire(ctx context.Context, q *request) (*home, *refusal) {
 		g.mu.Unlock()
 		return nil, refused
 	}
+}
+
+// heldBytes are those of the bodies that wait for m. Called with mu held.
+func (m *model) heldBytes() int {
+	n := 0
+	for _, w := range m.held {
+		n += w.bytes
+	}
+	return n
 }
 
 // refuses says why m takes no requests at all, or nil. Called with mu held.

@@ -114,6 +114,8 @@ const (
 	// A report is sent on a change, at most one in reportLeast, and at least one in reportMost.
 	reportLeast = 50 * time.Millisecond
 	reportMost  = time.Second
+	// reportTimeout bounds the writing of one: a reader may have been stopped.
+	reportTimeout = 10 * time.Second
 )
 
 // report answers PathGatewayState.
@@ -136,10 +138,14 @@ func (g *Gateway) report(w http.ResponseWriter, r *http.Request) {
 	for {
 		s := g.State()
 		if s.Time.Sub(last.Time) >= reportMost || !reflect.DeepEqual(s.Models, last.Models) {
+			rc.SetWriteDeadline(time.Now().Add(reportTimeout)) // a writer that cannot is one of a test
 			if json.NewEncoder(w).Encode(s) != nil || rc.Flush() != nil {
 				return
 			}
 			last = s
+		}
+		if g.draining.Load() && len(s.Models) == 0 {
+			return // nothing is left to tell, and the server waits for this to end
 		}
 		select {
 		case <-r.Context().Done():
