@@ -1,7 +1,6 @@
 package v1alpha1
 
 import (
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -116,16 +115,6 @@ type ModelSource struct {
 	// +kubebuilder:validation:MaxLength=71
 	// +kubebuilder:validation:XValidation:rule="self.matches('^sha256:[0-9a-f]{64}$')",message="spec.source.digest must be sha256: followed by 64 lower-case hexadecimal digits, as sha256sum prints them"
 	Digest string `json:"digest,omitempty"`
-
-	// Credentials for fetching the source.
-	// +optional
-	Credentials *Credentials `json:"credentials,omitempty"`
-}
-
-// Credentials name a Secret of the pool's namespace that the source needs.
-type Credentials struct {
-	// +required
-	SecretRef corev1.LocalObjectReference `json:"secretRef"`
 }
 
 // Precision says how small the weights may be made.
