@@ -39,6 +39,7 @@ type loop struct {
 	started     map[string]started // worker -> ...
 	inspections map[controllers.InspectKey]controllers.Inspected
 	inspected   chan inspectAnswer
+	ended       chan string // workers that have given their memory back
 	memory      controllers.Memory
 	budget      budget
 }
@@ -60,6 +61,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 		started:     map[string]started{},
 		inspections: map[controllers.InspectKey]controllers.Inspected{},
 		inspected:   make(chan inspectAnswer, 64),
+		ended:       make(chan string, 64),
 		budget:      budget{total: s.o.Memory, taken: map[string]int64{}},
 	}
 }
@@ -90,6 +92,9 @@ func (l *loop) run(ctx context.Context) {
 				changed = true
 			case a := <-l.inspected:
 				l.keep(a)
+				changed = true
+			case name := <-l.ended:
+				l.budget.give(name)
 				changed = true
 			case <-later:
 				changed = true
@@ -180,9 +185,8 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	}
 	for _, d := range plan.Delete {
 		log.Info("worker ended", "worker", d.Worker, "reason", d.Reason)
-		l.hosts.remove(d.Worker)
+		l.hosts.remove(d.Worker, func() { l.ended <- d.Worker })
 		delete(l.started, d.Worker)
-		l.budget.give(d.Worker)
 	}
 	if len(plan.Create) > 0 || len(plan.Delete) > 0 {
 		l.sync()
@@ -190,6 +194,7 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	for i := range objects.Models {
 		l.announce(&objects.Models[i], plan.Models[i])
 	}
+	l.forget(objects)
 	l.server.setObjects(withStatus(objects, plan))
 	l.server.gateway.SetModels(gateway.FromResources(l.server.objects().Models))
 }
@@ -222,6 +227,17 @@ func (l *loop) keep(a inspectAnswer) {
 		kept.Attempts = l.inspections[a.key].Attempts + 1
 	}
 	l.inspections[a.key] = kept
+}
+
+// forget drops what was read from sources that no Model names any more.
+func (l *loop) forget(objects Manifests) {
+	named := map[string]bool{}
+	for i := range objects.Models {
+		named[controllers.Revision(&objects.Models[i])] = true
+	}
+	maps.DeleteFunc(l.inspections, func(k controllers.InspectKey, in controllers.Inspected) bool {
+		return !named[k.Revision] && !in.Pending
+	})
 }
 
 // start makes a worker of a pool in this process.

@@ -192,8 +192,9 @@ func (s *Server) setObjects(m Manifests) {
 
 // hosts are the workers of this process, by name.
 type hosts struct {
-	mu  sync.Mutex
-	all map[string]*host
+	leaving sync.WaitGroup
+	mu      sync.Mutex
+	all     map[string]*host
 }
 
 type host struct {
@@ -232,14 +233,19 @@ func (h *hosts) add(name string, w *host) {
 	h.all[name] = w
 }
 
-func (h *hosts) remove(name string) {
+// remove ends a worker once its requests have ended, and then calls ended.
+func (h *hosts) remove(name string, ended func()) {
 	h.mu.Lock()
 	w := h.all[name]
 	delete(h.all, name)
 	h.mu.Unlock()
-	if w != nil {
-		w.stop()
+	if w == nil {
+		return
 	}
+	h.leaving.Go(func() {
+		w.stop()
+		ended()
+	})
 }
 
 func (h *hosts) closeAll() {
@@ -247,11 +253,10 @@ func (h *hosts) closeAll() {
 	all := h.all
 	h.all = map[string]*host{}
 	h.mu.Unlock()
-	var ending sync.WaitGroup
 	for _, w := range all {
-		ending.Go(w.stop) // each may wait for its requests
+		h.leaving.Go(w.stop) // each may wait for its requests
 	}
-	ending.Wait()
+	h.leaving.Wait()
 }
 
 func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
