@@ -139,8 +139,8 @@ func (s *scene) watch(pool string, pod *corev1.Pod, wanted func(worker.State) bo
 }
 
 // A worker killed while it loads: the model is tried once more, alone; a
-// second death quarantines it. The neighbour comes back, and stays from then
-// on. A changed spec ends the quarantine.
+// second death quarantines it, and the neighbour is back. A changed spec ends
+// the quarantine.
 func TestWorkerKilledMidLoad(t *testing.T) {
 	s := newScene(t)
 	s.pool("load", 1, "2Gi")
@@ -152,24 +152,23 @@ func TestWorkerKilledMidLoad(t *testing.T) {
 
 	s.model("slow", "file:///models/slow", "")
 	s.killMidLoad("load", "slow")
-	s.condition("load-neighbour", v1alpha1.ConditionReady, metav1.ConditionTrue, "")
 	s.eventually("it is on trial", func() string {
 		if trial := s.get("slow").Status.Trial; trial == nil || trial.Deaths != 1 {
 			return fmt.Sprintf("%+v", trial)
 		}
 		return ""
 	})
-	asking := s.keepAsking("load-neighbour")
 	if beside := s.killMidLoad("load", "slow"); len(beside) != 1 {
 		t.Errorf("it was tried again beside others: %+v", beside)
 	}
 	message := s.condition("slow", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonQuarantined)
 	s.condition("slow", v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonQuarantined)
 	progress("  %s", message)
-	asking.end(s)
+	s.ready("load-neighbour")
+	asking := s.keepAsking("load-neighbour")
 	s.kubectl("patch", "model", "slow", "--type=merge", "-p", `{"spec":{"context":{"maxTokens":256}}}`)
 	s.ready("slow", "load-neighbour")
-	s.answers("load-neighbour")
+	asking.end(s)
 }
 
 // killMidLoad kills whichever worker of a pool loads a model, and returns its homes.
