@@ -34,4 +34,4 @@ finish() {
 	rmdir "$folder"
 }
 trap finish EXIT
-go test -count=1 -timeout=30m ./test/kubernetes "$@"
+go test -v -count=1 -timeout=30m ./test/kubernetes "$@" # -v: shown as it goes
