@@ -52,6 +52,7 @@ show helm upgrade --install estiba charts/estiba --namespace estiba --create-nam
 say "a pool of workers, and two models"
 sed "s|@MODELS@|$models|" hack/demo-kubernetes.yaml | kubectl apply -f - >&2
 show kubectl wait --for=condition=Ready --timeout=180s model/stories model/stories-f16 >&2
+kubectl wait --for=jsonpath={.status.models}=2 --timeout=60s ipool/cpu >/dev/null
 
 say "a completion through the gateway"
 service=$(kubectl --namespace estiba get service estiba-gateway -o jsonpath='{.spec.clusterIP}:{.spec.ports[0].port}')
