@@ -108,7 +108,13 @@ func FromGGUF(fields map[string]any) (*Tokenizer, error) {
 	if trim {
 		return nil, refuse(prefix+"remove_extra_whitespaces", true)
 	}
-	if charsmap, ok := fields[prefix+"precompiled_charsmap"].([]uint8); ok && len(charsmap) > 0 {
+	switch charsmap := fields[prefix+"precompiled_charsmap"].(type) {
+	case nil:
+	case []uint8:
+		if len(charsmap) > 0 {
+			return nil, refuse(prefix+"precompiled_charsmap", "a map of characters")
+		}
+	default: // too long to be kept, as they are
 		return nil, refuse(prefix+"precompiled_charsmap", "a map of characters")
 	}
 	if len(v.scores) != len(v.tokens) || len(v.types) != len(v.tokens) {

@@ -403,6 +403,8 @@ func TestGGUFRefused(t *testing.T) {
 		"flag is text":    {"tokenizer.ggml.add_bos_token", "yes", ErrInvalid},
 		"bos outside":     {"tokenizer.ggml.bos_token_id", uint32(512), ErrInvalid},
 		"extra spaces":    {"tokenizer.ggml.remove_extra_whitespaces", true, ErrUnsupported},
+		"charsmap":        {"tokenizer.ggml.precompiled_charsmap", []uint8{1}, ErrUnsupported},
+		"long charsmap":   {"tokenizer.ggml.precompiled_charsmap", weights.Unread{Len: 240_000}, ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fields := map[string]any{}

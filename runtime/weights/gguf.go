@@ -10,15 +10,26 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-// Bounds of a GGUF header. The largest in use have a vocabulary of a quarter of
-// a million tokens with as many merges (some 20 MB) and a few thousand tensors.
+// Bounds of a GGUF header beside those of every header. The largest in use have
+// a vocabulary of a quarter of a million tokens with twice as many merges (some
+// 16 MB) and a few thousand tensors.
 const (
-	maxGGUFHeader  = 128 << 20
-	maxGGUFFields  = 1 << 16
-	maxGGUFTensors = 1 << 20
-	maxGGUFName    = 1 << 16
-	maxAxes        = 4
+	maxGGUFFields = 1 << 16
+	maxGGUFKey    = 1 << 16 // bytes
+	maxAxes       = 4
+	// maxGGUFArray is how long an array may be that is kept though it is not in
+	// ggufLong: some models have a number for each layer.
+	maxGGUFArray = 1 << 12
+	// maxVocabulary is four times the largest in use.
+	maxVocabulary = 1 << 20
 )
+
+// ggufLong are the long arrays that somebody reads: one entry for each token.
+var ggufLong = map[string]bool{"tokenizer.ggml.tokens": true, "tokenizer.ggml.scores": true, "tokenizer.ggml.token_type": true}
+
+// Unread stands in Header.Fields for an array that nobody reads, such as a
+// vocabulary's merges, and that is too long to be kept all the same.
+type Unread struct{ Len uint64 }
 
 // ggmlType is a tensor format of GGUF: so many bytes for a block of so many elements.
 type ggmlType struct {
@@ -81,9 +92,9 @@ func parseGGUF(file io.ReaderAt, size int64) (map[string]any, []Info, error) {
 	if r.err != nil {
 		return nil, nil, r.err
 	}
-	if tensors > maxGGUFTensors || count > maxGGUFFields {
+	if tensors > maxTensors || count > maxGGUFFields {
 		return nil, nil, fmt.Errorf("%w: the header claims %d tensors and %d fields; at most %d and %d are read",
-			ErrInvalid, tensors, count, maxGGUFTensors, maxGGUFFields)
+			ErrInvalid, tensors, count, maxTensors, maxGGUFFields)
 	}
 	fields, err := r.fields(count)
 	if err != nil {
@@ -148,7 +159,7 @@ type ggufReader struct {
 }
 
 func newGGUFReader(file io.ReaderAt, size int64) *ggufReader {
-	limit := min(size, maxGGUFHeader)
+	limit := min(size, maxHeader)
 	return &ggufReader{r: bufio.NewReaderSize(io.NewSectionReader(file, 0, limit), 64<<10), max: limit}
 }
 
@@ -185,10 +196,21 @@ func (r *ggufReader) string() string {
 	return string(r.take(int(n)))
 }
 
-func (r *ggufReader) name(what string) string {
+// discard passes over n bytes.
+func (r *ggufReader) discard(n uint64) {
+	if !r.room(n) {
+		return
+	}
+	if _, err := r.r.Discard(int(n)); err != nil {
+		r.err = err
+	}
+	r.at += int64(n)
+}
+
+func (r *ggufReader) name(what string, most uint64) string {
 	at := r.at
 	n := r.u64()
-	if r.err == nil && n >= maxGGUFName {
+	if r.err == nil && n >= most {
 		r.err = fmt.Errorf("%w: the name of a %s at byte %d has %d bytes", ErrInvalid, what, at, n)
 	}
 	if !r.room(n) {
@@ -200,9 +222,9 @@ func (r *ggufReader) name(what string) string {
 func (r *ggufReader) fields(count uint64) (map[string]any, error) {
 	fields := map[string]any{}
 	for range count {
-		key := r.name("field")
+		key := r.name("field", maxGGUFKey)
 		kind := r.u32()
-		value := r.value(kind)
+		value := r.value(kind, key)
 		if r.err != nil {
 			return nil, fmt.Errorf("field %q: %w", key, r.err)
 		}
@@ -221,7 +243,7 @@ const (
 )
 
 // value reads one value of a type, by GGUF's numbers.
-func (r *ggufReader) value(kind uint32) any {
+func (r *ggufReader) value(kind uint32, key string) any {
 	switch kind {
 	case 0:
 		return r.take(1)[0]
@@ -242,7 +264,7 @@ func (r *ggufReader) value(kind uint32) any {
 	case ggufString:
 		return r.string()
 	case ggufArray:
-		return r.array()
+		return r.array(key)
 	case 10:
 		return r.u64()
 	case 11:
@@ -256,8 +278,17 @@ func (r *ggufReader) value(kind uint32) any {
 	return nil
 }
 
-func (r *ggufReader) array() any {
+// ggufWidths are the bytes of a value of each type that has a fixed number of them.
+var ggufWidths = map[uint32]uint64{0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+func (r *ggufReader) array(key string) any {
 	kind, n := r.u32(), r.u64()
+	if r.err == nil && ggufLong[key] && n > maxVocabulary {
+		r.err = fmt.Errorf("%w: it has %d entries; a vocabulary of at most %d is read", ErrUnsupported, n, maxVocabulary)
+	}
+	if width, fixed := ggufWidths[kind]; !ggufLong[key] && (kind == ggufString || fixed && n > maxGGUFArray) {
+		return r.unread(n, width)
+	}
 	switch kind {
 	case 0:
 		return slice(r, n, 1, func(b []byte) uint8 { return b[0] })
@@ -288,6 +319,19 @@ func (r *ggufReader) array() any {
 		r.err = fmt.Errorf("%w: an array of value type %d", ErrUnsupported, kind)
 	}
 	return nil
+}
+
+// unread passes over an array of n values of width bytes, or of strings if that is 0.
+func (r *ggufReader) unread(n, width uint64) Unread {
+	if width > 0 && n <= math.MaxInt64/8 {
+		r.discard(n * width)
+		return Unread{n}
+	}
+	r.room(n) // no string is shorter
+	for i := uint64(0); i < n && r.err == nil; i++ {
+		r.discard(r.u64())
+	}
+	return Unread{n}
 }
 
 // slice reads n values of width bytes.
@@ -326,9 +370,9 @@ func (r *ggufReader) strings(n uint64) []string {
 // infos reads what the header says about each tensor; offsets count from the data.
 func (r *ggufReader) infos(count uint64) ([]Info, error) {
 	var infos []Info
-	seen := map[string]bool{}
+	seen := map[string]struct{}{}
 	for range count {
-		name := r.name("tensor")
+		name := r.name("tensor", maxName)
 		n := r.u32()
 		if r.err == nil && n > maxAxes {
 			return nil, fmt.Errorf("tensor %q: %w: %d axes; at most %d", name, ErrInvalid, n, maxAxes)
@@ -341,10 +385,10 @@ func (r *ggufReader) infos(count uint64) ([]Info, error) {
 		if r.err != nil {
 			return nil, fmt.Errorf("tensor %q: %w", name, r.err)
 		}
-		if seen[name] {
+		if _, ok := seen[name]; ok {
 			return nil, fmt.Errorf("tensor %q: %w: named twice", name, ErrInvalid)
 		}
-		seen[name] = true
+		seen[name] = struct{}{}
 		info, err := ggufInfo(kind, axes, offset)
 		if err != nil {
 			return nil, fmt.Errorf("tensor %q: %w", name, err)

@@ -1,7 +1,6 @@
 package weights
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,16 +10,16 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
 const (
-	// maxSafetensorsHeader is the format's own limit.
-	// Source: safetensors/src/tensor.rs, MAX_HEADER_SIZE.
-	maxSafetensorsHeader = 100_000_000
-	maxIndex             = 64 << 20
-	maxShards            = 4096
+	maxShards = 4096
+	// maxSafetensorsAxes is more than any tensor has. The format knows no limit, but
+	// an axis takes more memory than it takes bytes of the header.
+	maxSafetensorsAxes = 8
 )
 
 // safetensorsBits has every format that safetensors defines, in bits an
@@ -33,10 +32,10 @@ var safetensorsBits = map[string]int64{
 
 var dtypes = map[string]tensor.DType{"F32": tensor.F32, "F16": tensor.F16, "BF16": tensor.BF16}
 
-func readSafetensors(paths []string) (*Header, error) {
+func readSafetensors(paths []string, left *budget) (*Header, error) {
 	h := &Header{Format: Safetensors, sizes: map[string]int64{}}
 	for _, path := range paths {
-		infos, size, err := readSafetensorsFile(path)
+		infos, size, err := readSafetensorsFile(path, left)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", path, err)
 		}
@@ -48,13 +47,13 @@ func readSafetensors(paths []string) (*Header, error) {
 	return h, nil
 }
 
-func readSafetensorsFile(path string) ([]Info, int64, error) {
+func readSafetensorsFile(path string, left *budget) ([]Info, int64, error) {
 	f, size, err := open(path)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer f.Close()
-	infos, err := parseSafetensors(f, size)
+	infos, err := parseSafetensors(f, size, left)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -67,7 +66,7 @@ func readSafetensorsFile(path string) ([]Info, int64, error) {
 // parseSafetensors reads the header of a file of size bytes: its length in
 // eight bytes, a JSON object, then data without gaps up to the end of the file.
 // Source: the safetensors README, section Format.
-func parseSafetensors(r io.ReaderAt, size int64) ([]Info, error) {
+func parseSafetensors(r io.ReaderAt, size int64, left *budget) ([]Info, error) {
 	var length [8]byte
 	if size < 8 {
 		return nil, fmt.Errorf("%w: %d bytes are too few for a safetensors file", ErrInvalid, size)
@@ -76,17 +75,13 @@ func parseSafetensors(r io.ReaderAt, size int64) ([]Info, error) {
 		return nil, err
 	}
 	n := binary.LittleEndian.Uint64(length[:])
-	switch {
-	case n > maxSafetensorsHeader:
-		return nil, fmt.Errorf("%w: the header claims %d bytes; the format allows %d", ErrInvalid, n, maxSafetensorsHeader)
-	case int64(n) > size-8:
+	if n <= math.MaxInt64 && int64(n) > size-8 {
 		return nil, fmt.Errorf("%w: the header claims %d bytes, but the file has %d; it is truncated", ErrInvalid, n, size)
 	}
-	text := make([]byte, n)
-	if _, err := r.ReadAt(text, 8); err != nil {
+	if err := left.header(n); err != nil {
 		return nil, err
 	}
-	infos, err := parseSafetensorsHeader(text)
+	infos, err := parseSafetensorsHeader(io.NewSectionReader(r, 8, int64(n)), left)
 	if err != nil {
 		return nil, err
 	}
@@ -100,30 +95,24 @@ func parseSafetensors(r io.ReaderAt, size int64) ([]Info, error) {
 	return infos, nil
 }
 
-func parseSafetensorsHeader(text []byte) ([]Info, error) {
+func parseSafetensorsHeader(r io.Reader, left *budget) ([]Info, error) {
 	var infos []Info
-	seen := map[string]bool{}
-	err := eachMember(text, func(name string, dec *json.Decoder) error {
-		if seen[name] {
-			return fmt.Errorf("tensor %q: %w: named twice", name, ErrInvalid)
+	seen := map[string]struct{}{}
+	err := eachMember(json.NewDecoder(r), true, func(name string, dec *json.Decoder) error {
+		if _, ok := seen[name]; ok {
+			return fmt.Errorf("tensor %q: %w: named twice", clip(name), ErrInvalid)
 		}
-		seen[name] = true
+		seen[name] = struct{}{}
 		if name == "__metadata__" {
-			var free map[string]string
-			if err := dec.Decode(&free); err != nil {
-				return fmt.Errorf("__metadata__: %w: %w", ErrInvalid, err)
+			if err := metadata(dec); err != nil {
+				return fmt.Errorf("__metadata__: %w", err)
 			}
 			return nil
 		}
-		var entry struct {
-			DType   string  `json:"dtype"`
-			Shape   []int64 `json:"shape"`
-			Offsets []int64 `json:"data_offsets"`
+		if err := left.tensor(name); err != nil {
+			return err
 		}
-		if err := dec.Decode(&entry); err != nil {
-			return fmt.Errorf("tensor %q: %w: %w", name, ErrInvalid, err)
-		}
-		info, err := safetensorsInfo(entry.DType, entry.Shape, entry.Offsets)
+		info, err := parseEntry(dec)
 		if err != nil {
 			return fmt.Errorf("tensor %q: %w", name, err)
 		}
@@ -136,6 +125,99 @@ func parseSafetensorsHeader(text []byte) ([]Info, error) {
 	}
 	byOffset(infos)
 	return infos, nil
+}
+
+// metadata passes over what is free text in a header: an object of strings.
+func metadata(dec *json.Decoder) error {
+	return eachMember(dec, false, func(_ string, dec *json.Decoder) error {
+		t, err := dec.Token()
+		if _, ok := t.(string); err == nil && !ok {
+			err = errors.New("not all of its values are strings")
+		}
+		return asInvalid(err)
+	})
+}
+
+// parseEntry reads what a header says about one tensor, token by token: a value
+// that is no entry is given up where that shows, not collected first.
+func parseEntry(dec *json.Decoder) (Info, error) {
+	var dtype string
+	var axes, offsets []int64
+	err := eachMember(dec, false, func(name string, dec *json.Decoder) (err error) {
+		switch name {
+		case "dtype":
+			var t json.Token
+			t, err = dec.Token()
+			text, ok := t.(string)
+			if err == nil && !ok {
+				err = errors.New("dtype is no string")
+			}
+			dtype = text
+			err = asInvalid(err)
+		case "shape":
+			axes, err = numbers(dec, name, maxSafetensorsAxes)
+		case "data_offsets":
+			offsets, err = numbers(dec, name, 2)
+		default:
+			err = skip(dec)
+		}
+		return err
+	})
+	if err != nil {
+		return Info{}, err
+	}
+	return safetensorsInfo(dtype, axes, offsets)
+}
+
+// numbers reads an array of at most so many whole numbers; it is not nil.
+func numbers(dec *json.Decoder, name string, most int) ([]int64, error) {
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		return nil, fmt.Errorf("%s: %w: not an array (%v)", name, ErrInvalid, orNot(err))
+	}
+	list := make([]int64, 0, 2)
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return nil, asInvalid(err)
+		}
+		number, ok := t.(json.Number)
+		if !ok {
+			return nil, fmt.Errorf("%s: %w: not all of it are numbers", name, ErrInvalid)
+		}
+		n, err := strconv.ParseInt(clip(string(number)), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %.40s is no whole number of 64 bits", name, ErrInvalid, number)
+		}
+		if len(list) == most {
+			return nil, fmt.Errorf("%s: %w: more than %d numbers", name, ErrInvalid, most)
+		}
+		list = append(list, n)
+	}
+	_, err := dec.Token()
+	return list, asInvalid(err)
+}
+
+// skip passes over a value without collecting it.
+func skip(dec *json.Decoder) error {
+	const deepest = 64 // a level takes more memory than it takes bytes
+	for depth := 0; ; {
+		t, err := dec.Token()
+		if err != nil {
+			return asInvalid(err)
+		}
+		switch t {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth > deepest {
+			return fmt.Errorf("%w: a value more than %d levels deep", ErrInvalid, deepest)
+		}
+		if depth == 0 {
+			return nil
+		}
+	}
 }
 
 // safetensorsInfo checks one entry; its offset counts from the start of the data.
@@ -184,11 +266,8 @@ func checkContiguous(infos []Info, data int64) error {
 
 // readSharded reads an index and the headers of the files that it names.
 func readSharded(index string) (*Header, error) {
-	text, err := ReadSmallFile(index, maxIndex)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", index, err)
-	}
-	files, err := parseIndex(text)
+	left := newBudget()
+	files, err := readIndex(index, left)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", index, err)
 	}
@@ -201,7 +280,8 @@ func readSharded(index string) (*Header, error) {
 		paths = append(paths, p)
 	}
 	slices.Sort(paths)
-	h, err := readSafetensors(paths)
+	left.tensors = maxTensors // the index has named each once already
+	h, err := readSafetensors(paths, left)
 	if errors.Is(err, fs.ErrNotExist) { // the checkpoint is there, but not all of it
 		return nil, fmt.Errorf("read %s: %w: it names a file that is missing: %v", index, ErrInvalid, err)
 	}
@@ -217,35 +297,53 @@ func readSharded(index string) (*Header, error) {
 	return h, nil
 }
 
+func readIndex(path string, left *budget) (map[string]string, error) {
+	f, size, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := left.header(uint64(size)); err != nil {
+		return nil, err
+	}
+	return parseIndex(io.LimitReader(f, size), left)
+}
+
 // parseIndex gives the file of each tensor. A file's name is a plain name: an
 // index cannot reach out of its folder.
-func parseIndex(text []byte) (map[string]string, error) {
+func parseIndex(r io.Reader, left *budget) (map[string]string, error) {
 	var files map[string]string
-	err := eachMember(text, func(key string, dec *json.Decoder) error {
+	shards := map[string]string{} // each name once
+	err := eachMember(json.NewDecoder(r), true, func(key string, dec *json.Decoder) error {
 		if key != "weight_map" {
-			var skip json.RawMessage
-			return asInvalid(dec.Decode(&skip))
+			return skip(dec)
 		}
 		if files != nil {
 			return fmt.Errorf("weight_map: %w: named twice", ErrInvalid)
 		}
 		files = map[string]string{}
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
-			return asInvalid(err)
-		}
-		return eachMember(raw, func(name string, dec *json.Decoder) error {
-			var shard string
-			if err := dec.Decode(&shard); err != nil {
-				return fmt.Errorf("weight_map: tensor %q: %w: %w", name, ErrInvalid, err)
+		return eachMember(dec, false, func(name string, dec *json.Decoder) error {
+			if err := left.tensor(name); err != nil {
+				return err
 			}
-			if _, ok := files[name]; ok {
+			t, err := dec.Token()
+			if err != nil {
+				return fmt.Errorf("weight_map: tensor %q: %w", name, asInvalid(err))
+			}
+			file, ok := t.(string)
+			if _, twice := files[name]; twice {
 				return fmt.Errorf("weight_map: tensor %q: %w: named twice", name, ErrInvalid)
 			}
-			if shard != filepath.Base(shard) || filepath.Ext(shard) != ".safetensors" {
-				return fmt.Errorf("weight_map: tensor %q: %w: %q is not the name of a .safetensors file in the same folder", name, ErrInvalid, shard)
+			if !ok || file != filepath.Base(file) || filepath.Ext(file) != ".safetensors" {
+				return fmt.Errorf("weight_map: tensor %q: %w: %q is not the name of a .safetensors file in the same folder", name, ErrInvalid, clip(fmt.Sprint(t)))
 			}
-			files[name] = shard
+			if _, ok := shards[file]; !ok {
+				if len(shards) == maxShards {
+					return fmt.Errorf("weight_map: %w: more than %d files", ErrInvalid, maxShards)
+				}
+				shards[file] = file
+			}
+			files[name] = shards[file]
 			return nil
 		})
 	})
@@ -255,21 +353,17 @@ func parseIndex(text []byte) (map[string]string, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("%w: weight_map is missing or empty", ErrInvalid)
 	}
-	shards := map[string]bool{}
-	for _, shard := range files {
-		shards[shard] = true
-	}
-	if len(shards) > maxShards {
-		return nil, fmt.Errorf("weight_map: %w: %d files; at most %d", ErrInvalid, len(shards), maxShards)
-	}
 	return files, nil
 }
 
-// eachMember calls f at each value of a JSON object, which f must decode.
-// encoding/json's maps keep the last of two equal names; here f sees both.
-func eachMember(text []byte, f func(name string, dec *json.Decoder) error) error {
-	dec := json.NewDecoder(bytes.NewReader(text))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+// eachMember calls f at each value of the JSON object that comes next, which f
+// must read. encoding/json's maps keep the last of two equal names; here f sees
+// both. With whole, the object must be all there is.
+func eachMember(dec *json.Decoder, whole bool, f func(name string, dec *json.Decoder) error) error {
+	dec.UseNumber()
+	if t, err := dec.Token(); cannotRead(err) {
+		return err
+	} else if err != nil || t != json.Delim('{') {
 		return fmt.Errorf("%w: not a JSON object (%v)", ErrInvalid, orNot(err))
 	}
 	for dec.More() {
@@ -285,6 +379,9 @@ func eachMember(text []byte, f func(name string, dec *json.Decoder) error) error
 	if _, err := dec.Token(); err != nil {
 		return asInvalid(err)
 	}
+	if !whole {
+		return nil
+	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: something follows the JSON object", ErrInvalid)
 	}
@@ -298,11 +395,17 @@ func orNot(err error) any {
 	return "it starts with something else"
 }
 
+// asInvalid blames the text for an error of the decoder, unless it is of reading the file.
 func asInvalid(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || cannotRead(err) {
+		return err
 	}
 	return fmt.Errorf("%w: %w", ErrInvalid, err)
+}
+
+func cannotRead(err error) bool {
+	_, ok := errors.AsType[*fs.PathError](err)
+	return ok
 }
 
 // ReadSmallFile reads a file that may have at most limit bytes, such as a

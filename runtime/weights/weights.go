@@ -1,8 +1,8 @@
 // Package weights reads the tensors of a checkpoint: safetensors (one file, or
 // shards with an index) and GGUF. A file's header is read and checked without
 // touching its data, so a terabyte opens at once; data is mapped read-only.
-// Files are untrusted: a header gives a value or an error, in memory bounded by
-// the header's own size. Start with Read and Open.
+// Files are untrusted: a header gives a value or an error, in memory that
+// budget.go bounds. Start with Read and Open.
 package weights
 
 import (
@@ -66,7 +66,7 @@ type Header struct {
 	Format  Format
 	Tensors []Info // in the order of the files, and of the data in them
 	// Fields are GGUF's key-value pairs: uint8 … int64, float32, float64, bool,
-	// string, and slices of these. Nil for safetensors.
+	// string, slices of these, and Unread. Nil for safetensors.
 	Fields map[string]any
 
 	byName map[string]int
@@ -96,7 +96,7 @@ func Read(path string) (*Header, error) {
 	case ".gguf":
 		return readGGUF(path)
 	case ".safetensors":
-		return readSafetensors([]string{path})
+		return readSafetensors([]string{path}, newBudget())
 	}
 	return nil, fmt.Errorf("read %s: %w: a checkpoint is a .gguf or .safetensors file, or a folder with %s",
 		path, ErrUnsupported, singleFile)
@@ -105,7 +105,7 @@ func Read(path string) (*Header, error) {
 func readFolder(dir string) (*Header, error) {
 	single := filepath.Join(dir, singleFile)
 	if exists(single) {
-		return readSafetensors([]string{single})
+		return readSafetensors([]string{single}, newBudget())
 	}
 	index := filepath.Join(dir, indexFile)
 	if exists(index) {
@@ -165,12 +165,17 @@ func (h *Header) add(infos []Info) error {
 	if h.byName == nil {
 		h.byName = make(map[string]int, len(infos))
 	}
-	for _, info := range infos {
-		if i, ok := h.byName[info.Name]; ok {
-			return fmt.Errorf("%s: tensor %q: %w: %s has a tensor of this name too", info.File, info.Name, ErrInvalid, h.Tensors[i].File)
+	before := len(h.Tensors)
+	if before == 0 {
+		h.Tensors = infos
+	} else {
+		h.Tensors = append(h.Tensors, infos...)
+	}
+	for i, info := range infos {
+		if other, ok := h.byName[info.Name]; ok {
+			return fmt.Errorf("%s: tensor %q: %w: %s has a tensor of this name too", info.File, info.Name, ErrInvalid, h.Tensors[other].File)
 		}
-		h.byName[info.Name] = len(h.Tensors)
-		h.Tensors = append(h.Tensors, info)
+		h.byName[info.Name] = before + i
 	}
 	return nil
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/metrics"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +94,14 @@ func TestSafetensorsHeader(t *testing.T) {
 		"two objects":          {`{}{}`, 0, ErrInvalid, "follows"},
 		"deep":                 {`{"a":` + strings.Repeat("[", 100_000), 0, ErrInvalid, `"a"`},
 		"entry is a list":      {`{"a":[1]}`, 0, ErrInvalid, `"a"`},
+		"what is not known":    {`{"a":{"x":[{"y":[1,null]}],"dtype":"F32","shape":[1],"data_offsets":[0,4]}}`, 4, nil, ""},
+		"deep within":          {`{"a":{"x":` + strings.Repeat("[", 100_000), 4, ErrInvalid, "levels"},
+		"nine axes":            {`{"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}}`, 4, ErrInvalid, "more than 8"},
+		"three offsets":        {`{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}}`, 4, ErrInvalid, "more than 2"},
+		"dtype is a number":    {`{"a":{"dtype":1,"shape":[1],"data_offsets":[0,4]}}`, 4, ErrInvalid, "dtype"},
+		"metadata of numbers":  {`{"__metadata__":{"x":1}}`, 0, ErrInvalid, "__metadata__"},
+		"long name":            {`{"` + strings.Repeat("a", maxName+1) + `":{}}`, 0, ErrInvalid, "its name"},
+		"broken name":          {"{\"a\xff\":{}}", 0, ErrInvalid, "no UTF-8"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "model.safetensors")
@@ -211,11 +221,13 @@ func TestGGUFHeader(t *testing.T) {
 		"big-endian":      {append([]byte("GGUF"), 0, 0, 0, 3, 0, 0, 0, 0), ErrUnsupported, "big-endian"},
 		"2^60 tensors":    {head(3, 1<<60, 0), ErrInvalid, "1152921504606846976 tensors"},
 		"2^60 fields":     {head(3, 0, 1<<60), ErrInvalid, "1152921504606846976 fields"},
-		"a million":       {head(3, 1<<20, 0), ErrInvalid, "truncated"},
+		"a million":       {head(3, 1<<20, 0), ErrInvalid, "1048576 tensors"},
+		"many":            {head(3, 1<<18, 0), ErrInvalid, "truncated"},
 		"long key":        {append(head(3, 0, 1), binary.LittleEndian.AppendUint64(nil, 1<<62)...), ErrInvalid, "name of a field"},
 		"long string":     {append(head(3, 0, 1), "\x01\x00\x00\x00\x00\x00\x00\x00k\x08\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\x7f"...), ErrInvalid, `field "k"`},
 		"long array":      {append(head(3, 0, 1), "\x01\x00\x00\x00\x00\x00\x00\x00k\x09\x00\x00\x00\x0c\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\x7f"...), ErrInvalid, `field "k"`},
 		"array of arrays": {append(head(3, 0, 1), "\x01\x00\x00\x00\x00\x00\x00\x00k\x09\x00\x00\x00\x09\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"...), ErrUnsupported, `field "k"`},
+		"big vocabulary":  {append(head(3, 0, 1), "\x15\x00\x00\x00\x00\x00\x00\x00tokenizer.ggml.tokens\x09\x00\x00\x00\x08\x00\x00\x00\x01\x00\x10\x00\x00\x00\x00\x00"...), ErrUnsupported, "1048577"},
 		"unknown value":   {append(head(3, 0, 1), "\x01\x00\x00\x00\x00\x00\x00\x00k\x63\x00\x00\x00"...), ErrInvalid, "99"},
 		"field twice":     {fixture.GGUF([]fixture.Field{{Key: "k", Value: true}, {Key: "k", Value: true}}, nil, nil), ErrInvalid, "twice"},
 		"alignment 3":     {fixture.GGUF([]fixture.Field{{Key: "general.alignment", Value: uint32(3)}}, nil, nil), ErrInvalid, "alignment"},
@@ -313,6 +325,151 @@ func TestATerabyteOpensAtOnce(t *testing.T) {
 	}
 }
 
+func TestUnreadFields(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	long := make([]float32, maxGGUFArray+1)
+	fixture.WriteFile(t, path, fixture.GGUF([]fixture.Field{
+		{Key: "tokenizer.ggml.tokens", Value: []string{"a", "bc"}},
+		{Key: "tokenizer.ggml.scores", Value: long},
+		{Key: "tokenizer.ggml.merges", Value: []string{"a b", "", "c d"}},
+		{Key: "long", Value: long},
+		{Key: "short", Value: []int32{1, 2}},
+		{Key: "last", Value: "x"},
+	}, nil, nil))
+	h, err := Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"tokenizer.ggml.tokens": []string{"a", "bc"}, "tokenizer.ggml.scores": long, "tokenizer.ggml.merges": Unread{3},
+		"long": Unread{maxGGUFArray + 1}, "short": []int32{1, 2}, "last": "x",
+	}
+	if d := cmp.Diff(want, h.Fields); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestHeadersAreBounded wants little memory for the worst headers that are read,
+// and for those that are not.
+func TestHeadersAreBounded(t *testing.T) {
+	type files map[string]string
+	entries := func(n, bytes int) string {
+		var b strings.Builder
+		for i := range n {
+			entry := fmt.Sprintf(`,"%%s%d":{"dtype":"F32","shape":[0,0,0,0,0,0,0,0],"data_offsets":[0,0]}`, i)
+			fmt.Fprintf(&b, entry, strings.Repeat("n", max(bytes/n-len(entry), 0)))
+		}
+		return "{" + b.String()[1:] + "}"
+	}
+	index := func(n int, file func(int) string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"%d":%q`, i, file(i))
+		}
+		return `{"weight_map":{` + b.String()[1:] + "}}"
+	}
+	shard := func(header string) string {
+		return string(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) + header
+	}
+	repeat := func(s string) string { return strings.Repeat(s, maxHeader/len(s)-30) }
+	gguf := func(fields []fixture.Field, tensors []fixture.GGUFTensor) files {
+		return files{"m.gguf": string(fixture.GGUF(fields, tensors, nil))}
+	}
+	one := func(header string) func() files { return func() files { return files{singleFile: shard(header)} } }
+	for name, c := range map[string]struct {
+		files func() files // made when it is their turn: what is in use makes the collector lazy
+		is    error
+		says  string
+	}{
+		"the most": {func() files { return files{singleFile: shard(entries(maxTensors, maxHeader-maxTensors))} }, nil, ""},
+		"tokens": {func() files {
+			tokens := make([]string, maxVocabulary)
+			for i := range tokens {
+				tokens[i] = fmt.Sprintf("%07x", i)
+			}
+			return gguf([]fixture.Field{{Key: "tokenizer.ggml.tokens", Value: tokens}}, nil)
+		}, nil, ""},
+		"merges": {func() files { return gguf([]fixture.Field{{Key: "merges", Value: make([]string, 4_000_000)}}, nil) }, nil, ""},
+		"GGUF tensors": {func() files {
+			var tensors []fixture.GGUFTensor
+			for i := range maxTensors {
+				tensors = append(tensors, fixture.GGUFTensor{Name: fmt.Sprintf("%060d", i), Dims: []uint64{0, 0, 0, 0}})
+			}
+			return gguf(nil, tensors)
+		}, nil, ""},
+		"many shards": {func() files {
+			many := files{indexFile: index(maxShards, func(i int) string { return fmt.Sprintf("m-%d.safetensors", i) })}
+			for i := range maxShards {
+				many[fmt.Sprintf("m-%d.safetensors", i)] = shard(fmt.Sprintf(`{"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}`, i))
+			}
+			return many
+		}, nil, ""},
+		"a text":           {one(`{"__metadata__":{"x":"` + repeat("x") + `"}}`), nil, ""},
+		"too long":         {one(strings.Repeat(" ", maxHeader+1)), ErrInvalid, "at most"},
+		"too many tensors": {func() files { return files{singleFile: shard(entries(maxTensors+1, 0))} }, ErrInvalid, "262144 tensors"},
+		"an axis each":     {one(`{"a":{"shape":[` + repeat("1,")), ErrInvalid, "more than 8"},
+		"objects":          {one(`{"a":{"x":[` + repeat("{},")), ErrInvalid, ""},
+		"metadata":         {one(`{"__metadata__":{` + repeat(`"":"",`)[:8<<20]), ErrInvalid, ""},
+		"of three files": {func() files {
+			return files{
+				indexFile:         `{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors","c":"m-3.safetensors"}}`,
+				"m-1.safetensors": shard("{}" + repeat(" ")), "m-2.safetensors": shard("{}" + repeat(" ")), "m-3.safetensors": shard("{}" + repeat(" ")),
+			}
+		}, ErrInvalid, "together"},
+		"of the index": {func() files {
+			return files{indexFile: index(maxTensors+1, func(int) string { return "m.safetensors" })}
+		}, ErrInvalid, "262144 tensors"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := dir
+			for file, text := range c.files() {
+				fixture.WriteFile(t, filepath.Join(dir, file), []byte(text))
+				if filepath.Ext(file) == ".gguf" {
+					path = filepath.Join(dir, file)
+				}
+			}
+			var h *Header
+			var err error
+			kept, most := heap(func() { h, err = Read(path) })
+			t.Logf("%d MiB kept, %d MiB at most", kept>>20, most>>20)
+			check(t, err, c.is, dir, c.says)
+			if kept > 96<<20 || most > 320<<20 {
+				t.Errorf("%d bytes are kept, %d were in use", kept, most)
+			}
+			runtime.KeepAlive(h)
+		})
+	}
+}
+
+// heap is by how much the heap has grown after f, and at most meanwhile, with what
+// is not collected yet.
+func heap(f func()) (kept, most int64) {
+	in := func() int64 {
+		s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		metrics.Read(s)
+		return int64(s[0].Value.Uint64())
+	}
+	runtime.GC()
+	before, stop, done := in(), make(chan bool), make(chan bool)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				most = max(most, in()-before)
+			}
+		}
+	}()
+	f()
+	close(stop)
+	<-done
+	runtime.GC()
+	return in() - before, most
+}
+
 func TestGuard(t *testing.T) {
 	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
 	c, err := Open(dir)
@@ -358,7 +515,7 @@ func FuzzSafetensors(f *testing.F) {
 		}
 		file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
 		size := int64(len(file)) + min(data, 1<<50)
-		infos, err := parseSafetensors(hole(file), size)
+		infos, err := parseSafetensors(hole(file), size, newBudget())
 		checkParsed(t, infos, size, err)
 	})
 }
@@ -383,7 +540,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte(`{"metadata":{"total_size":12},"weight_map":{"a":"m-1.safetensors"}}`))
 	f.Add([]byte(`{"weight_map":{"a":"../m-1.safetensors"}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		files, err := parseIndex(text)
+		files, err := parseIndex(bytes.NewReader(text), newBudget())
 		if err != nil && !errors.Is(err, ErrInvalid) {
 			t.Errorf("an error of no kind: %v", err)
 		}
