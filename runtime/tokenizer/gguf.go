@@ -29,8 +29,11 @@ func (v vocabulary) build(t *Tokenizer) error {
 	t.pieces = make([]piece, len(v.tokens))
 	t.bytes, t.unknown, t.fuseUnknown = noBytes, noID, true
 	t.merges.scored = make(map[string]scoredPiece, len(v.tokens))
-	bytes := 0
+	bytes, special := 0, 0
 	for id, text := range v.tokens {
+		if v.types[id] != typeNormal && v.types[id] != typeByte {
+			special++
+		}
 		p := piece{text: strings.ReplaceAll(text, space, " "), kind: isText}
 		switch v.types[id] {
 		case typeUnknown:
@@ -59,6 +62,9 @@ func (v vocabulary) build(t *Tokenizer) error {
 			return fmt.Errorf("%w: token %d is of type %d, which is unknown", ErrInvalid, id, v.types[id])
 		}
 		t.pieces[id] = p
+	}
+	if special > maxSpecials {
+		return fmt.Errorf("%w: %d tokens are not normal ones; at most %d may be", ErrInvalid, special, maxSpecials)
 	}
 	if bytes != 256 && bytes != 0 {
 		return fmt.Errorf("%w: the vocabulary has %d of 256 bytes", ErrInvalid, bytes)

@@ -3,18 +3,31 @@ package tokenizer
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 )
 
 // file is a tokenizer.json. Parts of many kinds are raw until their type is known.
 type file struct {
-	AddedTokens   []addedToken    `json:"added_tokens"`
-	Normalizer    json.RawMessage `json:"normalizer"`
-	PreTokenizer  json.RawMessage `json:"pre_tokenizer"`
-	PostProcessor json.RawMessage `json:"post_processor"`
-	Decoder       json.RawMessage `json:"decoder"`
-	Model         json.RawMessage `json:"model"`
+	AddedTokens   addedTokens `json:"added_tokens"`
+	Normalizer    part        `json:"normalizer"`
+	PreTokenizer  part        `json:"pre_tokenizer"`
+	PostProcessor part        `json:"post_processor"`
+	Decoder       part        `json:"decoder"`
+	Model         *bpe        `json:"model"`
+}
+
+// part is a small one; what it says may take some times its bytes.
+type part json.RawMessage
+
+func (p *part) UnmarshalJSON(text []byte) error {
+	const most = 1 << 20
+	if len(text) > most {
+		return fmt.Errorf("a part of %d bytes, where at most %d are read", len(text), most)
+	}
+	*p = append((*p)[:0], text...)
+	return nil
 }
 
 type addedToken struct {
@@ -27,39 +40,166 @@ type addedToken struct {
 	Special    bool   `json:"special"`
 }
 
-type bpe struct {
-	Type         string           `json:"type"`
-	Dropout      *float64         `json:"dropout"`
-	UnkToken     *string          `json:"unk_token"`
-	Prefix       string           `json:"continuing_subword_prefix"`
-	Suffix       string           `json:"end_of_word_suffix"`
-	FuseUnk      bool             `json:"fuse_unk"`
-	ByteFallback bool             `json:"byte_fallback"`
-	IgnoreMerges bool             `json:"ignore_merges"`
-	Vocab        map[string]int64 `json:"vocab"`
-	Merges       []mergePair      `json:"merges"`
+type addedTokens []addedToken
+
+func (a *addedTokens) UnmarshalJSON(text []byte) error {
+	return eachElement(text, func(dec *json.Decoder) error {
+		var one addedToken
+		if err := dec.Decode(&one); err != nil {
+			return err
+		}
+		if len(*a) == maxSpecials {
+			return fmt.Errorf("added_tokens: more than %d", maxSpecials)
+		}
+		*a = append(*a, one)
+		return nil
+	})
 }
 
-// mergePair is written "a b" or, by newer versions, ["a", "b"].
-type mergePair [2]string
+// bpe is the model of a tokenizer.json. Its vocabulary and merges are read where
+// they stand, so that the text is not in memory twice and a pair of tokens is
+// never more than two numbers; what is wrong with them is told when it is their turn.
+type bpe struct {
+	bpeHead
+	vocab  vocab
+	merges map[[2]int32]rankedMerge
+	wrong  error // with merges
+}
 
-func (m *mergePair) UnmarshalJSON(text []byte) error {
-	var parts []string
-	if len(text) > 0 && text[0] == '[' {
-		if err := json.Unmarshal(text, &parts); err != nil {
+type bpeHead struct {
+	Type         string   `json:"type"`
+	Dropout      *float64 `json:"dropout"`
+	UnkToken     *string  `json:"unk_token"`
+	Prefix       string   `json:"continuing_subword_prefix"`
+	Suffix       string   `json:"end_of_word_suffix"`
+	FuseUnk      bool     `json:"fuse_unk"`
+	ByteFallback bool     `json:"byte_fallback"`
+	IgnoreMerges bool     `json:"ignore_merges"`
+}
+
+func (m *bpe) UnmarshalJSON(text []byte) error {
+	m.Type = typeOf(text)
+	if m.Type != "BPE" {
+		return nil // refused when it is its turn
+	}
+	head := struct {
+		*bpeHead
+		Vocab *vocab `json:"vocab"`
+	}{&m.bpeHead, &m.vocab}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return err
+	}
+	m.merges = map[[2]int32]rankedMerge{}
+	merges := struct { // once the vocabulary is there
+		Merges *mergeList `json:"merges"`
+	}{&mergeList{m}}
+	return json.Unmarshal(text, &merges)
+}
+
+// vocab is tokens and ids. Whether the ids make sense is seen later.
+type vocab map[string]int32
+
+func (v *vocab) UnmarshalJSON(text []byte) error {
+	*v = vocab{}
+	return eachElement(text, func(dec *json.Decoder) error {
+		name, err := dec.Token()
+		if err != nil {
 			return err
 		}
-	} else {
-		var line string
-		if err := json.Unmarshal(text, &line); err != nil {
+		token, ok := name.(string)
+		if !ok {
+			return errors.New("model.vocab: not an object")
+		}
+		var id int32
+		if err := dec.Decode(&id); err != nil {
+			return fmt.Errorf("model.vocab: %.100q: %w", token, err)
+		}
+		if _, twice := (*v)[token]; twice {
+			return fmt.Errorf("model.vocab: %.100q is there twice", token)
+		}
+		if len(*v) == maxVocabulary {
+			return fmt.Errorf("model.vocab: more than %d tokens", maxVocabulary)
+		}
+		(*v)[token] = id
+		return nil
+	})
+}
+
+// mergeList reads pairs in the order of their ranks.
+type mergeList struct{ of *bpe }
+
+func (l *mergeList) UnmarshalJSON(text []byte) error {
+	rank := int32(0)
+	l.of.wrong = eachElement(text, func(dec *json.Decoder) error {
+		left, right, err := mergePair(dec)
+		if err != nil {
 			return err
 		}
-		parts = strings.Split(line, " ")
+		a, okA := l.of.vocab[left]
+		b, okB := l.of.vocab[right]
+		id, ok := l.of.vocab[left+right]
+		if !okA || !okB || !ok {
+			return fmt.Errorf("merge %d, of %.100q and %.100q, is not of tokens in the vocabulary", rank, left, right)
+		}
+		if rank == maxVocabulary {
+			return fmt.Errorf("more than %d", maxVocabulary)
+		}
+		l.of.merges[[2]int32{a, b}] = rankedMerge{rank, id}
+		rank++
+		return nil
+	})
+	return nil
+}
+
+// mergePair reads "a b" or, as newer versions write it, ["a", "b"].
+func mergePair(dec *json.Decoder) (left, right string, err error) {
+	t, err := dec.Token()
+	if err != nil {
+		return "", "", err
 	}
-	if len(parts) != 2 {
-		return fmt.Errorf("a merge of %d parts", len(parts))
+	if line, ok := t.(string); ok {
+		left, right, ok = strings.Cut(line, " ")
+		if !ok || strings.Contains(right, " ") {
+			return "", "", fmt.Errorf("a merge of %d parts", 1+strings.Count(line, " "))
+		}
+		return left, right, nil
 	}
-	*m = mergePair(parts)
+	if t != json.Delim('[') {
+		return "", "", errors.New("a merge that is no text")
+	}
+	var parts [2]string
+	for i := 0; dec.More() || i < 2; i++ {
+		t, err := dec.Token()
+		if err != nil {
+			return "", "", err
+		}
+		text, ok := t.(string)
+		if !ok || i == 2 {
+			return "", "", errors.New("a merge that is not of two texts")
+		}
+		parts[i] = text
+	}
+	_, err = dec.Token()
+	return parts[0], parts[1], err
+}
+
+// eachElement calls f at each element of a JSON array, or member of an object,
+// which f must read. Null has none.
+func eachElement(text []byte, f func(dec *json.Decoder) error) error {
+	dec := json.NewDecoder(bytes.NewReader(text))
+	switch t, err := dec.Token(); {
+	case err != nil:
+		return err
+	case t == nil:
+		return nil
+	case t != json.Delim('[') && t != json.Delim('{'):
+		return fmt.Errorf("%.100v where a list is wanted", t)
+	}
+	for dec.More() {
+		if err := f(dec); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -77,15 +217,14 @@ func ParseJSON(text []byte) (*Tokenizer, error) {
 	var d decoder
 	for _, part := range []struct {
 		name string
-		raw  json.RawMessage
-		read func(json.RawMessage) error
+		read func() error
 	}{
-		{"normalizer", f.Normalizer, t.jsonNormalizer},
-		{"decoder", f.Decoder, d.read},
-		{"model", f.Model, func(raw json.RawMessage) error { return t.jsonModel(raw, f.AddedTokens, &d) }},
-		{"post_processor", f.PostProcessor, t.jsonPostProcessor},
+		{"normalizer", func() error { return t.jsonNormalizer(f.Normalizer) }},
+		{"decoder", func() error { return d.read(f.Decoder) }},
+		{"model", func() error { return t.jsonModel(f.Model, f.AddedTokens, &d) }},
+		{"post_processor", func() error { return t.jsonPostProcessor(f.PostProcessor) }},
 	} {
-		if err := part.read(part.raw); err != nil {
+		if err := part.read(); err != nil {
 			return nil, fmt.Errorf("%s%w", part.name, err)
 		}
 	}
@@ -94,12 +233,12 @@ func ParseJSON(text []byte) (*Tokenizer, error) {
 }
 
 // given says whether an optional part is there.
-func given(raw json.RawMessage) bool {
+func given(raw []byte) bool {
 	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
 }
 
 // typeOf is the type that a part names.
-func typeOf(raw json.RawMessage) string {
+func typeOf(raw []byte) string {
 	var part struct {
 		Type string `json:"type"`
 	}
@@ -116,14 +255,14 @@ func refuse(field string, value any) error {
 
 // Parts' own errors start with ".field: " or ": ", and ParseJSON puts the part's name in front.
 
-func decode(raw json.RawMessage, into any) error {
+func decode(raw []byte, into any) error {
 	if err := json.Unmarshal(raw, into); err != nil {
 		return fmt.Errorf(": %w: %w", ErrInvalid, err)
 	}
 	return nil
 }
 
-func (t *Tokenizer) jsonNormalizer(raw json.RawMessage) error {
+func (t *Tokenizer) jsonNormalizer(raw []byte) error {
 	if !given(raw) {
 		return nil
 	}
@@ -181,7 +320,7 @@ type decoder struct {
 	strip    int
 }
 
-func (d *decoder) read(raw json.RawMessage) error {
+func (d *decoder) read(raw []byte) error {
 	if !given(raw) {
 		return refuse("", "none")
 	}
@@ -231,18 +370,12 @@ func (d *decoder) read(raw json.RawMessage) error {
 	return nil
 }
 
-func (t *Tokenizer) jsonModel(raw json.RawMessage, added []addedToken, d *decoder) error {
-	if !given(raw) {
-		return fmt.Errorf(": %w: it is missing", ErrInvalid)
-	}
-	if kind := typeOf(raw); kind != "BPE" {
-		return refuse(".type", kind)
-	}
-	var m bpe
-	if err := decode(raw, &m); err != nil {
-		return err
-	}
+func (t *Tokenizer) jsonModel(m *bpe, added []addedToken, d *decoder) error {
 	switch {
+	case m == nil:
+		return fmt.Errorf(": %w: it is missing", ErrInvalid)
+	case m.Type != "BPE":
+		return refuse(".type", m.Type)
 	case m.Dropout != nil && *m.Dropout != 0:
 		return refuse(".dropout", *m.Dropout)
 	case m.Prefix != "":
@@ -252,41 +385,31 @@ func (t *Tokenizer) jsonModel(raw json.RawMessage, added []addedToken, d *decode
 	case m.IgnoreMerges:
 		return refuse(".ignore_merges", true)
 	}
-	if err := t.jsonPieces(m.Vocab, added, d); err != nil {
+	if err := t.jsonPieces(m.vocab, added, d); err != nil {
 		return err
 	}
 	t.fuseUnknown = m.FuseUnk
 	if m.UnkToken != nil {
-		id, ok := m.Vocab[*m.UnkToken]
+		id, ok := m.vocab[*m.UnkToken]
 		if !ok {
 			return fmt.Errorf(".unk_token: %w: %q is not in the vocabulary", ErrInvalid, *m.UnkToken)
 		}
-		t.unknown = int32(id)
+		t.unknown = id
 	}
 	for b := range 256 {
-		id, ok := m.Vocab[bytePiece(byte(b))]
+		id, ok := m.vocab[bytePiece(byte(b))]
 		if m.ByteFallback && !ok {
 			return fmt.Errorf(".byte_fallback: %w: the vocabulary lacks %s", ErrUnsupported, bytePiece(byte(b)))
 		}
-		t.bytes[b] = int32(id)
+		t.bytes[b] = id
 	}
 	if !m.ByteFallback {
 		t.bytes = noBytes
 	}
-	t.merges.chars = make(map[string]int32, len(m.Vocab))
-	for text, id := range m.Vocab {
-		t.merges.chars[text] = int32(id)
+	if m.wrong != nil {
+		return fmt.Errorf(".merges: %w: %w", ErrInvalid, m.wrong)
 	}
-	t.merges.ranked = make(map[[2]int32]rankedMerge, len(m.Merges))
-	for rank, pair := range m.Merges {
-		a, okA := t.merges.chars[pair[0]]
-		b, okB := t.merges.chars[pair[1]]
-		id, ok := t.merges.chars[pair[0]+pair[1]]
-		if !okA || !okB || !ok {
-			return fmt.Errorf(".merges: %w: merge %d, of %q and %q, is not of tokens in the vocabulary", ErrInvalid, rank, pair[0], pair[1])
-		}
-		t.merges.ranked[[2]int32{a, b}] = rankedMerge{rank, id}
-	}
+	t.merges.chars, t.merges.ranked = m.vocab, m.merges
 	return nil
 }
 
@@ -299,16 +422,16 @@ var noBytes = func() (b [256]int32) {
 }()
 
 // jsonPieces fills in what ids stand for, and the special tokens.
-func (t *Tokenizer) jsonPieces(vocab map[string]int64, added []addedToken, d *decoder) error {
+func (t *Tokenizer) jsonPieces(vocab vocab, added []addedToken, d *decoder) error {
 	n, top := len(vocab)+len(added), int64(-1)
 	for text, id := range vocab {
 		if id < 0 {
 			return fmt.Errorf(".vocab: %w: %q has id %d", ErrInvalid, text, id)
 		}
-		top = max(top, id)
+		top = max(top, int64(id))
 	}
 	for _, a := range added {
-		if id, ok := vocab[a.Content]; a.ID < 0 || ok && id != a.ID {
+		if id, ok := vocab[a.Content]; a.ID < 0 || ok && int64(id) != a.ID {
 			return fmt.Errorf(": %w: added token %q has id %d, in the vocabulary it has %d", ErrInvalid, a.Content, a.ID, id)
 		}
 		top = max(top, a.ID)
@@ -329,7 +452,7 @@ func (t *Tokenizer) jsonPieces(vocab map[string]int64, added []addedToken, d *de
 		if t.pieces[id].kind != isNothing {
 			return fmt.Errorf(".vocab: %w: two tokens have id %d", ErrInvalid, id)
 		}
-		set(id, text)
+		set(int64(id), text)
 	}
 	var raw, norm []special
 	for _, a := range added {
@@ -353,7 +476,7 @@ func (t *Tokenizer) jsonPieces(vocab map[string]int64, added []addedToken, d *de
 	return nil
 }
 
-func (t *Tokenizer) jsonPostProcessor(raw json.RawMessage) error {
+func (t *Tokenizer) jsonPostProcessor(raw []byte) error {
 	if !given(raw) {
 		return nil
 	}

@@ -12,10 +12,7 @@ type merges struct {
 	chars  map[string]int32 // ids of whole pieces, for ranked
 }
 
-type rankedMerge struct {
-	rank int
-	id   int32
-}
+type rankedMerge struct{ rank, id int32 }
 
 type scoredPiece struct {
 	score float32

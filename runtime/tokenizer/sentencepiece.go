@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -111,7 +112,7 @@ func (m *spModel) around(t *Tokenizer, config []byte) error {
 		}
 	}
 	for id, a := range c.Added {
-		if i := slices.Index(m.tokens, a.Content); i < 0 || fmt.Sprint(i) != id {
+		if i, err := strconv.Atoi(id); err != nil || i < 0 || i >= len(m.tokens) || m.tokens[i] != a.Content {
 			return refuse("tokenizer_config.json: added_tokens_decoder", fmt.Sprintf("token %q, which tokenizer.model lacks,", a.Content))
 		}
 	}
@@ -163,6 +164,9 @@ func (m *spModel) parsePiece(raw []byte) error {
 		}
 		return nil
 	})
+	if err == nil && len(m.tokens) == maxVocabulary {
+		return fmt.Errorf("%w: more than %d pieces", ErrInvalid, maxVocabulary)
+	}
 	m.tokens, m.scores, m.types = append(m.tokens, text), append(m.scores, score), append(m.types, kind)
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/estiba/estiba/runtime/weights"
 )
@@ -24,6 +25,15 @@ var (
 	ErrInvalid = errors.New("invalid tokenizer")
 	// ErrUnsupported: the tokenizer may be good, but would be applied wrongly here.
 	ErrUnsupported = errors.New("unsupported tokenizer")
+)
+
+// Bounds of what is read. The largest in use have a quarter of a million tokens
+// with twice as many merges, some 33 MB of JSON, and some thousand special tokens.
+const (
+	maxFile       = 64 << 20 // bytes
+	maxConfig     = 8 << 20  // bytes of tokenizer_config.json
+	maxVocabulary = 1 << 20  // tokens, and merges
+	maxSpecials   = 1 << 16
 )
 
 // space is how these vocabularies write a space.
@@ -110,21 +120,22 @@ func openGGUF(path string) (*Tokenizer, error) {
 }
 
 func openFolder(dir string) (*Tokenizer, error) {
-	const limit = 128 << 20
-	read := func(name string) ([]byte, error) { return weights.ReadSmallFile(filepath.Join(dir, name), limit) }
+	read := func(name string, most int64) ([]byte, error) {
+		return weights.ReadSmallFile(filepath.Join(dir, name), most)
+	}
 	name := "tokenizer.json"
-	text, err := read(name)
+	text, err := read(name, maxFile)
 	var t *Tokenizer
 	switch {
 	case err == nil:
 		t, err = ParseJSON(text)
 	case errors.Is(err, fs.ErrNotExist):
-		if text, err = read("tokenizer.model"); err != nil {
+		if text, err = read("tokenizer.model", maxFile); err != nil {
 			break // the folder has neither
 		}
 		name = "tokenizer.model"
 		var config []byte
-		if config, err = read("tokenizer_config.json"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		if config, err = read("tokenizer_config.json", maxConfig); err == nil || errors.Is(err, fs.ErrNotExist) {
 			t, err = ParseSentencePiece(text, config)
 		}
 	}
@@ -136,6 +147,26 @@ func openFolder(dir string) (*Tokenizer, error) {
 
 // Size is one more than the largest id.
 func (t *Tokenizer) Size() int { return len(t.pieces) }
+
+// Bytes is about the memory that the tokenizer takes.
+func (t *Tokenizer) Bytes() int64 {
+	const (
+		text  = 8 // beside its length: what an allocation is rounded up by, on average and then some
+		slots = 2 // of a map, for an entry
+	)
+	n := int64(len(t.pieces)) * int64(unsafe.Sizeof(piece{}))
+	for _, p := range t.pieces {
+		n += int64(len(p.text)) + text
+	}
+	entry := func(key, value uintptr) int64 { return slots * int64(key+value+1) }
+	for key := range t.merges.chars {
+		n += int64(len(key)) + text + entry(unsafe.Sizeof(key), unsafe.Sizeof(int32(0)))
+	}
+	for key := range t.merges.scored {
+		n += int64(len(key)) + text + entry(unsafe.Sizeof(key), unsafe.Sizeof(scoredPiece{}))
+	}
+	return n + int64(len(t.merges.ranked))*entry(unsafe.Sizeof([2]int32{}), unsafe.Sizeof(rankedMerge{}))
+}
 
 // Encode gives the ids of a text. With special, the tokens that the model wants
 // around a text (mostly a begin token) are added. Special tokens that are

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/weights"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -339,35 +341,43 @@ func TestJSONRefused(t *testing.T) {
 		is   error
 		says string
 	}{
-		"byte level":          {part("pre_tokenizer", `{"type":"ByteLevel"}`), ErrUnsupported, "pre_tokenizer.type: unsupported tokenizer: ByteLevel"},
-		"WordPiece":           {model("type", "WordPiece"), ErrUnsupported, "model.type: unsupported tokenizer: WordPiece"},
-		"no type":             {model("type", nil), ErrUnsupported, "model.type"},
-		"dropout":             {model("dropout", 0.1), ErrUnsupported, "model.dropout"},
-		"suffix":              {model("end_of_word_suffix", "</w>"), ErrUnsupported, "model.end_of_word_suffix"},
-		"prefix":              {model("continuing_subword_prefix", "##"), ErrUnsupported, "model.continuing_subword_prefix"},
-		"ignore merges":       {model("ignore_merges", true), ErrUnsupported, "model.ignore_merges"},
-		"merge of three":      {model("merges", []string{"a b c"}), ErrInvalid, "3 parts"},
-		"merge of strangers":  {model("merges", [][]string{{"a", "quux"}}), ErrInvalid, "model.merges"},
-		"unknown unk":         {model("unk_token", "<none>"), ErrInvalid, "model.unk_token"},
-		"no vocabulary":       {model("vocab", map[string]int{}), ErrInvalid, "model"},
-		"no bytes":            {model("vocab", map[string]int{"<unk>": 0}), ErrUnsupported, "model.byte_fallback"},
-		"negative id":         {model("vocab", map[string]int{"<unk>": -1}), ErrInvalid, "model.vocab"},
-		"huge id":             {model("vocab", map[string]int{"q": 2000000000}), ErrInvalid, "model.vocab"},
-		"same id":             {model("vocab", map[string]int{"<unk>": 0, "a": 0}), ErrInvalid, "two tokens have id 0"},
-		"no model":            {part("model", `null`), ErrInvalid, "model"},
-		"normalizer":          {part("normalizer", `{"type":"NFC"}`), ErrUnsupported, "normalizer.type: unsupported tokenizer: NFC"},
-		"nested":              {part("normalizer", `{"type":"Sequence","normalizers":[{"type":"Sequence"}]}`), ErrUnsupported, "normalizer.type"},
-		"pattern":             {part("normalizer", `{"type":"Replace","pattern":{"Regex":"x"},"content":""}`), ErrUnsupported, "normalizer.pattern"},
-		"decoder":             {part("decoder", `{"type":"ByteLevel"}`), ErrUnsupported, "decoder.type"},
-		"no decoder":          {part("decoder", `null`), ErrUnsupported, "decoder"},
-		"decoder's order":     {part("decoder", `{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}`), ErrUnsupported, "decoder.decoders"},
-		"decoder cut short":   {part("decoder", `{"type":"Sequence","decoders":[]}`), ErrUnsupported, "decoder.decoders"},
-		"post-processor":      {part("post_processor", `{"type":"BertProcessing"}`), ErrUnsupported, "post_processor.type"},
-		"template of strange": {part("post_processor", `{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"x"}}]}`), ErrInvalid, "post_processor.single"},
-		"template of nothing": {part("post_processor", `{"type":"TemplateProcessing","single":[]}`), ErrUnsupported, "post_processor.single"},
-		"single word":         {part("added_tokens", `[{"id":0,"content":"<unk>","single_word":true}]`), ErrUnsupported, "single_word"},
-		"added elsewhere":     {part("added_tokens", `[{"id":5,"content":"<unk>"}]`), ErrInvalid, "<unk>"},
-		"added over another":  {part("added_tokens", `[{"id":5,"content":"<new>"}]`), ErrInvalid, "<new>"},
+		"byte level":           {part("pre_tokenizer", `{"type":"ByteLevel"}`), ErrUnsupported, "pre_tokenizer.type: unsupported tokenizer: ByteLevel"},
+		"WordPiece":            {model("type", "WordPiece"), ErrUnsupported, "model.type: unsupported tokenizer: WordPiece"},
+		"no type":              {model("type", nil), ErrUnsupported, "model.type"},
+		"dropout":              {model("dropout", 0.1), ErrUnsupported, "model.dropout"},
+		"suffix":               {model("end_of_word_suffix", "</w>"), ErrUnsupported, "model.end_of_word_suffix"},
+		"prefix":               {model("continuing_subword_prefix", "##"), ErrUnsupported, "model.continuing_subword_prefix"},
+		"ignore merges":        {model("ignore_merges", true), ErrUnsupported, "model.ignore_merges"},
+		"merge of three":       {model("merges", []string{"a b c"}), ErrInvalid, "3 parts"},
+		"merge of strangers":   {model("merges", [][]string{{"a", "quux"}}), ErrInvalid, "model.merges"},
+		"unknown unk":          {model("unk_token", "<none>"), ErrInvalid, "model.unk_token"},
+		"no vocabulary":        {model("vocab", map[string]int{}), ErrInvalid, "model"},
+		"no bytes":             {model("vocab", map[string]int{"<unk>": 0}), ErrUnsupported, "model.byte_fallback"},
+		"negative id":          {model("vocab", map[string]int{"<unk>": -1}), ErrInvalid, "model.vocab"},
+		"huge id":              {model("vocab", map[string]int{"q": 2000000000}), ErrInvalid, "model.vocab"},
+		"id of 64 bits":        {model("vocab", map[string]int{"q": 1 << 40}), ErrInvalid, "model.vocab"},
+		"vocabulary twice":     {model("vocab", json.RawMessage(`{"q":1,"q":1}`)), ErrInvalid, "twice"},
+		"vocabulary is a list": {model("vocab", []int{1}), ErrInvalid, "model.vocab"},
+		"merge of one":         {model("merges", [][]string{{"a"}}), ErrInvalid, "two texts"},
+		"merge of four":        {model("merges", [][]string{{"a", "b", "c", "d"}}), ErrInvalid, "two texts"},
+		"merge is a number":    {model("merges", []int{1}), ErrInvalid, "no text"},
+		"large part":           {part("normalizer", `"`+strings.Repeat("x", 1<<20)+`"`), ErrInvalid, "a part of"},
+		"many special":         {part("added_tokens", `[{}`+strings.Repeat(",{}", maxSpecials)+`]`), ErrInvalid, "more than 65536"},
+		"same id":              {model("vocab", map[string]int{"<unk>": 0, "a": 0}), ErrInvalid, "two tokens have id 0"},
+		"no model":             {part("model", `null`), ErrInvalid, "model"},
+		"normalizer":           {part("normalizer", `{"type":"NFC"}`), ErrUnsupported, "normalizer.type: unsupported tokenizer: NFC"},
+		"nested":               {part("normalizer", `{"type":"Sequence","normalizers":[{"type":"Sequence"}]}`), ErrUnsupported, "normalizer.type"},
+		"pattern":              {part("normalizer", `{"type":"Replace","pattern":{"Regex":"x"},"content":""}`), ErrUnsupported, "normalizer.pattern"},
+		"decoder":              {part("decoder", `{"type":"ByteLevel"}`), ErrUnsupported, "decoder.type"},
+		"no decoder":           {part("decoder", `null`), ErrUnsupported, "decoder"},
+		"decoder's order":      {part("decoder", `{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}`), ErrUnsupported, "decoder.decoders"},
+		"decoder cut short":    {part("decoder", `{"type":"Sequence","decoders":[]}`), ErrUnsupported, "decoder.decoders"},
+		"post-processor":       {part("post_processor", `{"type":"BertProcessing"}`), ErrUnsupported, "post_processor.type"},
+		"template of strange":  {part("post_processor", `{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"x"}}]}`), ErrInvalid, "post_processor.single"},
+		"template of nothing":  {part("post_processor", `{"type":"TemplateProcessing","single":[]}`), ErrUnsupported, "post_processor.single"},
+		"single word":          {part("added_tokens", `[{"id":0,"content":"<unk>","single_word":true}]`), ErrUnsupported, "single_word"},
+		"added elsewhere":      {part("added_tokens", `[{"id":5,"content":"<unk>"}]`), ErrInvalid, "<unk>"},
+		"added over another":   {part("added_tokens", `[{"id":5,"content":"<new>"}]`), ErrInvalid, "<new>"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseJSON(edited(t, c.edit))
@@ -477,6 +487,64 @@ func TestOpen(t *testing.T) {
 	if _, err := Open(dir); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "tokenizer.json") {
 		t.Errorf("a broken file: %v", err)
 	}
+}
+
+// TestBytes compares with what the heap grows by.
+func TestBytes(t *testing.T) {
+	for _, path := range []string{
+		fixture.Shared(t, "tokenizers/phi-3-mini"), fixture.Shared(t, "tokenizers/mistral-v3"),
+		fixture.Shared(t, "tokenizers/gguf-vocab/ggml-vocab-phi-3.gguf"),
+	} {
+		var tok *Tokenizer
+		got := heap(func() { tok = ofGGUF(t, path) })
+		vocabulary := arch.Config{Vocabulary: tok.Size()}
+		t.Logf("%s: %d bytes, %d reckoned, %d admitted", path, got, tok.Bytes(), arch.HostBytes(vocabulary))
+		if reckoned := tok.Bytes(); reckoned < got*3/4 || reckoned > got*3/2 {
+			t.Errorf("%s: %d bytes, %d reckoned", path, got, reckoned)
+		}
+		if admitted := arch.HostBytes(vocabulary); admitted < got || admitted > 4*got {
+			t.Errorf("%s: %d bytes, %d admitted", path, got, admitted)
+		}
+	}
+}
+
+// heap is by how much f makes the heap grow.
+func heap(f func()) int64 {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	return int64(after.HeapAlloc) - int64(before.HeapAlloc)
+}
+
+// TestLargestJSON wants bounded memory for the worst tokenizer that is read.
+func TestLargestJSON(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	var b strings.Builder
+	b.WriteString(`{"decoder":{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"}]},"model":{"type":"BPE","merges":["a b"`)
+	b.WriteString(strings.Repeat(`,"a b"`, maxVocabulary-1))
+	b.WriteString(`],"vocab":{"a":0,"b":1,"ab":2`)
+	for i := range maxVocabulary - 3 {
+		fmt.Fprintf(&b, `,"token %028d":%d`, i, i+3)
+	}
+	b.WriteString("}}}")
+	text := []byte(b.String())
+	b.Reset()
+	if len(text) > maxFile {
+		t.Fatalf("%d bytes", len(text))
+	}
+	var tok *Tokenizer
+	var err error
+	kept := heap(func() { tok, err = ParseJSON(text) })
+	if err != nil || tok.Size() != maxVocabulary || kept > 192<<20 {
+		t.Errorf("%d bytes are kept of %d; %v", kept, len(text), err)
+	}
+	t.Logf("%d MiB of JSON, %d MiB kept", len(text)>>20, kept>>20)
+	runtime.KeepAlive(text)
 }
 
 // FuzzEncode wants every text back, whatever it is, from every format, and
