@@ -79,7 +79,7 @@ func result(h model.Header) Result {
 		Footprint: Footprint{
 			WeightsBytes:    h.WeightsBytes,
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
-			WorkspaceBytes:  arch.WorkspaceBytes(h.Config, residency.StepTokens, residency.Rows(c)),
+			WorkspaceBytes:  residency.Workspace(h.Config, c),
 		},
 	}
 }

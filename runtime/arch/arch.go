@@ -60,6 +60,14 @@ func WorkspaceBytes(c Config, maxTokens, maxRows int) int64 {
 	return g.WorkspaceBytes(maxTokens, maxRows)
 }
 
+// HostBytes is about what a loaded model takes beside what its program holds: its
+// tokenizer, and names and places of its weights. A token has some 170 bytes with
+// the merges that make it, or 100 without, a layer some 9 KiB.
+func HostBytes(c Config) int64 {
+	const token, layer = 256, 12 << 10
+	return token*int64(c.Vocabulary) + layer*int64(c.Layers)
+}
+
 // The largest sizes that are believed. A model of a terabyte fits well below
 // each; products of them stay within 63 bits.
 const (

@@ -78,6 +78,11 @@ func Open(path string) (*Model, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	m.checkpoint = c
+	used := make(map[string]bool, len(m.names))
+	for _, stored := range m.names {
+		used[stored] = true
+	}
+	c.Keep(func(tensor string) bool { return used[tensor] })
 	return m, nil
 }
 
@@ -114,6 +119,10 @@ func read(path string, w *weights.Header) (*Model, error) {
 		return nil, ofKind(fmt.Errorf("read %s: %w", configOf(path, w), err))
 	}
 	m.Graph = g
+	if most := 2 * arch.HostBytes(m.Config); m.Tokenizer != nil && m.Tokenizer.Bytes() > most {
+		return nil, fmt.Errorf("read %s: %w: its tokenizer takes %d bytes of memory, where at most %d are reckoned for a vocabulary of %d tokens",
+			path, ErrUnsupported, m.Tokenizer.Bytes(), most, m.Config.Vocabulary)
+	}
 	if err := m.check(configOf(path, w), w); err != nil {
 		return nil, err
 	}
@@ -128,8 +137,12 @@ func configOf(path string, w *weights.Header) string {
 	return filepath.Join(path, "config.json")
 }
 
-// maxConfig bounds the configuration files, which have a few kilobytes.
-const maxConfig = 64 << 20
+// Bounds of the configuration files, in bytes. They have a few kilobytes, but a
+// tokenizer's may list some thousand tokens.
+const (
+	maxConfig          = 1 << 20
+	maxTokenizerConfig = 8 << 20
+)
 
 // folder reads what lies beside safetensors.
 func (m *Model) folder(dir string, _ *weights.Header) error {
@@ -140,7 +153,7 @@ func (m *Model) folder(dir string, _ *weights.Header) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", filepath.Join(dir, "config.json"), err)
 	}
-	generation, err := optional(dir, "generation_config.json")
+	generation, err := optional(dir, "generation_config.json", maxConfig)
 	if err != nil {
 		return err
 	}
@@ -158,8 +171,8 @@ func (m *Model) folder(dir string, _ *weights.Header) error {
 }
 
 // optional reads a file of a folder that need not be there; nil if it is not.
-func optional(dir, name string) ([]byte, error) {
-	text, err := weights.ReadSmallFile(filepath.Join(dir, name), maxConfig)
+func optional(dir, name string, most int64) ([]byte, error) {
+	text, err := weights.ReadSmallFile(filepath.Join(dir, name), most)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -178,17 +191,18 @@ func chatTemplate(dir string) (*template.Template, error) {
 		}
 	}
 	const name = "tokenizer_config.json"
-	text, err := optional(dir, name)
+	text, err := optional(dir, name, maxTokenizerConfig)
 	if err != nil || text == nil {
 		return nil, err
 	}
 	var config struct {
-		ChatTemplate any `json:"chat_template"` // a text, or a list of named ones
+		ChatTemplate json.RawMessage `json:"chat_template"` // a text, or a list of named ones
 	}
 	if err := json.Unmarshal(text, &config); err != nil {
 		return nil, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, name), ErrInvalid, err)
 	}
-	if config.ChatTemplate == nil || config.ChatTemplate == "" {
+	switch string(config.ChatTemplate) {
+	case "", "null", `""`:
 		return nil, nil
 	}
 	return template.Jinja(name + ": chat_template"), nil

@@ -171,6 +171,34 @@ func TestConfigIsBounded(t *testing.T) {
 	}
 }
 
+// TestHostBytes compares what a model with many layers takes with what is admitted for it.
+func TestHostBytes(t *testing.T) {
+	dir := fixture.HugeModel(t, t.TempDir())
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	m, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	got, admitted := int64(after.HeapAlloc)-int64(before.HeapAlloc), arch.HostBytes(m.Config)
+	t.Logf("%d bytes, %d admitted", got, admitted)
+	if admitted < got || admitted > 4*got {
+		t.Errorf("%d bytes, %d admitted", got, admitted)
+	}
+	m.Close()
+}
+
+func TestTokenizerLargerThanItsModel(t *testing.T) {
+	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	fixture.EditJSON(t, filepath.Join(dir, "tokenizer.json"), map[string]any{"added_tokens": []any{map[string]any{"id": 512, "content": strings.Repeat("x", 1<<20)}}})
+	if _, err := Inspect(dir); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "tokenizer takes") {
+		t.Error(err)
+	}
+}
+
 func TestHugeModel(t *testing.T) {
 	dir := fixture.HugeModel(t, t.TempDir())
 	var before, after runtime.MemStats

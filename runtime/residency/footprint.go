@@ -54,8 +54,14 @@ func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) wo
 	return worker.Footprint{
 		WeightsBytes:   RoundUp(weights, extent),
 		KVFloorBytes:   RoundUp(mul(mul(int64(Blocks(c)), BlockTokens), arch.KVBytesPerToken(cfg)), extent),
-		WorkspaceBytes: RoundUp(arch.WorkspaceBytes(cfg, StepTokens, Rows(c)), extent),
+		WorkspaceBytes: RoundUp(Workspace(cfg, c), extent),
 	}
+}
+
+// Workspace is what a replica needs beside weights and KV cache: what its program
+// works in, and what the process holds for it.
+func Workspace(cfg arch.Config, c worker.Context) int64 {
+	return add(arch.WorkspaceBytes(cfg, StepTokens, Rows(c)), arch.HostBytes(cfg))
 }
 
 // Need is the whole of a footprint in bytes; it stops at the largest int64,

@@ -1,11 +1,9 @@
 package weights
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -20,8 +18,8 @@ var ErrChanged = errors.New("checkpoint changed or cannot be read any more")
 // Checkpoint is a header whose files are mapped into memory, read-only.
 //
 // Reading a page that a file has lost since (somebody truncated it, the disk
-// failed) is a fault, which ends a Go process. So data is read inside Guard, or
-// copied first with Copy. A fault on another goroutine than Guard's is not caught.
+// failed) is a fault, which ends a Go process. So data is read inside Guard. A
+// fault on another goroutine than Guard's is not caught.
 type Checkpoint struct {
 	*Header
 	mapped map[string][]byte
@@ -85,6 +83,19 @@ func (c *Checkpoint) Tensor(name string) (tensor.Tensor, error) {
 	}, nil
 }
 
+// Keep forgets what the header says beside these tensors: the fields, which
+// nobody asks a mapped checkpoint for, and tensors that nobody reads.
+func (c *Checkpoint) Keep(wanted func(tensor string) bool) {
+	kept := &Header{Format: c.Format, sizes: c.sizes, byName: map[string]int{}}
+	for _, info := range c.Tensors {
+		if wanted(info.Name) {
+			kept.byName[info.Name] = len(kept.Tensors)
+			kept.Tensors = append(kept.Tensors, info)
+		}
+	}
+	c.Header = kept
+}
+
 // Close unmaps the files; nothing may read their tensors any more. It may be called twice.
 func (c *Checkpoint) Close() error {
 	var errs []error
@@ -119,48 +130,4 @@ func Guard(read func() error) (err error) {
 		}
 	}()
 	return read()
-}
-
-// Copy copies mapped data to memory of the process, under Guard. dst has at
-// least the length of src.
-func Copy(dst, src []byte) error {
-	return Guard(func() error {
-		if n := copy(dst, src); n < len(src) {
-			return fmt.Errorf("copy %d bytes into %d", len(src), len(dst))
-		}
-		return nil
-	})
-}
-
-// Touch reads one byte of every page of a tensor's data, so that the file's
-// pages are in memory (or known to be lost) before a request needs them.
-func (c *Checkpoint) Touch(ctx context.Context, name string) error {
-	t, err := c.Tensor(name)
-	if err != nil {
-		return err
-	}
-	err = Guard(func() error { return touch(ctx, t.Data) })
-	if err != nil {
-		info, _ := c.Lookup(name)
-		return fmt.Errorf("read %s: tensor %q: %w", info.File, name, err)
-	}
-	return nil
-}
-
-func touch(ctx context.Context, data []byte) error {
-	const page, batch = 4 << 10, 16 << 20
-	sum := byte(0)
-	for len(data) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := min(batch, len(data))
-		for i := 0; i < n; i += page {
-			sum ^= data[i]
-		}
-		sum ^= data[n-1]
-		data = data[n:]
-	}
-	runtime.KeepAlive(sum) // or the compiler may drop the reads
-	return nil
 }

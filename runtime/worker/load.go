@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/device"
@@ -85,7 +86,7 @@ func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Contex
 		footprint: api.Footprint{
 			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
 			KVFloorBytes:   residency.RoundUp(held.KV, d.Extent),
-			WorkspaceBytes: residency.RoundUp(held.Workspace, d.Extent),
+			WorkspaceBytes: residency.RoundUp(held.Workspace+arch.HostBytes(m.Config), d.Extent),
 			Measured:       true,
 		},
 	}, nil
