@@ -229,7 +229,7 @@ func (h *home) prepare(ctx context.Context, want api.Home) (f api.Footprint, c a
 	if err != nil {
 		return f, c, "", err
 	}
-	header, err := h.w.header(path)
+	header, err := h.w.header(ctx, path)
 	if err != nil {
 		return f, c, path, err
 	}

@@ -47,11 +47,11 @@ func openBackend(d device.Device) (backend.Backend, error) {
 	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
 }
 
-// load opens a model, compiles it for a device and gives it to the device's
+// loadModel opens a model, compiles it for a device and gives it to the device's
 // engine. It refuses files that need more than was admitted for them.
-func load(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (l *Loaded, err error) {
-	m, err := model.Open(path)
-	if err != nil {
+func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (l *Loaded, err error) {
+	var m *model.Model
+	if err := w.read(ctx, func() (err error) { m, err = model.Open(path); return err }); err != nil {
 		return nil, classify(err)
 	}
 	defer func() {
@@ -147,8 +147,19 @@ func classify(err error) error {
 	return &fault{api.ReasonSourceUnavailable, err.Error()}
 }
 
+// read calls f when nobody else reads a header.
+func (w *Worker) read(ctx context.Context, f func() error) error {
+	select {
+	case w.reading <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-w.reading }()
+	return f()
+}
+
 // header reads a model's header; what a hostile file may do is this model's failure.
-func (w *Worker) header(path string) (h model.Header, err error) {
+func (w *Worker) header(ctx context.Context, path string) (h model.Header, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -156,7 +167,7 @@ func (w *Worker) header(path string) (h model.Header, err error) {
 			err = &fault{api.ReasonInvalidModel, fmt.Sprintf("The model broke its reader: %v.", p)}
 		}
 	}()
-	h, err = w.inspect(path)
+	err = w.read(ctx, func() (err error) { h, err = w.inspect(path); return err })
 	if err != nil {
 		return h, classify(err)
 	}
@@ -177,7 +188,7 @@ func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspecti
 		return bad(err)
 	}
 	defer done()
-	h, err := w.header(path)
+	h, err := w.header(ctx, path)
 	if err != nil {
 		return bad(err)
 	}

@@ -68,6 +68,8 @@ type Worker struct {
 	inspect func(path string) (model.Header, error)
 	load    func(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error)
 
+	reading chan struct{} // holds a place while a model's header or tokenizer is read: one at a time, since what that takes is in no account
+
 	mu         sync.Mutex
 	homes      map[string]*home // model -> home; also those that are on their way out
 	running    sync.WaitGroup   // the homes' goroutines
@@ -123,8 +125,9 @@ func New(o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Log, instance: rand.Text(), homes: map[string]*home{},
 		changed: make(chan struct{}), counters: map[string]*Counters{},
-		inspect: model.Inspect, load: load,
+		inspect: model.Inspect, reading: make(chan struct{}, 1),
 	}
+	w.load = w.loadModel
 	for _, d := range o.Devices {
 		b, err := openBackend(d)
 		if err != nil {

@@ -776,3 +776,35 @@ func TestStorm(t *testing.T) {
 		})
 	}
 }
+
+// TestHeadersAreReadOneByOne: what reading one takes is in no account.
+func TestHeadersAreReadOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, stop := o.worker(t, nil)
+		defer stop()
+		now, most := 0, 0
+		w.inspect = func(string) (model.Header, error) {
+			now++
+			most = max(most, now)
+			time.Sleep(time.Second)
+			now--
+			return model.Header{}, nil
+		}
+		var asked sync.WaitGroup
+		for range 5 {
+			asked.Go(func() { w.Inspect(t.Context(), api.InspectRequest{}) })
+		}
+		time.Sleep(time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		began := time.Now()
+		if in := w.Inspect(ctx, api.InspectRequest{}); in.Error == nil || time.Since(began) != time.Second/2 {
+			t.Errorf("%+v after %s", in.Error, time.Since(began))
+		}
+		asked.Wait()
+		if most != 1 {
+			t.Errorf("%d at once", most)
+		}
+	})
+}
