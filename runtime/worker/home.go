@@ -69,6 +69,9 @@ func keyOf(h api.Home) loadKey {
 func (w *Worker) newHome(want api.Home) *home {
 	h := &home{w: w, kick: make(chan struct{}, 1), want: want, key: keyOf(want), phase: api.PhaseIdle, lastUse: time.Now(), changed: make(chan struct{})}
 	w.homes[want.Model] = h
+	if c := w.counters[want.Model]; c != nil {
+		c.gone = time.Time{}
+	}
 	w.running.Go(h.run)
 	return h
 }
@@ -120,6 +123,7 @@ func (h *home) run() {
 			// A load that was admitted and never began, then the files.
 			h.release()
 			delete(w.homes, h.want.Model)
+			w.uncount(h.want.Model, now)
 			w.settle()
 			h.notify()
 			w.mu.Unlock()

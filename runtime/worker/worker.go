@@ -81,7 +81,7 @@ type Worker struct {
 	stopped    bool
 	timer      *time.Timer   // calls settle when a home will have been idle for long enough
 	changed    chan struct{} // closed and replaced on each change
-	counters   map[string]*Counters
+	counters   map[string]*counted
 }
 
 // claimed is a device with what runs on it.
@@ -91,7 +91,7 @@ type claimed struct {
 	engine  *engine.Engine
 }
 
-// Counters of one model since the process started.
+// Counters of one model since its home came here.
 type Counters struct {
 	Loads, LoadFailures        int64
 	LoadSeconds                float64
@@ -100,7 +100,18 @@ type Counters struct {
 	Completed                  int64
 }
 
-const defaultDrain = 5 * time.Minute
+const (
+	defaultDrain = 5 * time.Minute
+	// keepCounters is how long those of a model stay when its home has gone, so that
+	// somebody reads the last of them.
+	keepCounters = 10 * time.Minute
+)
+
+// counted are the counters of a model whose home may have gone.
+type counted struct {
+	Counters
+	gone time.Time // zero: it is here
+}
 
 // New is a worker that holds nothing yet; Run makes it work.
 func New(o Options) (*Worker, error) {
@@ -124,7 +135,7 @@ func New(o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Log, instance: rand.Text(), homes: map[string]*home{},
-		changed: make(chan struct{}), counters: map[string]*Counters{},
+		changed: make(chan struct{}), counters: map[string]*counted{},
 		inspect: model.Inspect, reading: make(chan struct{}, 1),
 	}
 	w.load = w.loadModel
@@ -342,19 +353,32 @@ func (w *Worker) changedAll() {
 func (w *Worker) count(model string) *Counters {
 	c := w.counters[model]
 	if c == nil {
-		c = &Counters{}
+		c = &counted{}
 		w.counters[model] = c
 	}
-	return c
+	return &c.Counters
 }
 
-// Counters of every model that has had a home here since the process started.
+// uncount says that a model's home has gone, and drops what those before it left. w.mu is held.
+func (w *Worker) uncount(model string, now time.Time) {
+	if c := w.counters[model]; c != nil {
+		c.gone = now
+	}
+	for name, c := range w.counters {
+		if !c.gone.IsZero() && now.Sub(c.gone) > keepCounters {
+			delete(w.counters, name)
+		}
+	}
+}
+
+// Counters of every model that has a home here, or had one until lately.
 func (w *Worker) Counters() map[string]Counters {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.uncount("", time.Now())
 	all := map[string]Counters{}
 	for name, c := range w.counters {
-		all[name] = *c
+		all[name] = c.Counters
 	}
 	for name, h := range w.homes {
 		if s, ok := h.stats(); ok {

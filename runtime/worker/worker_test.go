@@ -281,6 +281,17 @@ func TestHomeComesAndGoes(t *testing.T) {
 		if _, _, err := w.Use(t.Context(), "ns/a"); !errors.Is(err, ErrLacks) {
 			t.Errorf("Use after it went: %v", err)
 		}
+		// Its counters are there for the next look, and go on if it comes back; not for ever.
+		assign(t, w, o.home("b", mib, asleep), o.home("a", mib))
+		after(t, w, 20*time.Minute, "a:Resident b:Idle")
+		if c := w.Counters()["ns/a"]; c.Completed != 1 || c.Loads != 2 {
+			t.Errorf("%+v", c)
+		}
+		assign(t, w, o.home("b", mib, asleep))
+		time.Sleep(keepCounters + time.Minute)
+		if c, ok := w.Counters()["ns/a"]; ok {
+			t.Errorf("long gone: %+v", c)
+		}
 	})
 }
 
