@@ -391,8 +391,8 @@ type fault struct{ reason, message string }
 func (f *fault) Error() string  { return f.message }
 func (f *fault) Reason() string { return f.reason }
 
-// failed notes what went wrong, and when to try again: soon where time alone
-// can help, seldom where somebody has to change the files. w.mu is held.
+// failed notes what went wrong, and when to try again: soon at first, in the end
+// seldom where somebody has to change the files, which may never happen. w.mu is held.
 func (h *home) failed(ctx context.Context, err error) {
 	if ctx.Err() != nil && (h.gone || h.key != keyOf(h.want)) {
 		h.w.settle()
@@ -400,9 +400,9 @@ func (h *home) failed(ctx context.Context, err error) {
 		return // nobody's fault
 	}
 	reason := reasonOf(err)
-	first, most := 10*time.Second, 5*time.Minute
+	first, most := time.Second, 5*time.Minute
 	if reason == api.ReasonSourceUnavailable {
-		first, most = time.Second, time.Minute
+		most = time.Minute
 	}
 	wait := most
 	if h.failures < 10 {
