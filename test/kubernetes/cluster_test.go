@@ -125,7 +125,7 @@ func start(ctx context.Context, state string) (*cluster, error) {
 	repository, tag, _ := strings.Cut(image, ":")
 	if _, err := c.output(c.command("helm", "install", "estiba", filepath.Join(fixture.Root(), "charts", "estiba"),
 		"--namespace", system, "--create-namespace", "--wait", "--timeout", "2m",
-		"--set", "image.repository="+repository, "--set", "image.tag="+tag, "--set", "operator.replicas=2")); err != nil {
+		"--set", "image.repository="+repository, "--set", "image.tag="+tag, "--set", "operator.replicas=2", "--set", "gateway.replicas=2")); err != nil {
 		return c, err
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig)

@@ -204,29 +204,48 @@ func TestOperatorKilledMidPlacement(t *testing.T) {
 	asking := s.keepAsking("many-0")
 	names := []string{"many-0"}
 	var all strings.Builder
-	for i := 1; i < 8; i++ {
+	for i := 1; i < 30; i++ {
 		names = append(names, fmt.Sprintf("many-%d", i))
 		all.WriteString(modelManifest(names[i], float32Model, ""))
 	}
-	s.apply(all.String())
-	time.Sleep(200 * time.Millisecond) // in the midst of it
+	applied := make(chan error, 1)
+	go func() {
+		_, err := s.cluster.kubectl(all.String(), "apply", "-n", s.namespace, "-f", "-")
+		applied <- err
+	}()
+	homes := func() (n int) {
+		for _, p := range s.workers("many") {
+			if podReady(&p) {
+				n += len(s.state("many", &p).Homes)
+			}
+		}
+		return n
+	}
+	s.eventually("some are placed", func() string {
+		if homes() < 4 {
+			return "too few are"
+		}
+		return ""
+	})
 	for _, p := range s.operators() {
 		s.kill(t, &p, syscall.SIGKILL)
 	}
+	progress("  killed with %d of %d placed", homes(), len(names))
+	check(t, <-applied)
 	s.ready(names...)
 	for _, n := range names {
 		s.answers(n)
 	}
 	s.eventually("each model has one home", func() string {
-		homes := map[string]int{}
+		count := map[string]int{}
 		for _, p := range s.workers("many") {
 			for _, h := range s.state("many", &p).Homes {
-				homes[h.Model]++
+				count[h.Model]++
 			}
 		}
 		for _, n := range names {
-			if homes[s.namespace+"/"+n] != 1 {
-				return fmt.Sprint(homes)
+			if count[s.namespace+"/"+n] != 1 {
+				return fmt.Sprint(count)
 			}
 		}
 		return ""
