@@ -20,8 +20,9 @@ import (
 // Engine runs several replicas on one device. Its methods may be called from
 // any goroutine, also before Run and after it.
 type Engine struct {
-	log  *slog.Logger
-	wake chan struct{} // there may be something to run
+	log     *slog.Logger
+	wake    chan struct{}    // there may be something to run
+	scratch sampling.Scratch // of the step's goroutine
 
 	mu       sync.Mutex // never held while a program runs
 	batcher  *batching.Batcher
@@ -272,7 +273,7 @@ func (e *Engine) step(ctx context.Context) bool {
 		e.abort(w, err) // its requests end, its neighbours go on
 		return true
 	}
-	e.commit(w, sample(w))
+	e.commit(w, e.sample(w))
 	return true
 }
 
@@ -321,8 +322,9 @@ type choice struct {
 }
 
 // sample chooses the tokens of a batch, each by its own request's sampler, and
-// keeps the logits of prompts that want them.
-func sample(w work) []choice {
+// keeps the logits of prompts that want them. It is one after the other, so that
+// they share their scratch.
+func (e *Engine) sample(w work) []choice {
 	choices := make([]choice, len(w.batch.Spans))
 	row := 0
 	logits := func(rows int) []float32 {
@@ -342,7 +344,7 @@ func sample(w work) []choice {
 			last = all[len(all)-w.replica.Vocabulary:]
 		}
 		if span.Next {
-			choices[i].token, choices[i].err = q.sampler.Sample(last)
+			choices[i].token, choices[i].err = q.sampler.Sample(last, &e.scratch)
 		}
 	}
 	return choices

@@ -95,7 +95,7 @@ func toy(text []int32) []float32 {
 func alone(prompt []int32, n int, stop ...int32) (ids []int32) {
 	text := slices.Clone(prompt)
 	for range n {
-		token, _ := sampling.New(sampling.Params{}, nil).Sample(toy(text))
+		token, _ := sampling.New(sampling.Params{}, nil).Sample(toy(text), &sampling.Scratch{})
 		if slices.Contains(stop, token.ID) {
 			break
 		}

@@ -53,8 +53,11 @@ type Sampler struct {
 	prompt map[int32]bool // tokens, if the repetition penalty needs them
 	counts map[int32]int  // of the output, if a penalty needs them
 	drawn  uint64         // random numbers so far
+}
 
-	// Scratch, kept between tokens.
+// Scratch is memory that samplers may share, one after the other: some megabytes
+// for a large vocabulary. What is in it means nothing; the zero value works.
+type Scratch struct {
 	row        []float32 // changed copy
 	candidates []candidate
 }
@@ -76,15 +79,15 @@ func New(p Params, prompt []int32) *Sampler {
 
 // Sample chooses from a row of logits, [vocabulary], which it leaves as it is.
 // NaN counts as impossible; ErrNotANumber if nothing else is there.
-func (s *Sampler) Sample(logits []float32) (Token, error) {
-	row := s.adjust(logits)
+func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
+	row := s.adjust(logits, scratch)
 	best, ok := argmax(row)
 	if !ok {
 		return Token{}, ErrNotANumber
 	}
 	id := best
 	if s.params.Temperature > 0 {
-		id = s.draw(row, best)
+		id = s.draw(row, best, scratch)
 	}
 	if s.counts != nil {
 		s.counts[id]++
@@ -99,15 +102,16 @@ func (s *Sampler) Sample(logits []float32) (Token, error) {
 func (p Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
 
 // adjust applies bias and penalties to a copy, if there are any.
-func (s *Sampler) adjust(logits []float32) []float32 {
+func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
 	p := s.params
 	if len(p.Bias) == 0 && s.counts == nil {
 		return logits
 	}
-	s.row = append(s.row[:0], logits...)
+	row := append(scratch.row[:0], logits...)
+	scratch.row = row
 	change := func(id int32, f func(float64) float64) {
-		if 0 <= id && int(id) < len(s.row) {
-			s.row[id] = float32(f(float64(s.row[id])))
+		if 0 <= id && int(id) < len(row) {
+			row[id] = float32(f(float64(row[id])))
 		}
 	}
 	for id, bias := range p.Bias {
@@ -132,7 +136,7 @@ func (s *Sampler) adjust(logits []float32) []float32 {
 	for id, n := range s.counts {
 		change(id, func(x float64) float64 { return x - p.Presence - float64(n)*p.Frequency })
 	}
-	return s.row
+	return row
 }
 
 // argmax is the lowest id among the largest; ok=false if every one is NaN or minus infinity.
@@ -154,13 +158,13 @@ type candidate struct {
 
 // draw chooses by probability among those that TopK, then TopP, then MinP
 // leave, as they are after the temperature.
-func (s *Sampler) draw(row []float32, best int32) int32 {
+func (s *Sampler) draw(row []float32, best int32, scratch *Scratch) int32 {
 	p := s.params
 	most := float64(row[best])
 	if math.IsInf(most, 1) {
 		return best // certain; differences to it are not numbers
 	}
-	all := s.candidates[:0]
+	all := scratch.candidates[:0]
 	total := 0.0
 	for id, x := range row {
 		if w := math.Exp((float64(x) - most) / p.Temperature); w > 0 { // false for NaN
@@ -168,7 +172,7 @@ func (s *Sampler) draw(row []float32, best int32) int32 {
 			total += w
 		}
 	}
-	s.candidates = all
+	scratch.candidates = all
 	if p.TopK > 0 && p.TopK < len(all) {
 		all = likeliest(all, p.TopK, math.Inf(1))
 		total = sum(all)
@@ -189,21 +193,21 @@ func (s *Sampler) draw(row []float32, best int32) int32 {
 }
 
 // likeliest takes from a heap that it makes of all the n first, or fewer if
-// those have so much weight already. It reorders all.
+// those have so much weight already. They are at the end of all, in order.
 func likeliest(all []candidate, n int, enough float64) []candidate {
 	heap := all
 	for i := len(heap)/2 - 1; i >= 0; i-- {
 		sink(heap, i)
 	}
-	var taken []candidate
-	for weight := 0.0; len(taken) < n && weight < enough && len(heap) > 0; {
-		taken = append(taken, heap[0])
+	for weight := 0.0; len(all)-len(heap) < n && weight < enough && len(heap) > 0; {
 		weight += heap[0].weight
 		last := len(heap) - 1
-		heap[0] = heap[last]
+		heap[0], heap[last] = heap[last], heap[0]
 		heap = heap[:last]
 		sink(heap, 0)
 	}
+	taken := all[len(heap):]
+	slices.Reverse(taken)
 	return taken
 }
 

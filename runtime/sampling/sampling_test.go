@@ -33,7 +33,7 @@ func TestGreedy(t *testing.T) {
 		"drawn where all but one is absent": {row: []float32{nan, -inf, 2}, p: Params{Temperature: 1}, want: 2},
 	} {
 		before := slices.Clone(c.row)
-		got, err := New(c.p, []int32{1}).Sample(c.row)
+		got, err := New(c.p, []int32{1}).Sample(c.row, &Scratch{})
 		if err != nil || got.ID != c.want {
 			t.Errorf("%s: %v, %v; want %d", name, got, err, c.want)
 		}
@@ -42,7 +42,7 @@ func TestGreedy(t *testing.T) {
 		}
 	}
 	for _, temperature := range []float64{0, 1} {
-		if _, err := New(Params{Temperature: temperature}, nil).Sample([]float32{nan, -inf}); !errors.Is(err, ErrNotANumber) {
+		if _, err := New(Params{Temperature: temperature}, nil).Sample([]float32{nan, -inf}, &Scratch{}); !errors.Is(err, ErrNotANumber) {
 			t.Errorf("a row without a number: %v", err)
 		}
 	}
@@ -53,7 +53,7 @@ func TestPenalties(t *testing.T) {
 	s := New(Params{Presence: 0.5, Frequency: 0.6}, []int32{1})
 	var got []int32
 	for range 4 {
-		token, _ := s.Sample([]float32{5, 3.5, 0})
+		token, _ := s.Sample([]float32{5, 3.5, 0}, &Scratch{})
 		got = append(got, token.ID)
 	}
 	if want := []int32{0, 0, 1, 0}; !slices.Equal(got, want) { // the prompt's 1 has no penalty until it is output
@@ -68,18 +68,19 @@ func TestSeed(t *testing.T) {
 	for i := range row {
 		row[i] = float32(r.NormFloat64())
 	}
+	var scratch Scratch // shared, as an engine's samplers do
 	text := func(seed uint64, beside *Sampler) (ids []int32) {
 		s := New(Params{Temperature: 1, Seed: seed}, nil)
 		for range 50 {
-			token, _ := s.Sample(row)
+			token, _ := s.Sample(row, &scratch)
 			ids = append(ids, token.ID)
 			if beside != nil {
-				beside.Sample(row)
+				beside.Sample(row, &scratch)
 			}
 		}
 		return ids
 	}
-	if !slices.Equal(text(1, nil), text(1, New(Params{Temperature: 2}, nil))) {
+	if !slices.Equal(text(1, nil), text(1, New(Params{Temperature: 2, TopK: 30, TopP: 0.9, Repetition: 2}, []int32{3}))) {
 		t.Error("a neighbour changed the text")
 	}
 	if slices.Equal(text(1, nil), text(2, nil)) {
@@ -129,7 +130,7 @@ func TestDistribution(t *testing.T) {
 		counts := map[int32]int{}
 		s := New(p, nil)
 		for range n {
-			token, err := s.Sample(row)
+			token, err := s.Sample(row, &Scratch{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +155,7 @@ func TestTwin(t *testing.T) {
 			row[i] = float32(r.IntN(9)) // many equals
 		}
 		p := Params{Temperature: 0.1 + 3*r.Float64(), TopK: r.IntN(12), TopP: r.Float64(), MinP: 0.5 * r.Float64(), Seed: r.Uint64(), Logprobs: true, TopLogprobs: 5}
-		token, err := New(p, nil).Sample(row)
+		token, err := New(p, nil).Sample(row, &Scratch{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,9 +183,20 @@ func TestTwin(t *testing.T) {
 }
 
 func TestLogprobsOfBrokenRow(t *testing.T) {
-	token, err := New(Params{Logprobs: true, TopLogprobs: 2}, nil).Sample([]float32{nan, 1, nan})
+	token, err := New(Params{Logprobs: true, TopLogprobs: 2}, nil).Sample([]float32{nan, 1, nan}, &Scratch{})
 	if err != nil || token.ID != 1 || token.Logprob != 0 || len(token.Top) != 1 {
 		t.Errorf("%+v, %v", token, err)
+	}
+}
+
+// TestScratch: once it has grown, a token costs no memory of the vocabulary's size.
+func TestScratch(t *testing.T) {
+	row := make([]float32, 10_000)
+	var scratch Scratch
+	for _, p := range []Params{{Temperature: 1}, {Temperature: 1, TopK: 5000, TopP: 0.99}, {Temperature: 1, Bias: map[int32]float64{1: 1}}} {
+		if n := testing.AllocsPerRun(10, func() { New(p, nil).Sample(row, &scratch) }); n > 2 {
+			t.Errorf("%+v: %v allocations", p, n)
+		}
 	}
 }
 
@@ -199,9 +211,9 @@ func BenchmarkSample(b *testing.B) {
 		"topK": {Temperature: 1, TopK: 40}, "logprobs": {Logprobs: true, TopLogprobs: 20},
 	} {
 		b.Run(name, func(b *testing.B) {
-			s := New(p, nil)
+			s, scratch := New(p, nil), Scratch{}
 			for b.Loop() {
-				s.Sample(row)
+				s.Sample(row, &scratch)
 			}
 		})
 	}
