@@ -296,7 +296,11 @@ func (e *Engine) next() work {
 func (e *Engine) run(ctx context.Context, w work) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			e.log.Error("program panicked", "model", w.replica.Name, "panic", p, "stack", string(debug.Stack()))
+			stack := debug.Stack()
+			if elsewhere, ok := p.(interface{ Stack() []byte }); ok { // of a goroutine that helped
+				stack = elsewhere.Stack()
+			}
+			e.log.Error("program panicked", "model", w.replica.Name, "panic", p, "stack", string(stack))
 			err = fmt.Errorf("panic: %v", p)
 		}
 		if err != nil {

@@ -23,8 +23,20 @@ type job struct {
 	do       func(from, to int)
 	next     atomic.Int64
 	helpers  sync.WaitGroup
-	fault    atomic.Pointer[error]
+	fault    atomic.Pointer[error]    // a fault at a mapped address
+	panicked atomic.Pointer[panicked] // anything else
 }
+
+// panicked is a panic on its way from the goroutine of a helper to the caller's.
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprint(p.value) }
+
+// Stack is that of the helper.
+func (p *panicked) Stack() []byte { return p.stack }
 
 func newPool(threads int) *pool {
 	p := &pool{jobs: make(chan *job), threads: threads}
@@ -41,7 +53,8 @@ func newPool(threads int) *pool {
 }
 
 // each calls do for pieces of [0, n) of at least grain, except the last. The
-// caller has set debug.SetPanicOnFault.
+// caller has set debug.SetPanicOnFault. A panic of do, wherever it was, is one of
+// the caller's, once no helper works any more.
 func (p *pool) each(n, grain int, do func(from, to int)) error {
 	grain = max(grain, 1)
 	j := &job{n: n, grain: grain, do: do}
@@ -55,6 +68,9 @@ func (p *pool) each(n, grain int, do func(from, to int)) error {
 	}
 	j.work()
 	j.helpers.Wait()
+	if p := j.panicked.Load(); p != nil {
+		panic(p)
+	}
 	if err := j.fault.Load(); err != nil {
 		return *err
 	}
@@ -62,22 +78,6 @@ func (p *pool) each(n, grain int, do func(from, to int)) error {
 }
 
 func (j *job) work() {
-	if err := guard(func() {
-		for {
-			from := int(j.next.Add(int64(j.grain))) - j.grain
-			if from >= j.n || j.fault.Load() != nil {
-				return
-			}
-			j.do(from, min(from+j.grain, j.n))
-		}
-	}); err != nil {
-		j.fault.Store(&err)
-	}
-}
-
-// guard turns a fault at a mapped address into an error. Any other panic is a
-// broken invariant of ours and goes on.
-func guard(f func()) (err error) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
@@ -85,13 +85,19 @@ func guard(f func()) (err error) {
 			error
 			Addr() uintptr
 		}:
-			err = fmt.Errorf("%w: %v", backend.ErrFault, r)
-		default:
-			panic(r)
+			err := fmt.Errorf("%w: %v", backend.ErrFault, r)
+			j.fault.Store(&err)
+		default: // a broken invariant of ours
+			j.panicked.Store(&panicked{r, debug.Stack()})
 		}
 	}()
-	f()
-	return nil
+	for {
+		from := int(j.next.Add(int64(j.grain))) - j.grain
+		if from >= j.n || j.fault.Load() != nil || j.panicked.Load() != nil {
+			return
+		}
+		j.do(from, min(from+j.grain, j.n))
+	}
 }
 
 func (p *pool) close() {
