@@ -192,7 +192,7 @@ func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
 	case "":
 		return v, false
 	case v1alpha1.ReasonSuspended:
-		v.Message = "Suspended: requests are answered with an error. Set spec.suspend to false to serve it."
+		v.Message = "Requests are answered with an error. Set spec.suspend to false to serve it."
 	case v1alpha1.ReasonQuarantined:
 		v.Stalled = true
 		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s, after the model had been put alone on a worker. Change the spec (source, precision or context) to try again.",

@@ -56,6 +56,7 @@ type Gateway struct {
 	mux      *http.ServeMux
 	metrics  *metrics
 	instance string
+	ending   context.Context // done with Close
 	stop     context.CancelFunc
 
 	buffered atomic.Int64 // bytes of bodies in memory
@@ -105,7 +106,7 @@ func New(f *fleet.Fleet, o Options) *Gateway {
 	ctx, stop := context.WithCancel(context.Background())
 	g := &Gateway{
 		o: o, fleet: f, client: f.Client().Transport,
-		instance: rand.Text(), stop: stop,
+		instance: rand.Text(), ending: ctx, stop: stop,
 		models: map[string]*model{}, names: map[string]*model{},
 	}
 	g.metrics = newMetrics(o.Registry, g)
@@ -114,7 +115,7 @@ func New(f *fleet.Fleet, o Options) *Gateway {
 	return g
 }
 
-// Close ends what New began. Requests that are held stay held.
+// Close ends what New began. Requests that are left end with an error that says so.
 func (g *Gateway) Close() { g.stop() }
 
 // Drain makes the gateway not ready, so that no new clients come; it goes on answering.

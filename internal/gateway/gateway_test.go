@@ -904,6 +904,39 @@ func TestHeldBytes(t *testing.T) {
 	})
 }
 
+// TestEnd: what is left when a gateway ends gets an error that says so.
+func TestEnd(t *testing.T) {
+	for _, c := range []struct {
+		answer http.HandlerFunc
+		status int
+		says   string
+	}{
+		{func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprint(w, "data: one\n\n")
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}, 200, "data: one\n\ndata: {\"error\":"},
+		{func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		}, 503, "shutting_down"},
+	} {
+		run(t, Options{}, func(w *world) {
+			w.start("a", "ns/m:Resident", c.answer)
+			w.models(m, Model{Key: "ns/down", Names: []string{"down"}})
+			running, held := make(chan answered, 1), make(chan answered, 1)
+			go func() { running <- w.post(ask) }()
+			go func() { held <- w.post(`{"model":"down"}`) }()
+			synctest.Wait()
+			w.g.Close()
+			w.wants(<-running, c.status, "", c.says)
+			w.wants(<-held, 503, "shutting_down", "gateway ends")
+		})
+	}
+}
+
 // TestNoMemory: bodies beyond the bound are refused, and it recovers.
 func TestNoMemory(t *testing.T) {
 	run(t, Options{}, func(w *world) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/policy/routing"
 )
 
@@ -61,8 +62,8 @@ func (g *Gateway) acquire(ctx context.Context, q *request) (*home, *refusal) {
 				return h, nil
 			}
 		}
-		if m.spec.Stalled {
-			refused := unavailable(m.spec, 60, "cannot be served until its spec changes")
+		if m.spec.Stalled || m.spec.Reason == worker.ReasonSourceUnavailable {
+			refused := unavailable(m.spec, 60, "cannot be served")
 			g.mu.Unlock()
 			return nil, refused
 		}

@@ -69,6 +69,7 @@ type request struct {
 func (g *Gateway) try(q *request) (status int, done bool) {
 	ctx, cancel := context.WithCancel(q.r.Context())
 	defer cancel()
+	defer context.AfterFunc(g.ending, cancel)()
 	h, refused := g.acquire(ctx, q)
 	if refused == nil {
 		defer g.release(q.m, h)
@@ -86,8 +87,11 @@ func (g *Gateway) try(q *request) (status int, done bool) {
 			return 0, false
 		}
 	}
-	if ctx.Err() != nil {
+	switch {
+	case q.r.Context().Err() != nil:
 		return statusLeft, true
+	case ctx.Err() != nil:
+		refused = ends()
 	}
 	refused.write(q.w)
 	return refused.status, true
@@ -222,13 +226,16 @@ func (g *Gateway) pass(ctx context.Context, q *request, h *home, res *http.Respo
 	switch {
 	case err == nil:
 		return res.StatusCode
-	case ctx.Err() != nil || !dead:
+	case q.r.Context().Err() != nil || !dead:
 		return statusLeft
 	}
-	g.o.Log.Warn("worker lost within an answer", "model", q.m.key, "worker", h.worker, "error", err)
-	refused := lost(h)
-	if events {
+	refused := ends()
+	if ctx.Err() == nil {
+		g.o.Log.Warn("worker lost within an answer", "model", q.m.key, "worker", h.worker, "error", err)
+		refused = lost(h)
 		refused.message = fmt.Sprintf("Worker %s went away within its answer. Send the request again.", h.worker)
+	}
+	if events {
 		fmt.Fprintf(q.w, "data: %s\n\n", refused.body())
 	}
 	q.cut = !events

@@ -50,3 +50,11 @@ func (r *refusal) write(w http.ResponseWriter) {
 	w.WriteHeader(r.status)
 	w.Write(r.body())
 }
+
+// ends refuses, or breaks off, what is left when the gateway ends.
+func ends() *refusal {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: kindServer, code: "shutting_down", retry: 1,
+		message: "This gateway ends, and the request took longer than it could wait. Send it again.",
+	}
+}
