@@ -123,7 +123,7 @@ func (d *decision) take(s *station) {
 		}
 		if h.model != nil {
 			bytes = max(bytes, h.model.need[s.pool.key].Total())
-			h.alone = h.model.trial != nil && len(s.homes) == 1
+			h.alone = h.tried() && len(s.homes) == 1
 		}
 		for _, device := range h.devices {
 			takes(packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Device: device, Bytes: bytes, Alone: h.alone})

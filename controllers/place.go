@@ -200,10 +200,19 @@ func (d *decision) find(m *model, need map[string]int64) (at packing.Home, reaso
 			return at, reason, why
 		}
 	}
-	if want.Alone && !d.mayGrow(m) {
-		// No worker will ever be idle. The second death still ends it.
-		want.Alone = false
-		at, reason, why = d.fleet.Place(want)
+	if !want.Alone || d.mayGrow(m) {
+		return at, reason, why
+	}
+	// No worker will ever be idle: m is tried beside models that nobody suspects.
+	want.Alone = false
+	waits := false
+	for _, s := range d.stations {
+		if s.tries() && !want.Not[s.Name] {
+			want.Not[s.Name], waits = true, true
+		}
+	}
+	if at, reason, full := d.fleet.Place(want); at.Worker != "" || !waits {
+		return at, reason, full
 	}
 	return at, reason, why
 }

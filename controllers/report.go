@@ -195,7 +195,7 @@ func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
 		v.Message = "Requests are answered with an error. Set spec.suspend to false to serve it."
 	case v1alpha1.ReasonQuarantined:
 		v.Stalled = true
-		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s, after the model had been put alone on a worker. Change the spec (source, precision or context) to try again.",
+		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s, when the model was tried once more. Change the spec (source, precision or context) to try again.",
 			m.trial.Deaths, m.trial.Worker, m.trial.Since.UTC().Format(time.RFC3339))
 	case v1alpha1.ReasonNameConflict:
 		v.Stalled = true
@@ -237,11 +237,23 @@ func (d *decision) serving(m *model) (status.Verdict, bool) {
 	}
 	v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing}
 	v.Message = fmt.Sprintf("%d of %s %s requests.", n, count(max(n, wanted), "replica"), verb(n, "answers", "answer"))
+	v.Message += m.clamped()
 	v.Progressing = n < wanted && (m.missing == 0 || m.grows != nil)
 	if slices.ContainsFunc(m.homes, (*home).old) {
 		d.outOfDate(m, &v)
 	}
 	return v, true
+}
+
+// clamped says that the model's own context is shorter than what the spec asks for.
+func (m *model) clamped() string {
+	asked := int(m.Spec.Context.MaxTokens)
+	for _, h := range m.homes {
+		if has := m.tokens[h.station.pool.key]; h.resident() && !h.old() && 0 < has && has < asked {
+			return fmt.Sprintf(" The context is %d tokens, the model's own; spec.context.maxTokens asks for %d.", has, asked)
+		}
+	}
+	return ""
 }
 
 // outOfDate adds to the verdict on a model that serves why it serves the spec before the last change.

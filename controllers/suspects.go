@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +13,8 @@ import (
 // One bad model must not spread. A model that was loading or running a step
 // when its worker's process died is tried once more, alone on an idle worker;
 // if that dies too, the model is quarantined until its spec's revision changes.
+// Where no worker will ever be idle, it is tried beside models that nobody
+// suspects: never two at once, or one would be blamed for the other.
 
 const (
 	// quarantine is the number of deaths that ends the trial.
@@ -21,6 +24,22 @@ const (
 )
 
 func (m *model) quarantined() bool { return m.trial != nil && m.trial.Deaths >= quarantine }
+
+// tried: a suspect that may be the end of its worker. One that does not load is none.
+func (h *home) tried() bool {
+	return h.model != nil && h.model.trial != nil && !h.model.quarantined() &&
+		(h.state == nil || h.state.Phase != worker.PhaseFailed && h.state.Phase != worker.PhaseRefused)
+}
+
+// tries reports whether a suspect has its home on s.
+func (s *station) tries() bool {
+	for _, h := range s.homes {
+		if h.tried() {
+			return true
+		}
+	}
+	return false
+}
 
 // suspect notes the deaths since the last decision, and who passed the trial.
 func (d *decision) suspect() {
@@ -70,14 +89,21 @@ func (d *decision) died(s *station, last worker.State) {
 	}
 }
 
-// acquits reports whether m was loaded on s after the death, alone, and has
-// answered a request or been there long enough.
+// acquits reports whether m was loaded on s after the death, beside no other
+// suspect, and has answered a request or been there long enough.
 func (d *decision) acquits(s *station, m *model) bool {
 	r := s.Report
-	if r == nil || s.silenced(d.seen.Now) || len(r.Homes) != 1 || r.Homes[0].Model != m.key || r.Homes[0].Phase != worker.PhaseResident {
+	if r == nil || s.silenced(d.seen.Now) {
 		return false
 	}
-	h := r.Homes[0]
+	i := slices.IndexFunc(r.Homes, func(h worker.HomeState) bool { return h.Model == m.key && h.Phase == worker.PhaseResident })
+	if i < 0 || slices.ContainsFunc(r.Homes, func(h worker.HomeState) bool {
+		o := d.byKey[h.Model]
+		return o != nil && o != m && o.trial != nil
+	}) {
+		return false
+	}
+	h := r.Homes[i]
 	if r.Instance == m.trial.Instance {
 		return false
 	}

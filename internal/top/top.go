@@ -130,19 +130,27 @@ func (s Stowage) write(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "POOL\tREADY\tWORKERS\tMODELS\tMEMORY (USED / CAPACITY)")
 	for _, p := range s.Pools {
-		ready, _, _ := condition(p.Status.Conditions)
+		ready, _ := condition(p.Status.Conditions)
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory))
 	}
 	fmt.Fprintln(t)
-	fmt.Fprintln(t, "MODEL\tREADY\tREASON\tMEMORY\tWHERE\tSTATE\tWHY")
+	fmt.Fprintln(t, "MODEL\tREADY\tREASON\tREPLICAS\tMEMORY\tWHERE\tSTATE\tWHY")
 	for _, m := range s.Models {
-		ready, reason, message := condition(m.Status.Conditions)
+		ready, reason := condition(m.Status.Conditions)
+		row := func(where, state, why string) {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name(m.ObjectMeta), ready, reason,
+				fmt.Sprintf("%d/%d", m.Status.ReadyReplicas, max(m.Status.Replicas, wanted(m))), dash(m.Status.Summary.Memory), where, state, why)
+		}
+		trouble := trouble(m.Status.Conditions)
 		if len(m.Status.Placements) == 0 {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t%s\n", name(m.ObjectMeta), ready, reason, dash(m.Status.Summary.Memory), message)
+			row("-", "-", trouble)
 		}
 		for _, p := range m.Status.Placements {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s/%s\t%s\t%s\n", name(m.ObjectMeta), ready, reason, dash(m.Status.Summary.Memory),
-				p.Worker, strings.Join(p.Devices, ","), p.State, p.Reason)
+			why := p.Reason
+			if trouble != "" {
+				why = trouble
+			}
+			row(p.Worker+"/"+strings.Join(p.Devices, ","), string(p.State), why)
 		}
 	}
 	return t.Flush()
@@ -160,12 +168,43 @@ func severalNamespaces(s Stowage) bool {
 	return len(slices.Compact(names)) > 1
 }
 
-func condition(conditions []metav1.Condition) (status, reason, message string) {
+func condition(conditions []metav1.Condition) (status, reason string) {
 	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
 	if c == nil {
-		return "-", "-", "Nothing has been decided yet."
+		return "-", "-"
 	}
-	return string(c.Status), c.Reason, c.Message
+	return string(c.Status), c.Reason
+}
+
+// trouble is the message of the first condition that is not as it should be.
+func trouble(conditions []metav1.Condition) string {
+	for _, bad := range []struct {
+		condition string
+		status    metav1.ConditionStatus
+	}{
+		{v1alpha1.ConditionStalled, metav1.ConditionTrue},
+		{v1alpha1.ConditionReady, metav1.ConditionFalse},
+		{v1alpha1.ConditionPlaced, metav1.ConditionFalse},
+	} {
+		if c := meta.FindStatusCondition(conditions, bad.condition); c != nil && c.Status == bad.status {
+			return c.Message
+		}
+	}
+	if len(conditions) == 0 {
+		return "Nothing has been decided yet."
+	}
+	return ""
+}
+
+// wanted is the number of replicas that the spec asks for.
+func wanted(m v1alpha1.Model) int32 {
+	switch {
+	case m.Spec.Autoscaling != nil:
+		return m.Spec.Autoscaling.Min
+	case m.Spec.Replicas != nil:
+		return *m.Spec.Replicas
+	}
+	return 1
 }
 
 func dash(s string) string {
