@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/estiba/estiba/internal/standalone"
 	"github.com/spf13/cobra"
@@ -25,12 +26,13 @@ user may read.`,
   estiba serve -f manifests/ --listen 127.0.0.1:9000 --memory 2Gi`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVarP(&o.Path, "filename", "f", "", "manifest file, or folder of manifest files (required)")
+	cmd.Flags().StringArrayVarP(&o.Paths, "filename", "f", nil, "manifest file, or folder of manifest files; may be given several times (required)")
 	cmd.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the gateway")
 	cmd.Flags().StringVar(&memory, "memory", "", "memory that models may use, over all pools (default: 80 % of what is available)")
 	cmd.Flags().StringVar(&o.CacheDir, "cache-dir", "", "where fetched models are kept (default: estiba in the user's cache folder)")
+	cmd.Flags().DurationVar(&o.Drain, "drain", 30*time.Second, "how long running requests may go on after SIGTERM or Ctrl-C; a second one ends at once")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if o.Path == "" {
+		if len(o.Paths) == 0 {
 			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}
 		}
 		if memory != "" {

@@ -3,7 +3,10 @@ package standalone
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
+	"hash/fnv"
+	"log/slog"
 	"maps"
 	"reflect"
 	"strings"
@@ -15,6 +18,7 @@ import (
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
 	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -69,7 +73,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 func (l *loop) run(ctx context.Context) {
 	files := time.NewTicker(filesEvery)
 	defer files.Stop()
-	last := stamp(l.server.o.Path)
+	last := stamp(l.server.o.Paths)
 	for {
 		again := l.decide(ctx)
 		soonest := time.After(atMost)
@@ -82,7 +86,7 @@ func (l *loop) run(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-files.C:
-				if now := stamp(l.server.o.Path); now != last {
+				if now := stamp(l.server.o.Paths); now != last {
 					last, changed = now, true
 					l.reload()
 				}
@@ -111,7 +115,7 @@ func (l *loop) run(ctx context.Context) {
 // reload reads the files again. What cannot be read leaves everything as it is.
 func (l *loop) reload() {
 	s := l.server
-	fresh, err := Read(s.o.Path)
+	fresh, err := Read(s.o.Paths...)
 	if err != nil {
 		s.o.Log.Error("manifests changed but cannot be used; what was there before goes on", "error", err)
 		return
@@ -199,13 +203,22 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	l.server.gateway.SetModels(gateway.FromResources(l.server.objects().Models))
 }
 
-// announce logs a change of a Model's readiness, as an event would on Kubernetes.
+// announce logs a change of a Model's conditions, as an event would tell it on Kubernetes.
 func (l *loop) announce(m *v1alpha1.Model, status v1alpha1.ModelStatus) {
-	before, after := readyCondition(m.Status.Conditions), readyCondition(status.Conditions)
-	if after == nil || before != nil && before.Reason == after.Reason && before.Status == after.Status {
-		return
+	for _, after := range status.Conditions {
+		before := meta.FindStatusCondition(m.Status.Conditions, after.Type)
+		same := before != nil && before.Reason == after.Reason && before.Status == after.Status
+		stalled := after.Type == v1alpha1.ConditionStalled && after.Status == metav1.ConditionTrue
+		if same || after.Type != v1alpha1.ConditionReady && !stalled {
+			continue
+		}
+		level := slog.LevelInfo
+		if stalled {
+			level = slog.LevelWarn
+		}
+		l.server.o.Log.Log(context.Background(), level, "model", "model", controllers.Key(m),
+			"condition", after.Type, "status", string(after.Status), "reason", after.Reason, "message", after.Message)
 	}
-	l.server.o.Log.Info("model", "model", controllers.Key(m), "ready", string(after.Status), "reason", after.Reason, "message", after.Message)
 }
 
 func (l *loop) inspect(ctx context.Context, i controllers.Inspect) {
@@ -270,7 +283,13 @@ func (l *loop) sync() {
 
 // hashOf names what a worker of this process is made from.
 func hashOf(p v1alpha1.InferencePool) string {
-	return fmt.Sprint(p.Spec.ModelRoots, p.Spec.Memory, p.Spec.Device.Memory, p.Spec.Cache)
+	text, err := json.Marshal([]any{p.Spec.ModelRoots, p.Spec.Memory, p.Spec.Device, p.Spec.Cache})
+	if err != nil {
+		panic(fmt.Sprintf("standalone: hash a pool: %v", err)) // only values of ours come here
+	}
+	h := fnv.New64a()
+	h.Write(text)
+	return fmt.Sprintf("%016x", h.Sum64())
 }
 
 // budget divides the memory for models among the workers of this process.

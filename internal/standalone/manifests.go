@@ -3,6 +3,7 @@ package standalone
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,18 +29,20 @@ type Manifests struct {
 	Pools  []v1alpha1.InferencePool
 }
 
-// Read reads a file, or every .yaml, .yml and .json file of a folder, in the
+// Read reads files, and of a folder every .yaml, .yml and .json file in the
 // order of their names. Every error names the file and the document in it.
-func Read(path string) (Manifests, error) {
-	files, err := manifestFiles(path)
-	if err != nil {
-		return Manifests{}, err
-	}
+func Read(paths ...string) (Manifests, error) {
 	var all Manifests
 	seen := map[string]string{} // kind namespace/name -> file
-	for _, file := range files {
-		if err := all.readFile(file, seen); err != nil {
-			return Manifests{}, fmt.Errorf("read %s: %w", file, err)
+	for _, path := range paths {
+		files, err := manifestFiles(path)
+		if err != nil {
+			return Manifests{}, err
+		}
+		for _, file := range files {
+			if err := all.readFile(file, seen); err != nil {
+				return Manifests{}, fmt.Errorf("read %s: %w", file, err)
+			}
 		}
 	}
 	return all, nil
@@ -103,15 +106,16 @@ func (m *Manifests) readFile(file string, seen map[string]string) error {
 
 // add decodes one document; unknown fields are errors, as with kubectl.
 func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[string]string) error {
-	var head struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-		Metadata   struct {
-			Name string `json:"name"`
-		} `json:"metadata"`
-	}
-	if err := sigyaml.Unmarshal(doc, &head); err != nil {
+	text, err := sigyaml.YAMLToJSONStrict(doc)
+	if err != nil {
 		return err
+	}
+	var head struct {
+		APIVersion, Kind string
+		Metadata         struct{ Name any }
+	}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return plain(err)
 	}
 	if want := v1alpha1.GroupVersion.String(); head.APIVersion != want {
 		return fmt.Errorf("apiVersion is %q: estiba serve reads %s", head.APIVersion, want)
@@ -125,8 +129,10 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 	default:
 		return fmt.Errorf("kind is %q: estiba serve reads Model and InferencePool", head.Kind)
 	}
-	if err := sigyaml.UnmarshalStrict(doc, object); err != nil {
-		return fmt.Errorf("%s %q: %w", head.Kind, head.Metadata.Name, err)
+	strict := json.NewDecoder(bytes.NewReader(text))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(object); err != nil {
+		return fmt.Errorf("%s %v: %w", head.Kind, head.Metadata.Name, plain(err))
 	}
 	if object.GetName() == "" {
 		return fmt.Errorf("%s without metadata.name: give it one", head.Kind)
@@ -140,7 +146,7 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 	}
 	seen[key] = file
 	if err := finish(object, created); err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+		return err
 	}
 	switch o := object.(type) {
 	case *v1alpha1.Model:
@@ -149,6 +155,14 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 		m.Pools = append(m.Pools, *o)
 	}
 	return nil
+}
+
+// plain puts an error of encoding/json into words for the author of a manifest.
+func plain(err error) error {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("field %s is a %s, which does not fit: quote it if it is meant as a string", e.Field, e.Value)
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "json: "))
 }
 
 func stripComments(doc []byte) []byte {
@@ -161,13 +175,17 @@ func stripComments(doc []byte) []byte {
 	return kept
 }
 
-// stamp identifies the content of a path cheaply, to see changes.
-func stamp(path string) string {
-	files, err := manifestFiles(path)
-	if err != nil {
-		return err.Error()
-	}
+// stamp identifies the content of paths cheaply, to see changes.
+func stamp(paths []string) string {
+	var files []string
 	var s strings.Builder
+	for _, path := range paths {
+		these, err := manifestFiles(path)
+		if err != nil {
+			fmt.Fprintln(&s, err)
+		}
+		files = append(files, these...)
+	}
 	for _, f := range files {
 		info, err := os.Stat(f)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -5,6 +5,7 @@
 package standalone
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -20,19 +21,24 @@ import (
 	"github.com/estiba/estiba/internal/gateway"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Options of Run.
 type Options struct {
-	Path     string // a manifest file, or a folder of them; watched
-	Listen   string // address of the gateway
-	Memory   int64  // bytes that models may use, over all pools; 0: what the machine can give
-	Version  string // of the program
-	CacheDir string // where fetched models are kept; empty: the user's cache folder
+	Paths    []string      // manifest files, and folders of them; watched
+	Listen   string        // address of the gateway
+	Drain    time.Duration // how long running requests may go on after ctx ends; 0 means 30 s
+	Memory   int64         // bytes that models may use, over all pools; 0: what the machine can give
+	Version  string        // of the program
+	CacheDir string        // where fetched models are kept; empty: the user's cache folder
 	Log      *slog.Logger
 }
+
+// defaultEnd is how long running requests may go on when the process ends.
+const defaultEnd = 30 * time.Second
 
 // gatewayName is what the gateway of this process is called; it has a dot, so that no worker's name can be it.
 const gatewayName = "estiba.gateway"
@@ -49,7 +55,8 @@ type Server struct {
 
 // Run serves until ctx ends, then drains.
 func Run(ctx context.Context, o Options) error {
-	manifests, err := Read(o.Path)
+	o.Drain = cmp.Or(o.Drain, defaultEnd)
+	manifests, err := Read(o.Paths...)
 	if err != nil {
 		return err
 	}
@@ -102,11 +109,18 @@ func Run(ctx context.Context, o Options) error {
 	case <-ctx.Done():
 	case failed = <-served:
 	}
-	o.Log.Info("draining")
-	drainCtx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	o.Log.Info("ends once its requests have", "within", o.Drain.String())
+	s.gateway.Drain()
+	within, cancel := context.WithTimeout(context.Background(), o.Drain)
 	defer cancel()
-	if err := srv.Shutdown(drainCtx); err != nil {
-		srv.Close() // requests that outlive the drain end with an error
+	if err := srv.Shutdown(within); err != nil {
+		o.Log.Warn("requests were cut off")
+		s.gateway.Close() // each gets an error that says so
+		soon, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if srv.Shutdown(soon) != nil {
+			srv.Close()
+		}
 	}
 	stopLoop()
 	<-looped
@@ -156,7 +170,7 @@ func (s *Server) handler(metrics *metrics) http.Handler {
 // undecided says which Model is neither served nor has said why not.
 func (s *Server) undecided() string {
 	for _, m := range s.objects().Models {
-		ready := readyCondition(m.Status.Conditions)
+		ready := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady)
 		switch {
 		case ready == nil || m.Status.ObservedGeneration != m.Generation:
 			return fmt.Sprintf("model %s/%s: nothing has been decided yet", m.Namespace, m.Name)
@@ -166,15 +180,6 @@ func (s *Server) undecided() string {
 		}
 	}
 	return ""
-}
-
-func readyCondition(conditions []metav1.Condition) *metav1.Condition {
-	for i := range conditions {
-		if conditions[i].Type == v1alpha1.ConditionReady {
-			return &conditions[i]
-		}
-	}
-	return nil
 }
 
 // objects are the manifests with the statuses of the last decision.

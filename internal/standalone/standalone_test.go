@@ -17,6 +17,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fixture"
+	"k8s.io/apimachinery/pkg/api/meta"
 )
 
 const model = `apiVersion: estiba.dev/v1alpha1
@@ -30,14 +31,15 @@ func TestRead(t *testing.T) {
 	valid := fmt.Sprintf(model, "stories", "/models/stories")
 	for name, c := range map[string]struct{ text, says string }{
 		"valid, with comments and an empty document": {"# a comment\n---\n# nothing\n---\n" + valid, ""},
-		"twice":                {valid + "---\n" + valid, "remove one of them"},
-		"unknown field":        {valid + "  sequences: 3\n", `unknown field "sequences"`},
-		"other group":          {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "estiba serve reads estiba.dev/v1alpha1"},
-		"other kind":           {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
-		"no name":              {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
-		"a rule is broken":     {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},
-		"not YAML":             {"apiVersion: [", "document 1"},
-		"replicas and scaling": {valid + "  replicas: 1\n  autoscaling: {min: 0, max: 1}\n", "exclude each other"},
+		"twice":                           {valid + "---\n" + valid, "remove one of them"},
+		"unknown field":                   {valid + "  sequences: 3\n", `unknown field "sequences"`},
+		"other group":                     {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "estiba serve reads estiba.dev/v1alpha1"},
+		"other kind":                      {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
+		"no name":                         {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
+		"a rule is broken":                {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},
+		"a name that YAML reads as false": {strings.Replace(valid, "{name: stories}", "{name: no}", 1), "field metadata.name is a bool, which does not fit: quote it"},
+		"not YAML":                        {"apiVersion: [", "document 1"},
+		"replicas and scaling":            {valid + "  replicas: 1\n  autoscaling: {min: 0, max: 1}\n", "exclude each other"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "m.yaml")
@@ -132,7 +134,7 @@ func serve(t *testing.T, path string, memory int64) string {
 	ended := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	go func() {
-		ended <- Run(ctx, Options{Path: path, Listen: address, Memory: memory, CacheDir: t.TempDir(), Version: "test", Log: log})
+		ended <- Run(ctx, Options{Paths: []string{path}, Listen: address, Memory: memory, CacheDir: t.TempDir(), Version: "test", Log: log})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -204,7 +206,7 @@ func reason(url, name, want string) error {
 		if m.Name != name {
 			continue
 		}
-		if c := readyCondition(m.Status.Conditions); c == nil || c.Reason != want {
+		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != want {
 			return fmt.Errorf("%s: condition %+v, want reason %s", name, c, want)
 		}
 		return nil
