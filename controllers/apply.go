@@ -35,10 +35,10 @@ const (
 )
 
 // apply carries a plan out. Each part is tried, whatever becomes of the others.
-// The first writes are those that must outlive this process: deaths. It
+// The first writes are those that must outlive this process: deaths. If one
+// cannot be written, the plan has not been: the next one finds it again. It
 // returns when the next status is due, zero if none waits.
 func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.Time, err error) {
-	r.memory = plan.Memory
 	var errs []error
 	fail := func(err error) {
 		// In a namespace that is going away nothing can be made any more.
@@ -59,6 +59,7 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 		}
 		fail(err)
 	}
+	r.memory = plan.Memory
 	for name, a := range plan.Assignments {
 		r.fleet.Send(name, a)
 		r.metrics.assignments.Inc()
@@ -180,16 +181,8 @@ func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition
 		if stall || c.Status == metav1.ConditionFalse && status.Find(after, v1alpha1.ConditionReconciling).Status == metav1.ConditionFalse {
 			kind = corev1.EventTypeWarning
 		}
-		r.events.Eventf(o, nil, kind, c.Reason, "Decide", "%s", cut(c.Message, 1000))
+		r.events.Eventf(o, nil, kind, c.Reason, "Decide", "%s", status.Cut(c.Message, 1000))
 	}
-}
-
-// cut shortens what an event cannot carry.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return s[:n-3] + "..."
 }
 
 // ask has a worker read a header; the answer starts another decision.

@@ -4,6 +4,7 @@ package status
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -63,9 +64,21 @@ func (v Verdict) Conditions(before []metav1.Condition, generation int64, now tim
 	return set(c, before, v1alpha1.ConditionStalled, stalled, generation, now)
 }
 
+// longest message of a condition, in bytes. The API server takes 32768 and
+// refuses the whole status beyond; file and tensor names can be as long as they like.
+const longest = 4096
+
+// Cut shortens s to at most n bytes, between characters.
+func Cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n-3], "") + "..."
+}
+
 func set(c, before []metav1.Condition, kind string, p Part, generation int64, now time.Time) []metav1.Condition {
 	n := metav1.Condition{
-		Type: kind, Status: metav1.ConditionFalse, Reason: p.Reason, Message: p.Message,
+		Type: kind, Status: metav1.ConditionFalse, Reason: p.Reason, Message: Cut(p.Message, longest),
 		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)),
 	}
 	if p.True {

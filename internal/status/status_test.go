@@ -1,8 +1,10 @@
 package status
 
 import (
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -33,6 +35,15 @@ func TestConditions(t *testing.T) {
 	stalled := Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: "Needs 1 TiB.", Stalled: true}.Conditions(nil, 1, start)
 	if c := Find(stalled, v1alpha1.ConditionStalled); c.Status != metav1.ConditionTrue || c.Reason != v1alpha1.ReasonDoesNotFit || c.Message == "" {
 		t.Errorf("stalled is %+v", c)
+	}
+}
+
+// The API server refuses a status with a longer message.
+func TestMessagesAreBounded(t *testing.T) {
+	c := Verdict{Reason: v1alpha1.ReasonInvalidModel, Message: "x" + strings.Repeat("ñ", 40000)}.Conditions(nil, 1, start)
+	m := Find(c, v1alpha1.ConditionReady).Message
+	if len(m) > longest || len(m) < longest-3 || !utf8.ValidString(m) || !strings.HasSuffix(m, "ñ...") {
+		t.Errorf("%d bytes, valid %v", len(m), utf8.ValidString(m))
 	}
 }
 
