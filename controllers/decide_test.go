@@ -394,7 +394,7 @@ func within(t *testing.T, seed uint64, seen Seen, name string, a worker.Assignme
 	}
 	for _, h := range seen.Sent[name].Homes {
 		if !there[h.Model] {
-			used += 0 // its size is in the inspections, if anywhere
+			used += seen.Inspections[InspectKey{"default/p", h.Revision}].Result.Footprint.Total()
 			there[h.Model] = true
 		}
 	}
