@@ -55,6 +55,10 @@ func newScene(t *testing.T) *scene {
 				return
 			}
 		}
+		// Models at once: the names that they serve are the whole installation's.
+		if _, err := s.cluster.kubectl("", "delete", "model", "--all", "-n", s.namespace, "--timeout=60s"); err != nil {
+			t.Error(err)
+		}
 		if _, err := s.cluster.kubectl("", "delete", "namespace", s.namespace, "--wait=false"); err != nil {
 			t.Error(err)
 		}
