@@ -30,6 +30,8 @@ const (
 	inspectTimeout = time.Minute
 	// reapply is how often what nobody should change is written again.
 	reapply = 10 * time.Minute
+	// retry is how long after a refusal the API server is asked for a pod again.
+	retry = 5 * time.Second
 	// recount is the least time between two writes of a pool's counts.
 	recount = 3 * time.Second
 )
@@ -74,6 +76,10 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			continue
 		}
 		fail(r.furnish(ctx, p, plan.Budgets[p.Key()], seen.Now))
+		if again := r.refused[p.UID].again(p.Hash); plan.Create[p.Key()] > 0 && again.After(seen.Now) {
+			later(again)
+			continue
+		}
 		for range plan.Create[p.Key()] {
 			if err := r.create(ctx, p); err != nil {
 				fail(err)
@@ -243,6 +249,16 @@ type refusal struct {
 	hash    string // of the pod's template
 	message string
 	invalid bool // no other attempt will help
+	at      time.Time
+}
+
+// again is when the same pod is to be tried once more: decisions come ten
+// times a second where there is traffic, and a quota lasts.
+func (f refusal) again(hash string) time.Time {
+	if f.hash != hash {
+		return time.Time{}
+	}
+	return f.at.Add(retry)
 }
 
 func (r *Reconciler) create(ctx context.Context, p *Pool) error {
@@ -251,7 +267,7 @@ func (r *Reconciler) create(ctx context.Context, p *Pool) error {
 		return nil // the pool's condition says so
 	}
 	if err := r.client.Create(ctx, pod); err != nil {
-		r.refused[p.UID] = refusal{sum, err.Error(), apierrors.IsInvalid(err)}
+		r.refused[p.UID] = refusal{sum, err.Error(), apierrors.IsInvalid(err), r.now()}
 		if apierrors.IsInvalid(err) {
 			r.wake()
 			return nil
