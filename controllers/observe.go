@@ -26,7 +26,8 @@ const (
 	// confirm is how long a look at the lease is good for: a process that was
 	// stopped and goes on must not act on what it saw before.
 	confirm = 5 * time.Second
-	// unseen is how long a pod that was made counts although the cache does not show it.
+	// unseen is how long what was written counts although the cache does not show
+	// it. Later the cache is right: someone else may have written since.
 	unseen = time.Minute
 )
 
@@ -48,7 +49,7 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 	}
 	seen := Seen{Now: r.now(), Models: models.Items, Namespaces: map[string]map[string]string{}, Memory: r.memory}
 	for i := range seen.Models {
-		if s, written := r.models[seen.Models[i].UID]; written {
+		if s, written := r.models[seen.Models[i].UID]; written && seen.Now.Sub(s.at) < unseen {
 			seen.Models[i].Status = s.status
 		}
 	}
@@ -57,7 +58,7 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 	}
 	owners := map[uid]string{} // pool's UID -> "namespace/name"
 	for _, p := range pools.Items {
-		if s, written := r.pools[p.UID]; written {
+		if s, written := r.pools[p.UID]; written && seen.Now.Sub(s.at) < unseen {
 			p.Status = s.status
 		}
 		seen.Pools = append(seen.Pools, r.pool(p))
