@@ -163,9 +163,9 @@ func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.Handler
 		}
 		a := newAnswer(req)
 		if req.stream {
-			a.stream(w, texts)
+			a.stream(ctx, w, texts)
 		} else {
-			a.collect(w, texts)
+			a.collect(ctx, w, texts)
 		}
 	}
 }
@@ -252,17 +252,20 @@ func start(ctx context.Context, l Loaded, req *request) ([]*text, *apiError) {
 	}
 	var texts []*text
 	for _, ids := range prompts {
-		events, err := l.Engine.Submit(ctx, engine.Request{
+		// Of its own, so that a text that is cut at a stop string ends without its neighbours.
+		own, cancel := context.WithCancel(ctx)
+		events, err := l.Engine.Submit(own, engine.Request{
 			Replica: l.Replica, Prompt: ids, MaxTokens: req.maxTokens, Sampling: req.sampling, IgnoreStop: req.ignoreStop,
 		})
 		if err != nil { // those before it end with ctx
+			cancel()
 			e := submitError(err)
 			if e.Param == "messages" && !req.chat {
 				e.Param = "prompt"
 			}
 			return nil, e
 		}
-		texts = append(texts, newText(events, l.Tokenizer, ids, req))
+		texts = append(texts, newText(events, cancel, l.Tokenizer, ids, req))
 	}
 	return texts, nil
 }

@@ -1,11 +1,14 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +23,7 @@ import (
 // text is one answer as it comes: ids become text, and end where a stop string begins.
 type text struct {
 	events   <-chan engine.Event
+	cancel   context.CancelFunc // ends the request
 	decode   *tokenizer.Stream
 	within   tokenizer.Stream // in the middle of a text; copied to see what one token is there
 	stops    []string
@@ -42,12 +46,65 @@ type piece struct {
 	gone   bool // the client is not there any more
 }
 
-func newText(events <-chan engine.Event, t *tokenizer.Tokenizer, prompt []int32, req *request) *text {
+func newText(events <-chan engine.Event, cancel context.CancelFunc, t *tokenizer.Tokenizer, prompt []int32, req *request) *text {
 	return &text{
-		events: events, decode: t.Stream(prompt...), within: *t.Stream(t.Encode("a", false)...),
+		events: events, cancel: cancel, decode: t.Stream(prompt...), within: *t.Stream(t.Encode("a", false)...),
 		stops: req.stop, logprobs: req.sampling.Logprobs, prompt: len(prompt),
 	}
 }
+
+// part is a piece of one of several texts.
+type part struct {
+	of int // index of the text
+	piece
+}
+
+// parts reads texts side by side, since a stop string may come up in any of them,
+// and returns what waits for the next piece of any: gone once ctx has ended. After
+// the last piece of each there are no more.
+func parts(ctx context.Context, texts []*text) (next func() part) {
+	all := make(chan part)
+	for i, t := range texts {
+		go func() {
+			defer t.cancel()
+			for {
+				p := part{i, t.safely()}
+				if p.last() {
+					t.cancel() // before somebody takes it
+				}
+				select {
+				case all <- p:
+				case <-ctx.Done():
+					return
+				}
+				if p.last() {
+					return
+				}
+			}
+		}()
+	}
+	return func() part {
+		select {
+		case p := <-all:
+			return p
+		case <-ctx.Done():
+			return part{piece: piece{gone: true}}
+		}
+	}
+}
+
+// safely is next; a panic ends the text, as one of a handler would.
+func (t *text) safely() (p piece) {
+	defer func() {
+		if r := recover(); r != nil {
+			slog.Error("text panicked", "panic", r, "stack", string(debug.Stack()))
+			p = piece{err: stepError(fmt.Errorf("panic: %v", r))}
+		}
+	}()
+	return t.next()
+}
+
+func (p piece) last() bool { return p.gone || p.err != nil || p.finish != "" }
 
 // next waits until there is more to say.
 func (t *text) next() piece {
@@ -152,26 +209,28 @@ func total(texts []*text) map[string]any {
 }
 
 // collect waits for all texts and answers with one object.
-func (a *answer) collect(w http.ResponseWriter, texts []*text) {
-	var choices []any
-	for i, t := range texts {
-		var all strings.Builder
-		var tokens []sampling.Token
-		for {
-			p := t.next()
-			if p.gone {
-				return
-			}
-			if p.err != nil {
-				fail(w, p.err)
-				return
-			}
-			all.WriteString(p.text)
-			tokens = append(tokens, p.tokens...)
-			if p.finish != "" {
-				choices = append(choices, a.choice(i, t, all.String(), tokens, p.finish))
-				break
-			}
+func (a *answer) collect(ctx context.Context, w http.ResponseWriter, texts []*text) {
+	var (
+		choices = make([]any, len(texts))
+		all     = make([]strings.Builder, len(texts))
+		tokens  = make([][]sampling.Token, len(texts))
+		next    = parts(ctx, texts)
+	)
+	for running := len(texts); running > 0; {
+		p := next()
+		i := p.of
+		switch {
+		case p.gone:
+			return
+		case p.err != nil:
+			fail(w, p.err)
+			return
+		}
+		all[i].WriteString(p.text)
+		tokens[i] = append(tokens[i], p.tokens...)
+		if p.finish != "" {
+			choices[i] = a.choice(i, texts[i], all[i].String(), tokens[i], p.finish)
+			running--
 		}
 	}
 	object := "text_completion"
@@ -246,9 +305,10 @@ func (a *answer) logprobs(t *text, tokens []sampling.Token) any {
 	return map[string]any{"tokens": pieces, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 }
 
-// stream answers with one event a piece. The first is not sent before something
-// has been computed, so that an early failure still has a status of its own.
-func (a *answer) stream(w http.ResponseWriter, texts []*text) {
+// stream answers with one event a piece, those of several texts as they come. The
+// first is not sent before something has been computed, so that an early failure
+// still has a status of its own.
+func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*text) {
 	conn := http.NewResponseController(w)
 	started := false
 	write := func(data []byte) bool {
@@ -273,27 +333,28 @@ func (a *answer) stream(w http.ResponseWriter, texts []*text) {
 		}
 		return write(data)
 	}
-	for i, t := range texts {
-		for first := true; ; first = false {
-			p := t.next()
-			switch {
-			case p.gone:
-				return
-			case p.err != nil && !started:
-				fail(w, p.err)
-				return
-			case p.err != nil:
-				send(map[string]any{"error": p.err})
+	begun := make([]bool, len(texts))
+	next := parts(ctx, texts)
+	for running := len(texts); running > 0; {
+		p := next()
+		switch {
+		case p.gone:
+			return
+		case p.err != nil && !started:
+			fail(w, p.err)
+			return
+		case p.err != nil:
+			send(map[string]any{"error": p.err})
+			return
+		}
+		for _, c := range a.chunks(p.of, texts[p.of], p.piece, !begun[p.of]) {
+			if !send(c) {
 				return
 			}
-			for _, c := range a.chunks(i, t, p, first) {
-				if !send(c) {
-					return
-				}
-			}
-			if p.finish != "" {
-				break
-			}
+		}
+		begun[p.of] = true
+		if p.finish != "" {
+			running--
 		}
 	}
 	if a.req.usage && !send(a.object(a.chunkObject(), []any{}, total(texts))) {

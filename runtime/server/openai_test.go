@@ -33,9 +33,10 @@ const (
 	endToken   = 2
 )
 
-// script is a program that says the same ids to everybody.
+// script is a program that says the same ids to everybody, or others to every second sequence.
 type script struct {
 	ids    []int32
+	second []int32
 	said   map[uint64]int
 	failAt int           // the step that fails; 0: none
 	step   chan struct{} // if set, each step waits for one
@@ -60,8 +61,12 @@ func (p *script) Run(ctx context.Context, b batching.Batch, out *backend.Out) er
 			continue
 		}
 		next := int32(endToken)
-		if n := p.said[s.Sequence]; n < len(p.ids) {
-			next = p.ids[n]
+		ids := p.ids
+		if p.second != nil && s.Sequence%2 == 0 {
+			ids = p.second
+		}
+		if n := p.said[s.Sequence]; n < len(ids) {
+			next = ids[n]
 		}
 		p.said[s.Sequence]++
 		out.Logits[row*vocabulary+int(next)] = 9
@@ -478,6 +483,41 @@ func TestEngineErrors(t *testing.T) {
 	// The next request is answered.
 	if w := f.post("/v1/completions", `{"model":"stories","prompt":"x","temperature":0}`); w.Code != 200 {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestCutTextEndsAlone: a text that has come to a stop string holds nothing while others go on.
+func TestCutTextEndsAlone(t *testing.T) {
+	for _, stream := range []bool{false, true} {
+		f := newFake(t, "there was a little girl there was a little girl", func(p *script, _ *engine.Replica) { p.step = make(chan struct{}) })
+		f.program.second = append([]int32(nil), f.program.ids...)
+		f.program.second[1] = f.program.ids[2] // " there a …"
+		answered := make(chan *httptest.ResponseRecorder)
+		go func() {
+			answered <- f.post("/v1/completions", fmt.Sprintf(`{"model":"stories","prompt":["x","y"],"temperature":0,"max_tokens":50,"stop":"there a","stream":%t}`, stream))
+		}()
+		for range 3 {
+			f.program.step <- struct{}{}
+		}
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			if s, _ := f.engine.Stats("default/stories"); s.Running == 1 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("both still run")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		close(f.program.step)
+		w := <-answered
+		body := w.Body.String()
+		if w.Code != 200 || strings.Count(body, `"finish_reason":"stop"`) != 2 || strings.Contains(body, "there a") {
+			t.Errorf("%d %s", w.Code, body)
+		}
+		if !stream && !strings.Contains(body, `"index":0,"logprobs":null,"text":" there was a little girl there was a little girl"`) {
+			t.Errorf("%s", body)
+		}
 	}
 }
 
