@@ -110,6 +110,19 @@ func TestNewLeaderAndSilentWorker(t *testing.T) {
 	}
 }
 
+// TestInspectElsewhere: a header that one worker could not read is read by the next.
+func TestInspectElsewhere(t *testing.T) {
+	x := fixture.NewModel("x")
+	seen := seenWith([]v1alpha1.Model{x}, reporting("w1", 5, 1), reporting("w2", 5, 1))
+	failed := worker.Inspection{Error: &worker.InspectError{Reason: worker.ReasonSourceUnavailable, Message: "Worker w1 could not be asked."}}
+	for attempts, want := range []string{"w1", "w2", "w1"} {
+		seen.Inspections = map[InspectKey]Inspected{{"default/p", Revision(&x)}: {At: fixture.Epoch.Add(-time.Hour), Attempts: attempts, Result: failed}}
+		if plan := Decide(seen); len(plan.Inspect) != 1 || plan.Inspect[0].Worker != want {
+			t.Errorf("after %d attempts: %+v, want %s", attempts, plan.Inspect, want)
+		}
+	}
+}
+
 // TestStaleReport replays the report from before an assignment: what was sent
 // counts as taken, with and without this process's memory of it.
 func TestStaleReport(t *testing.T) {

@@ -93,8 +93,11 @@ func (p *pool) replacing() bool {
 }
 
 // readable: a worker of the pool can be asked to read a header.
-func (p *pool) readable() bool {
-	return slices.ContainsFunc(p.stations, func(s *station) bool { return s.usable && !s.silent })
+func (p *pool) readable() bool { return len(p.readers()) > 0 }
+
+// readers are the workers that can be asked.
+func (p *pool) readers() []*station {
+	return slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool { return !s.usable || s.silent })
 }
 
 // likely is the need in a pool or, where that is not known, the most that it is elsewhere.
@@ -300,12 +303,14 @@ func (d *decision) inspect() {
 			if _, known := m.need[p.key]; known || asked[key] {
 				continue
 			}
-			i := slices.IndexFunc(p.stations, func(s *station) bool { return s.usable && !s.silent })
-			if i < 0 || !d.due(d.seen.Inspections[key]) {
+			in := d.seen.Inspections[key]
+			able := p.readers()
+			if len(able) == 0 || !d.due(in) {
 				continue
 			}
 			asked[key] = true
-			d.plan.Inspect = append(d.plan.Inspect, Inspect{p.stations[i].Name, key, worker.InspectRequest{
+			s := able[in.Attempts%len(able)] // another one each time: the worker may be to blame
+			d.plan.Inspect = append(d.plan.Inspect, Inspect{s.Name, key, worker.InspectRequest{
 				Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
 			}})
 		}
