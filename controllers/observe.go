@@ -138,7 +138,7 @@ func (r *Reconciler) sync(workers []ownedPod, pods []corev1.Pod) {
 	targets = nil
 	for i := range pods {
 		p := &pods[i]
-		if p.Namespace != r.options.Namespace || p.Labels[v1alpha1.LabelComponent] != "gateway" || !p.DeletionTimestamp.IsZero() {
+		if p.Namespace != r.options.Namespace || p.Labels[v1alpha1.LabelName] != "estiba" || p.Labels[v1alpha1.LabelComponent] != "gateway" || !p.DeletionTimestamp.IsZero() {
 			continue
 		}
 		if url := podURL(p, gatewayPort); url != "" {

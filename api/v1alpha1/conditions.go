@@ -62,6 +62,8 @@ const (
 	LabelPool = "estiba.dev/pool"
 	// LabelComponent is "worker", "operator" or "gateway".
 	LabelComponent = "app.kubernetes.io/component"
+	// LabelName is "estiba" on gateways; the operator gives no other pod's address their token.
+	LabelName = "app.kubernetes.io/name"
 	// LabelModelPrefix, followed by a Model's UID, is on the worker pods that hold the model.
 	LabelModelPrefix = "model.estiba.dev/"
 	// AnnotationTemplateHash is the hash of the template that a worker pod was made from.
