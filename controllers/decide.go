@@ -87,9 +87,8 @@ type model struct {
 	trial    *v1alpha1.Trial
 
 	load    scaling.Load
-	wanted  int    // homes
-	awake   int    // of them, with the weights on the device
-	scaling string // why so many
+	wanted  int // homes
+	awake   int // of them, with the weights on the device
 	homes   []*home
 	missing int
 	why     packing.Why

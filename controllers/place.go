@@ -75,7 +75,7 @@ func (d *decision) scale() {
 		if m.off() != "" {
 			continue
 		}
-		m.wanted, m.awake, m.scaling = count.Wanted, count.Wanted, count.Reason
+		m.wanted, m.awake = count.Wanted, count.Wanted
 		if m.sleeps() {
 			// The worker wakes the first home when a request comes and lets it sleep again,
 			// without the operator; only further ones are kept awake from here.

@@ -143,14 +143,6 @@ func (f *Fleet) Free(worker, name string) int64 {
 	return 0
 }
 
-// Homes on all devices of a worker.
-func (f *Fleet) Homes(worker string) int {
-	if w := f.workers[worker]; w != nil {
-		return w.homes
-	}
-	return 0
-}
-
 // Place chooses the device with the least room left after w has moved in, takes
 // it, and says why; or says, class by class, why no device can be the home. A
 // model has at most one home on a worker.
