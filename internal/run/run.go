@@ -156,7 +156,8 @@ func generate(ctx context.Context, program backend.Program, limits backend.Limit
 	events, err := e.Submit(ctx, engine.Request{
 		Replica: "run", Prompt: prompt, MaxTokens: o.MaxTokens,
 		Sampling:     sampling.Params{Temperature: o.Temperature, Seed: rand.Uint64()},
-		PromptLogits: o.Logits != "" || o.MaxTokens == 0,
+		PromptLogits: o.Logits != "",
+		PromptOnly:   o.MaxTokens == 0,
 	})
 	if err != nil {
 		return nil, err

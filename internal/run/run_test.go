@@ -160,6 +160,17 @@ func TestLogits(t *testing.T) {
 	}
 }
 
+// TestPromptAlone fills the whole context, of which nothing but the figures is wanted.
+func TestPromptAlone(t *testing.T) {
+	path := fixture.Model("stories260K/hf-f32")
+	for _, n := range []int{1, 300, 512} {
+		got := result(t, path, run.Options{IDs: slices.Repeat([]int32{403}, n)})
+		if len(got.IDs) != 0 || got.FinishReason != "length" || got.PrefillTokensPerSecond <= 0 {
+			t.Errorf("%d tokens: %+v", n, got)
+		}
+	}
+}
+
 func TestStreamsText(t *testing.T) {
 	path := fixture.Model("stories260K/hf-f32")
 	var stdout, stderr bytes.Buffer

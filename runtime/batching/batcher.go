@@ -40,9 +40,10 @@ type Sequence struct {
 	Replica string
 	Prompt  []int32
 	// MaxTokens of output. The context may leave less room; then that is the bound.
-	MaxTokens int
-	Stop      []int32 // any of these ends the text and is not part of it
-	AllRows   bool    // logits of every token of the prompt
+	MaxTokens  int
+	Stop       []int32 // any of these ends the text and is not part of it
+	AllRows    bool    // logits of every token of the prompt; MaxTokens may be 0
+	PromptOnly bool    // the prompt is computed, and no more: MaxTokens is 0
 }
 
 // Output is what a step did for one sequence.
@@ -157,8 +158,11 @@ func (b *Batcher) Add(s Sequence) error {
 	if len(s.Prompt) == 0 {
 		return ErrEmptyPrompt
 	}
+	if s.PromptOnly {
+		s.MaxTokens = 0
+	}
 	s.MaxTokens = min(s.MaxTokens, r.MaxTokens-len(s.Prompt))
-	if s.MaxTokens < 0 || s.MaxTokens == 0 && !s.AllRows {
+	if s.MaxTokens < 0 || s.MaxTokens == 0 && !s.AllRows && !s.PromptOnly {
 		return &TooLongError{Prompt: len(s.Prompt), MaxTokens: r.MaxTokens}
 	}
 	if len(r.running)+len(r.waiting) >= r.Sequences+r.Waiting {
@@ -230,7 +234,7 @@ func (b *Batcher) Commit(batch Batch, tokens []int32) []Output {
 			}
 			outputs = append(outputs, o)
 		case s.MaxTokens == 0 && s.computed == len(s.Prompt):
-			outputs = append(outputs, b.end(s, FinishLength, nil)) // only its prompt's logits were wanted
+			outputs = append(outputs, b.end(s, FinishLength, nil)) // only its prompt was wanted
 		}
 	}
 	return outputs

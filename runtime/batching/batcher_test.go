@@ -58,6 +58,9 @@ func toy(text []int32) int32 {
 func alone(s Sequence, context int) (text []int32, why Finish) {
 	all := slices.Clone(s.Prompt)
 	limit := min(s.MaxTokens, context-len(s.Prompt))
+	if s.PromptOnly {
+		limit = 0
+	}
 	for len(text) < limit {
 		t := toy(all)
 		if slices.Contains(s.Stop, t) {
@@ -133,7 +136,7 @@ func TestScenarios(t *testing.T) {
 			case "close":
 				done(b.Close(name(), errors.New("closed")))
 			case "add":
-				s := Sequence{ID: uint64(num("id", 0)), Replica: name(), MaxTokens: num("max", 4), AllRows: d.HasArg("all-rows")}
+				s := Sequence{ID: uint64(num("id", 0)), Replica: name(), MaxTokens: num("max", 4), AllRows: d.HasArg("all-rows"), PromptOnly: d.HasArg("prompt-only")}
 				for i := range num("prompt", 0) {
 					s.Prompt = append(s.Prompt, int32(num("from", 100*int(s.ID))+i))
 				}
@@ -274,7 +277,7 @@ func anyOrder(t *testing.T, seed uint64) {
 		}
 		id++
 		p := replicas[fmt.Sprint("r", r.IntN(len(replicas)))]
-		s := Sequence{ID: id, Replica: p.Name, MaxTokens: r.IntN(2 * p.MaxTokens), AllRows: r.IntN(4) == 0}
+		s := Sequence{ID: id, Replica: p.Name, MaxTokens: r.IntN(2 * p.MaxTokens), AllRows: r.IntN(4) == 0, PromptOnly: r.IntN(8) == 0}
 		for range r.IntN(p.MaxTokens + 2) {
 			s.Prompt = append(s.Prompt, int32(r.IntN(2)))
 		}

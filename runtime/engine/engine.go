@@ -58,12 +58,13 @@ type Request struct {
 	Replica string
 	Prompt  []int32
 	// MaxTokens of output; the context may leave less room. 0: as many as it has
-	// room for, or none with PromptLogits.
+	// room for, or none with PromptLogits or PromptOnly.
 	MaxTokens    int
 	Sampling     sampling.Params
 	Stop         []int32 // end tokens beside the model's
 	IgnoreStop   bool    // no token ends the text
 	PromptLogits bool    // the last event has the logits of every position of the prompt
+	PromptOnly   bool    // the text ends with its prompt
 }
 
 // Event is one token of a request, or its end.
@@ -227,9 +228,9 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 		}
 	}
 	s := batching.Sequence{
-		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits,
+		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits, PromptOnly: r.PromptOnly,
 	}
-	if r.MaxTokens == 0 && !r.PromptLogits {
+	if r.MaxTokens == 0 && !r.PromptLogits && !r.PromptOnly {
 		s.MaxTokens = home.MaxTokens
 	}
 	if !r.IgnoreStop {
