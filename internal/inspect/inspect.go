@@ -57,9 +57,9 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 		{"Context length", fmt.Sprintf("%d tokens", r.ContextLength)},
 		{"Vocabulary", r.Vocabulary},
 		{"Layers", r.Layers},
-		{"Weights", bytes(r.Footprint.WeightsBytes)},
-		{"KV per token", bytes(r.Footprint.KVBytesPerToken)},
-		{"Workspace", bytes(r.Footprint.WorkspaceBytes)},
+		{"Weights", residency.Bytes(r.Footprint.WeightsBytes)},
+		{"KV per token", residency.Bytes(r.Footprint.KVBytesPerToken)},
+		{"Workspace", residency.Bytes(r.Footprint.WorkspaceBytes)},
 	} {
 		fmt.Fprintf(w, "%v:\t%v\n", row[0], row[1])
 	}
@@ -82,17 +82,4 @@ func result(h model.Header) Result {
 			WorkspaceBytes:  residency.Workspace(h.Config, c),
 		},
 	}
-}
-
-// bytes writes a size for people: 525.0 KiB.
-func bytes(n int64) string {
-	units := []string{"KiB", "MiB", "GiB", "TiB"}
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	size, unit := float64(n)/1024, 0
-	for size >= 1024 && unit < len(units)-1 {
-		size, unit = size/1024, unit+1
-	}
-	return fmt.Sprintf("%.1f %s", size, units[unit])
 }
