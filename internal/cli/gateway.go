@@ -182,7 +182,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 			break
 		}
 		f.o.Log.Error("the gateway waits for the key", "error", err)
-		if !pause(ctx, 2*time.Second) {
+		if !fleet.Sleep(ctx, 2*time.Second) {
 			return nil
 		}
 	}
@@ -195,7 +195,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 			break
 		}
 		f.o.Log.Error("cannot reach the Kubernetes API, will try again", "error", err)
-		if !pause(ctx, 2*time.Second) {
+		if !fleet.Sleep(ctx, 2*time.Second) {
 			return nil
 		}
 	}
@@ -207,7 +207,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 			} else if ctx.Err() == nil {
 				f.o.Log.Error("cannot follow a kind of object, will try again", "kind", fmt.Sprintf("%T", kind), "error", err)
 			}
-			if !pause(ctx, 2*time.Second) {
+			if !fleet.Sleep(ctx, 2*time.Second) {
 				return nil
 			}
 		}
@@ -229,7 +229,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 			return nil
 		case <-tick.C:
 		case <-changed:
-			if !pause(ctx, 20*time.Millisecond) { // changes come in bursts
+			if !fleet.Sleep(ctx, 20*time.Millisecond) { // changes come in bursts
 				return nil
 			}
 		}
@@ -324,16 +324,4 @@ func (k *keyFile) bytes() []byte {
 		return *key
 	}
 	return nil
-}
-
-// pause reports false if ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

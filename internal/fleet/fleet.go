@@ -184,7 +184,7 @@ func (f *Fleet) Inspect(ctx context.Context, name string, r worker.InspectReques
 	if err != nil {
 		return in, fmt.Errorf("inspect %s on %s: %w", r.Source.URI, name, err)
 	}
-	defer res.Body.Close()
+	defer finish(res)
 	if res.StatusCode != http.StatusOK {
 		return in, fmt.Errorf("inspect %s on %s: %w", r.Source.URI, name, unexpected(res))
 	}
@@ -280,7 +280,7 @@ func (f *Fleet) put(ctx context.Context, t Target, a worker.Assignment) (*worker
 	if err != nil {
 		return nil, err
 	}
-	defer res.Body.Close()
+	defer finish(res)
 	switch res.StatusCode {
 	case http.StatusOK:
 		// The State in the answer is left alone: it could overtake lines of the stream.

@@ -22,9 +22,10 @@ type fake struct {
 	token string
 	lines chan string // written to the open stream as they are
 
-	mu   sync.Mutex
-	puts []worker.Assignment
-	put  func(w http.ResponseWriter, a worker.Assignment) // default: 200
+	mu    sync.Mutex
+	dials int
+	puts  []worker.Assignment
+	put   func(w http.ResponseWriter, a worker.Assignment) // default: 200
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -95,6 +96,9 @@ func world(t *testing.T, test func(t *testing.T, f *Fleet, w *fake, target Targe
 		go server.Serve(listener)
 		client := NewClient(func(ctx context.Context, network, address string) (net.Conn, error) {
 			if strings.HasPrefix(address, "w") {
+				w.mu.Lock()
+				w.dials++
+				w.mu.Unlock()
 				return listener.Dial(ctx, network, address)
 			}
 			return nil, errors.New("no route")
@@ -251,6 +255,21 @@ func TestSend(t *testing.T) {
 		synctest.Wait()
 		if len(f.Sent()) != 0 || len(w.sent()) != 1 {
 			t.Error("sent again")
+		}
+	})
+}
+
+// TestSendKeepsItsConnection though nobody wants the State in the answer.
+func TestSendKeepsItsConnection(t *testing.T) {
+	world(t, func(t *testing.T, f *Fleet, w *fake, target Target) {
+		w.put = func(rw http.ResponseWriter, _ worker.Assignment) { fmt.Fprint(rw, strings.Repeat(" ", 1<<20)) }
+		w.report(t, state(1))
+		for n := range int64(5) {
+			f.Send("w0", worker.Assignment{Instance: "i1", Epoch: 1, Generation: 2 + n})
+			time.Sleep(time.Second)
+		}
+		if len(w.sent()) != 5 || w.dials != 2 { // the stream has the other
+			t.Errorf("sent %v over %d connections", w.sent(), w.dials-1)
 		}
 	})
 }

@@ -118,7 +118,7 @@ func (p *peers[T]) follow(ctx context.Context, to *peer[T]) {
 			return
 		}
 		p.lose(ctx, to, fmt.Errorf("follow %s at %s: %w", to.Worker, to.URL, err))
-		if !sleep(ctx, backoff(lost)) {
+		if !Sleep(ctx, backoff(lost)) {
 			return
 		}
 	}
@@ -207,6 +207,12 @@ func request(ctx context.Context, client *http.Client, t Target, method, path st
 	return client.Do(req)
 }
 
+// finish reads the rest of an answer, within bounds, so that its connection is used again.
+func finish(res *http.Response) {
+	io.CopyN(io.Discard, res.Body, maxLine)
+	res.Body.Close()
+}
+
 // unexpected says what came instead of the answer that was asked for.
 func unexpected(res *http.Response) error {
 	if res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden {
@@ -222,8 +228,8 @@ func backoff(failures int) time.Duration {
 	return pause/2 + rand.N(pause/2)
 }
 
-// sleep reports false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
+// Sleep reports false if ctx ended first.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
