@@ -52,7 +52,11 @@ const (
 // stdout, figures to stderr.
 func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
 	start := time.Now()
-	m, err := model.Open(path)
+	open := model.Open
+	if o.IDs != nil {
+		open = model.OpenForIDs
+	}
+	m, err := open(path)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func Inspect(path string) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	m, err := read(path, w)
+	m, err := read(path, w, true)
 	if err != nil {
 		return Header{}, err
 	}
@@ -68,12 +68,18 @@ type Model struct {
 }
 
 // Open maps a model's files and checks them.
-func Open(path string) (*Model, error) {
+func Open(path string) (*Model, error) { return open(path, true) }
+
+// OpenForIDs is Open for a caller that gives and takes token ids: the model has
+// no tokenizer, and that of the files may be one that cannot be read.
+func OpenForIDs(path string) (*Model, error) { return open(path, false) }
+
+func open(path string, text bool) (*Model, error) {
 	c, err := weights.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	m, err := read(path, c.Header)
+	m, err := read(path, c.Header, text)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -101,8 +107,8 @@ func (m *Model) Weights(name string) (tensor.Tensor, error) {
 // Close unmaps the files. Nothing may read the weights any more.
 func (m *Model) Close() error { return m.checkpoint.Close() }
 
-// read puts together all but the weights' data.
-func read(path string, w *weights.Header) (*Model, error) {
+// read puts together all but the weights' data; with text also what turns it into ids and back.
+func read(path string, w *weights.Header, text bool) (*Model, error) {
 	m := &Model{Header: Header{Path: path, Format: string(w.Format)}, names: map[string]string{}}
 	parts := m.folder
 	if w.Format == weights.GGUF {
@@ -110,7 +116,7 @@ func read(path string, w *weights.Header) (*Model, error) {
 	} else if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
 		path = filepath.Dir(path) // a .safetensors file stands for its folder
 	}
-	if err := parts(path, w); err != nil {
+	if err := parts(path, w, text); err != nil {
 		return nil, ofKind(err)
 	}
 	m.Architecture = m.Config.Architecture
@@ -145,7 +151,7 @@ const (
 )
 
 // folder reads what lies beside safetensors.
-func (m *Model) folder(dir string, _ *weights.Header) error {
+func (m *Model) folder(dir string, _ *weights.Header, text bool) error {
 	config, err := weights.ReadSmallFile(filepath.Join(dir, "config.json"), maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read %s: %w: the folder has weights but no config.json", dir, ErrInvalid)
@@ -159,6 +165,9 @@ func (m *Model) folder(dir string, _ *weights.Header) error {
 	}
 	if m.Config, err = arch.ParseHF(config, generation); err != nil {
 		return fmt.Errorf("read %s: %w", dir, err) // the error names the file
+	}
+	if !text {
+		return nil
 	}
 	if m.Template, err = chatTemplate(dir); err != nil {
 		return err
@@ -209,7 +218,7 @@ func chatTemplate(dir string) (*template.Template, error) {
 }
 
 // gguf reads what a GGUF file has in its fields.
-func (m *Model) gguf(path string, w *weights.Header) error {
+func (m *Model) gguf(path string, w *weights.Header, text bool) error {
 	fail := func(err error) error { return fmt.Errorf("read %s: %w", path, err) }
 	var err error
 	if m.Config, err = arch.ParseGGUF(w.Fields); err != nil {
@@ -217,6 +226,9 @@ func (m *Model) gguf(path string, w *weights.Header) error {
 	}
 	_, output := w.Lookup("output.weight")
 	m.Config.TiedOutput = !output
+	if !text {
+		return nil
+	}
 	if m.Tokenizer, err = tokenizer.FromGGUF(w.Fields); err != nil {
 		return fail(err)
 	}

@@ -106,6 +106,19 @@ func TestBrokenModels(t *testing.T) {
 	}
 }
 
+func TestOpenForIDs(t *testing.T) {
+	for _, path := range []string{fixture.Model("stories260K/hf-f32"), fixture.Model("stories260K/stories260K-f16.gguf")} {
+		m, err := OpenForIDs(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if m.Tokenizer != nil || m.Template != nil || m.Parameters != 260_032 {
+			t.Errorf("%s: %+v", path, m)
+		}
+	}
+}
+
 func TestMessages(t *testing.T) {
 	dir := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
 	config := filepath.Join(dir, "config.json")

@@ -297,6 +297,7 @@ func TestBrokenModelsBesideAGoodOne(t *testing.T) {
 		"tensor":       {r.breakModel("tensor", replace("model.safetensors", "model.norm.weight", "model.norm.wait__")), api.PhaseFailed, api.ReasonInvalidModel, "model.norm.weight"},
 		"shape":        {r.breakModel("shape", replace("config.json", `"hidden_size": 64`, `"hidden_size": 128`)), api.PhaseFailed, api.ReasonInvalidModel, ""},
 		"architecture": {r.breakModel("architecture", replace("config.json", "LlamaForCausalLM", "NewestForCausalLM")), api.PhaseFailed, api.ReasonUnsupportedModel, "NewestForCausalLM"},
+		"tokenizer":    {r.breakModel("tokenizer", replace("tokenizer.json", `"type": "BPE"`, `"type":"Unigram"`)), api.PhaseFailed, api.ReasonUnsupportedModel, "Unigram"},
 		"noconfig":     {r.breakModel("noconfig", func(dir string) { os.Remove(filepath.Join(dir, "config.json")) }), api.PhaseFailed, api.ReasonInvalidModel, "config.json"},
 		"notjson":      {r.breakModel("notjson", func(dir string) { os.WriteFile(filepath.Join(dir, "config.json"), []byte("<html>"), 0o644) }), api.PhaseFailed, api.ReasonInvalidModel, "config.json"},
 		"empty":        {r.breakModel("empty", func(dir string) { os.Truncate(filepath.Join(dir, "model.safetensors"), 0) }), api.PhaseFailed, api.ReasonInvalidModel, "model.safetensors"},
