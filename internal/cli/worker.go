@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
+	_ "golang.org/x/crypto/x509roots/fallback" // https:// sources: the image has no certificates of its own
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/estiba/estiba/internal/source"
