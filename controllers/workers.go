@@ -156,7 +156,7 @@ func (d *decision) resizePool(p *pool) {
 	spec := scaling.Pool{
 		Min: int(p.Spec.Workers.Min), Max: int(p.Spec.Workers.Max),
 		ScaleDownAfter: orElse(p.Spec.ScaleDown.After, defaultScaleDown),
-		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)),
+		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)), Blocked: p.Blocked != "",
 	}
 	if p.Spec.Replicas != nil {
 		n := int(*p.Spec.Replicas)
@@ -166,7 +166,7 @@ func (d *decision) resizePool(p *pool) {
 	for _, s := range p.present(d.seen.Now) {
 		s.rest(d.seen.Now)
 		workers = append(workers, scaling.Worker{
-			Name: s.Name, Ready: s.Report != nil && !s.silent, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
+			Name: s.Name, Ready: s.Report != nil && !s.silent, Silent: s.silent || s.Report == nil && s.Running, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
 			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(),
 		})
 	}

@@ -74,12 +74,14 @@ type Pool struct {
 	Fixed          *int          // overrides the choice within Min and Max
 	ScaleDownAfter time.Duration // an idle worker is given back after this
 	MaxUnavailable int           // workers that may be missing during an update, > 0
+	Blocked        bool          // the last worker could not be made
 }
 
 // Worker is a worker of a pool as far as scaling cares.
 type Worker struct {
 	Name      string
 	Ready     bool      // takes homes
+	Silent    bool      // not Ready, since nothing is heard of it; it may be serving
 	Going     bool      // is being drained or deleted: decided already
 	Settling  bool      // models are still on their way to its devices
 	Outdated  bool      // made from another template, or its node is about to go
@@ -131,7 +133,7 @@ func Workers(now time.Time, p Pool, workers []Worker, need int) WorkerCount {
 	}
 	d.Remove, d.Again = idle(now, p, workers, min(staying-low, countIdle(now, p, workers, need)))
 	if len(d.Remove) == 0 {
-		d.Remove = outdated(p, workers)
+		d.Remove = outdated(p, workers, d.Create)
 	}
 	return d
 }
@@ -187,12 +189,20 @@ func idle(now time.Time, p Pool, workers []Worker, n int) (r []Removal, again ti
 }
 
 // outdated replaces workers of an old template, so many at once that no more
-// than MaxUnavailable are missing; those that are not ready first.
-func outdated(p Pool, workers []Worker) []Removal {
-	missing := 0
+// than MaxUnavailable are missing; those that are not ready first. Silent ones
+// are missing already, but may be serving: they do not go all at once either.
+// Those to be created are missing too, unless they cannot be made.
+func outdated(p Pool, workers []Worker, create int) []Removal {
+	away, silent := create, 0
+	if p.Blocked {
+		away = 0
+	}
 	for _, w := range workers {
-		if w.Going || !w.Ready || w.Settling && !w.Outdated {
-			missing++
+		switch {
+		case w.Going || !w.Ready && !w.Silent || w.Settling && !w.Outdated:
+			away++
+		case w.Silent:
+			silent++
 		}
 	}
 	var r []Removal
@@ -201,14 +211,18 @@ func outdated(p Pool, workers []Worker) []Removal {
 		return cmp.Or(compareBool(a.Ready, b.Ready), cmp.Compare(a.Homes, b.Homes), cmp.Compare(a.Name, b.Name))
 	})
 	for _, w := range order {
-		if !w.Outdated || w.Going {
+		missing := away
+		if w.Ready {
+			missing += silent
+		}
+		if !w.Outdated || w.Going || (w.Ready || w.Silent) && missing >= p.MaxUnavailable {
 			continue
 		}
-		if w.Ready && missing >= p.MaxUnavailable {
-			break
-		}
-		if w.Ready {
-			missing++
+		switch {
+		case w.Silent:
+			away, silent = away+1, silent-1
+		case w.Ready:
+			away++
 		}
 		r = append(r, Removal{w.Name, OutOfDate})
 	}

@@ -51,6 +51,8 @@ func TestWorkers(t *testing.T) {
 	fixed.Fixed = &two
 	least := pool
 	least.Min = 2
+	blocked := least
+	blocked.Blocked = true
 	for name, c := range map[string]struct {
 		pool    Pool
 		workers []Worker
@@ -75,6 +77,10 @@ func TestWorkers(t *testing.T) {
 		"update one":                    {pool, []Worker{{Name: "a", Ready: true, Outdated: true, Homes: 2}, {Name: "b", Ready: true, Outdated: true, Homes: 1}}, 0, 0, []string{"b"}},
 		"update waits":                  {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Going: true, Outdated: true}}, 0, 0, nil},
 		"update waits for what settles": {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Ready: true, Settling: true}}, 0, 0, nil},
+		"update silent ones in turn":    {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b", Silent: true, Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a"}},
+		"update waits for the next one": {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b"}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, nil},
+		"update waits for what is made": {least, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, nil},
+		"update where none can be made": {blocked, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, []string{"a"}},
 		"update those that are no use":  {pool, []Worker{{Name: "a", Outdated: true}, {Name: "b", Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a", "b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,10 +113,11 @@ func TestWorkersBounds(t *testing.T) {
 		var workers []Worker
 		staying := 0
 		for i := range r.IntN(6) {
-			w := Worker{Name: fmt.Sprint(i), Ready: r.IntN(2) == 0, Going: r.IntN(4) == 0, Outdated: r.IntN(2) == 0, Settling: r.IntN(4) == 0, Homes: r.IntN(3)}
+			w := Worker{Name: fmt.Sprint(i), Ready: r.IntN(2) == 0, Going: r.IntN(4) == 0, Silent: r.IntN(3) == 0, Outdated: r.IntN(2) == 0, Settling: r.IntN(4) == 0, Homes: r.IntN(3)}
 			if r.IntN(2) == 0 {
 				w.IdleSince = start.Add(-time.Duration(r.IntN(120)) * time.Second)
 			}
+			w.Silent = w.Silent && !w.Ready
 			if !w.Going {
 				staying++
 			}
