@@ -123,6 +123,29 @@ func TestInspectElsewhere(t *testing.T) {
 	}
 }
 
+// TestSuspectAndQuota: a suspect waits for a worker of its own while one may
+// come, and goes beside others where a quota says that none will.
+func TestSuspectAndQuota(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y")
+	x.Status.Trial = &v1alpha1.Trial{Revision: Revision(&x), Deaths: 1, Since: metav1.NewTime(fixture.Epoch.Add(-time.Minute))}
+	seen := seenWith([]v1alpha1.Model{x, y}, reporting("w", 5, 1, resident(y, 10)))
+	seen.Inspections = inspected(10, x, y)
+	if plan := Decide(seen); holds(plan.Assignments["w"]) != "y" || plan.Create["default/p"] != 1 {
+		t.Errorf("w gets %q, and %v is made", holds(plan.Assignments["w"]), plan.Create)
+	}
+	seen.Pools[0].Blocked = "exceeded quota"
+	if plan := Decide(seen); holds(plan.Assignments["w"]) != "x y" {
+		t.Errorf("w gets %q", holds(plan.Assignments["w"]))
+	}
+	// One that cannot be loaded keeps a worker from nobody.
+	failed := resident(x, 10)
+	failed.Phase, failed.Tier = worker.PhaseFailed, worker.TierDisk
+	seen.Workers = []Worker{reporting("w", 5, 1, failed)}
+	if plan := Decide(seen); holds(plan.Assignments["w"]) != "x y" {
+		t.Errorf("w gets %q beside a suspect that failed", holds(plan.Assignments["w"]))
+	}
+}
+
 // TestStaleReport replays the report from before an assignment: what was sent
 // counts as taken, with and without this process's memory of it.
 func TestStaleReport(t *testing.T) {

@@ -243,7 +243,7 @@ func (d *decision) add(m *model, at packing.Home, reason string) *home {
 
 // mayGrow reports whether a pool of m may have one more worker.
 func (d *decision) mayGrow(m *model) bool {
-	return slices.ContainsFunc(m.pools, func(p *pool) bool { return len(p.present(d.seen.Now)) < p.limit() })
+	return slices.ContainsFunc(m.pools, func(p *pool) bool { return p.Blocked == "" && len(p.present(d.seen.Now)) < p.limit() })
 }
 
 // awaken decides which homes ask to be resident: those that are already, first.
