@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,7 +32,8 @@ type remembered struct {
 //
 //	find -L . -type f -printf '%P\n' | xargs -d '\n' sha256sum | LC_ALL=C sort | sha256sum
 //
-// prints it in that folder.
+// prints it in that folder. A folder with a link to another folder has none: what
+// is behind it would be read and not pinned.
 func (d *digests) of(ctx context.Context, path string, progress func(float64)) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -48,10 +50,11 @@ func (d *digests) of(ctx context.Context, path string, progress func(float64)) (
 			if err != nil {
 				return err
 			}
-			if !info.IsDir() {
-				files[name] = target
-				total += info.Size()
+			if info.IsDir() {
+				return fmt.Errorf("%s %w", name, errFolderLink)
 			}
+			files[name] = target
+			total += info.Size()
 			return nil
 		})
 		if err != nil {
@@ -80,6 +83,8 @@ func (d *digests) of(ctx context.Context, path string, progress func(float64)) (
 	sum := sha256.Sum256([]byte(strings.Join(lines, "")))
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
+
+var errFolderLink = errors.New("is a symbolic link to a folder, which no digest covers: put the files themselves there, or leave spec.source.digest out")
 
 func (d *digests) file(ctx context.Context, path string, count func(int64)) (string, error) {
 	f, err := os.Open(path)

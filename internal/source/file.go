@@ -23,6 +23,9 @@ func (s *Store) fetchFile(ctx context.Context, src worker.Source, u *url.URL, pr
 	}
 	if src.Digest != "" {
 		got, err := s.digests.of(ctx, path, progress)
+		if errors.Is(err, errFolderLink) {
+			return "", &Error{ErrRefused, src.URI, err.Error()}
+		}
 		if err != nil {
 			return "", unlessDone(ctx, &Error{ErrUnavailable, src.URI, err.Error()})
 		}
