@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/estiba/estiba/api/worker"
@@ -186,53 +188,68 @@ func (s *Store) sweep() {
 	}
 }
 
-// reserve makes room for n more bytes of an entry, by removing those that
-// nobody holds, the least recently used first.
-func (s *Store) reserve(key string, n int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.coming[key] = max(n, 0)
-	type item struct {
-		name string
-		size int64
-		used time.Time
-	}
-	var items []item
-	var used, held int64
-	for _, b := range s.coming {
-		used += b
-	}
+// item is a folder of the cache: an entry, its part, or a header's.
+type item struct {
+	name string
+	size int64
+	used time.Time
+}
+
+// measure reads what the cache's folders hold.
+func (s *Store) measure() ([]item, error) {
 	dir, err := os.ReadDir(s.CacheDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var items []item
 	for _, d := range dir {
-		if !ours.MatchString(d.Name()) || strings.HasPrefix(d.Name(), headerPrefix) {
-			continue // a header's files are holes
-		}
-		i := item{name: d.Name(), size: folderSize(filepath.Join(s.CacheDir, d.Name()))}
-		if info, err := os.Stat(filepath.Join(s.CacheDir, d.Name(), "meta.json")); err == nil {
-			i.used = info.ModTime()
-		}
-		used += i.size
-		base := strings.TrimSuffix(i.name, ".part")
-		if _, flying := s.flights[base]; flying || s.holds[base] > 0 {
-			held += i.size
+		if !ours.MatchString(d.Name()) {
 			continue
+		}
+		path := filepath.Join(s.CacheDir, d.Name())
+		i := item{name: d.Name(), size: folderSize(path)}
+		if info, err := os.Stat(filepath.Join(path, "meta.json")); err == nil {
+			i.used = info.ModTime()
 		}
 		items = append(items, i)
 	}
 	slices.SortFunc(items, func(a, b item) int { return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.name, b.name)) })
-	if need := used - s.CacheSize; need > 0 {
-		var may int64
-		for _, i := range items {
-			may += i.size
-		}
-		if may < need {
-			return fmt.Errorf("needs %d bytes more in the cache of %d; %d are in use there: raise spec.cache.size of the pool (--cache-size of a worker)", n, s.CacheSize, held)
-		}
+	return items, nil
+}
+
+// reserve makes room for n more bytes of an entry, by removing those that
+// nobody holds, the least recently used first. The folders are measured without
+// the lock; bytes that arrive meanwhile count twice, as coming and as there.
+func (s *Store) reserve(key string, n int64) error {
+	s.mu.Lock()
+	s.coming[key] = max(n, 0)
+	before := maps.Clone(s.coming)
+	s.mu.Unlock()
+	items, err := s.measure()
+	if err != nil {
+		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var used, held, may int64
+	for key, b := range s.coming {
+		used += max(b, before[key])
+	}
+	var free []item
 	for _, i := range items {
+		used += i.size
+		base := strings.TrimSuffix(i.name, ".part")
+		if _, flying := s.flights[base]; flying || s.holds[base] > 0 || strings.HasPrefix(i.name, headerPrefix) {
+			held += i.size
+			continue
+		}
+		may += i.size
+		free = append(free, i)
+	}
+	if need := used - s.CacheSize; need > may {
+		return fmt.Errorf("needs %d bytes more in the cache of %d; %d are in use there: raise spec.cache.size of the pool (--cache-size of a worker)", n, s.CacheSize, held)
+	}
+	for _, i := range free {
 		if used <= s.CacheSize {
 			break
 		}
@@ -255,13 +272,19 @@ func (s *Store) forget(key string) {
 	delete(s.coming, key)
 }
 
+// folderSize is what the files below a folder take: less than their lengths where
+// those have holes, as the weights of a header do.
 func folderSize(dir string) (n int64) {
 	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil
 		}
 		if info, err := d.Info(); err == nil {
-			n += info.Size()
+			size := info.Size()
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok && strings.HasPrefix(filepath.Base(dir), headerPrefix) {
+				size = min(size, 512*stat.Blocks)
+			}
+			n += size
 		}
 		return nil
 	})

@@ -1,12 +1,14 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -38,8 +40,12 @@ var folderFiles = []struct {
 const (
 	singleWeights = "model.safetensors"
 	shardIndex    = "model.safetensors.index.json"
-	// maxSmall bounds each file beside the weights.
-	maxSmall = 256 << 20
+	// maxSmall bounds each file beside the weights, maxIndex the list of weights,
+	// maxHeader the header of each and maxHeaders all of them: what a model's readers take.
+	maxSmall   = 64 << 20
+	maxIndex   = 32 << 20
+	maxHeader  = 32 << 20
+	maxHeaders = 64 << 20
 	// maxShards bounds the weight files of one model.
 	maxShards = 4096
 	// ggufHeader is what is read of a .gguf to learn its footprint: metadata with
@@ -139,6 +145,12 @@ type downloader struct {
 	src   worker.Source
 	entry entry
 	meta  metadata
+
+	// Of headers: weight files that are still to come, bytes reserved for them, and
+	// bytes that headers have beyond what is asked for first.
+	ahead int
+	room  int64
+	long  int64
 }
 
 // all files of the source.
@@ -171,36 +183,68 @@ func (d *downloader) small(ctx context.Context, u *url.URL) (weights []string, e
 			return nil, d.orUnavailable(f.name, err)
 		}
 	}
-	err = d.file(ctx, u, shardIndex, maxSmall, quiet)
+	err = d.file(ctx, u, shardIndex, maxIndex, quiet)
 	if errors.Is(err, errNotFound) {
 		return []string{singleWeights}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(filepath.Join(d.entry.files(), shardIndex))
+	f, err := os.Open(filepath.Join(d.entry.files(), shardIndex))
 	if err != nil {
 		return nil, &Error{ErrUnavailable, d.src.URI, err.Error()}
 	}
-	var index struct {
-		Map map[string]string `json:"weight_map"`
-	}
-	if err := json.Unmarshal(b, &index); err != nil {
+	defer f.Close()
+	if weights, err = weightFiles(f); err != nil {
 		return nil, &Error{ErrInvalid, d.src.URI, fmt.Sprintf("%s: %v", shardIndex, err)}
 	}
-	for _, name := range index.Map {
-		// The index is untrusted: a name with a path in it would be written elsewhere.
-		if name != path.Base(name) || strings.ContainsAny(name, `\`) || !strings.HasSuffix(name, ".safetensors") {
-			return nil, &Error{ErrInvalid, d.src.URI, fmt.Sprintf("%s: %q is not the name of a .safetensors file beside it", shardIndex, name)}
-		}
-		weights = append(weights, name)
-	}
-	slices.Sort(weights)
-	weights = slices.Compact(weights)
-	if len(weights) == 0 || len(weights) > maxShards {
-		return nil, &Error{ErrInvalid, d.src.URI, fmt.Sprintf("%s: names %d files", shardIndex, len(weights))}
-	}
 	return weights, nil
+}
+
+// weightFiles are the names in an index, which is untrusted: it is not collected,
+// and a name with a path in it would be written elsewhere.
+func weightFiles(index io.Reader) ([]string, error) {
+	dec := json.NewDecoder(index)
+	names := map[string]bool{}
+	object := func(member func(name string) error) error {
+		if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+			return cmp.Or(err, errors.New("not an object"))
+		}
+		for dec.More() {
+			t, err := dec.Token()
+			if err != nil {
+				return err
+			}
+			if err := member(t.(string)); err != nil {
+				return err
+			}
+		}
+		_, err := dec.Token()
+		return err
+	}
+	err := object(func(key string) error {
+		if key != "weight_map" {
+			var skip json.RawMessage
+			return dec.Decode(&skip)
+		}
+		return object(func(string) error {
+			var name string
+			if err := dec.Decode(&name); err != nil {
+				return err
+			}
+			if name != path.Base(name) || strings.ContainsAny(name, `\`) || !strings.HasSuffix(name, ".safetensors") {
+				return fmt.Errorf("%.200q is not the name of a .safetensors file beside it", name)
+			}
+			if names[name] = true; len(names) > maxShards {
+				return fmt.Errorf("names more than %d files", maxShards)
+			}
+			return nil
+		})
+	})
+	if err == nil && len(names) == 0 {
+		err = errors.New("names no files")
+	}
+	return slices.Sorted(maps.Keys(names)), err
 }
 
 // orUnavailable turns a missing file into an error for people.
@@ -494,8 +538,9 @@ func (s *Store) headerCached(ctx context.Context, src worker.Source, u *url.URL)
 	if strings.HasSuffix(u.Path, "/") {
 		weights, err = d.small(ctx, u)
 	}
-	for _, name := range weights {
+	for i, name := range weights {
 		if err == nil {
+			d.ahead = len(weights) - i
 			err = d.orUnavailable(name, d.header(ctx, u, name))
 		}
 	}
@@ -526,15 +571,19 @@ func (d *downloader) header(ctx context.Context, u *url.URL, name string) error 
 	if strings.HasSuffix(name, ".safetensors") {
 		first = 1 << 20
 	}
-	total, err := d.ranged(ctx, u, name, f, 0, first)
+	total, err := d.ranged(ctx, u, name, f, 0, first, d.ahead)
 	if err != nil {
 		return err
 	}
 	if strings.HasSuffix(name, ".safetensors") {
 		var b [8]byte
 		if _, err := f.ReadAt(b[:], 0); err == nil {
-			if n := binary.LittleEndian.Uint64(b[:]); n > uint64(first)-8 && n < maxSmall && int64(n)+8 <= total {
-				if _, err := d.ranged(ctx, u, name, f, first, int64(n)+8-first); err != nil {
+			if n := binary.LittleEndian.Uint64(b[:]); n > uint64(first)-8 && n <= maxHeader && int64(n)+8 <= total {
+				more := int64(n) + 8 - first
+				if d.long += more; d.long > maxHeaders {
+					return &Error{ErrInvalid, d.src.URI, fmt.Sprintf("the headers of its weights have more than %d bytes together", maxHeaders)}
+				}
+				if _, err := d.ranged(ctx, u, name, f, first, more, 1); err != nil {
 					return err
 				}
 			}
@@ -543,8 +592,22 @@ func (d *downloader) header(ctx context.Context, u *url.URL, name string) error 
 	return errors.Join(f.Truncate(total), f.Close())
 }
 
-// ranged copies n bytes from start on, fewer if the file ends; it returns the file's length.
-func (d *downloader) ranged(ctx context.Context, u *url.URL, name string, f *os.File, start, n int64) (total int64, err error) {
+// reserve makes room for n bytes of a header, and at once for as many of others
+// that follow: the cache is measured each time.
+func (d *downloader) reserve(n int64, times int) error {
+	if n > d.room {
+		d.room = n * int64(times)
+		if err := d.store.reserve(d.key, d.room); err != nil {
+			return err
+		}
+	}
+	d.room -= n
+	return nil
+}
+
+// ranged copies n bytes from start on, fewer if the file ends; it returns the
+// file's length. So many files of the kind are to come, with this one.
+func (d *downloader) ranged(ctx context.Context, u *url.URL, name string, f *os.File, start, n int64, times int) (total int64, err error) {
 	ctx, silence := d.store.watch(ctx)
 	defer silence.stop()
 	resp, err := d.store.get(ctx, fileURL(u, name), http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", start, start+n-1)}})
@@ -566,6 +629,9 @@ func (d *downloader) ranged(ctx context.Context, u *url.URL, name string, f *os.
 	default:
 		return 0, fmt.Errorf("the server answered %s", resp.Status)
 	}
+	if err := d.reserve(min(n, total-start), times); err != nil {
+		return 0, &Error{ErrUnavailable, d.src.URI, err.Error()}
+	}
 	w := io.NewOffsetWriter(f, start)
 	buf := make([]byte, 256<<10)
 	body := io.LimitReader(resp.Body, n)
@@ -575,6 +641,7 @@ func (d *downloader) ranged(ctx context.Context, u *url.URL, name string, f *os.
 		if _, err := w.Write(buf[:n]); err != nil {
 			return 0, err
 		}
+		d.store.arrived(d.key, int64(n))
 		if err == io.EOF {
 			return total, nil
 		}

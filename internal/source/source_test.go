@@ -140,6 +140,21 @@ func TestFileDigest(t *testing.T) {
 	if err := try(a, "sha256:12"); !errors.Is(err, ErrDigest) {
 		t.Errorf("malformed digest: %v", err)
 	}
+	// A digest covers what links to files lead to, and no links to folders.
+	write(t, root+"/blobs/b", "two")
+	write(t, root+"/linked/a.txt", "one")
+	os.Mkdir(root+"/linked/sub", 0o755)
+	link(t, root+"/blobs/b", root+"/linked/sub/b.txt")
+	if err := try(root+"/linked", digest([]byte(lines))); err != nil {
+		t.Error(err)
+	}
+	link(t, root+"/blobs", root+"/linked/more")
+	if err := try(root+"/linked", digest([]byte(lines))); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "more is a symbolic link to a folder") {
+		t.Errorf("a link to a folder: %v", err)
+	}
+	if err := try(root+"/linked", ""); err != nil {
+		t.Errorf("without a digest: %v", err)
+	}
 	// An unchanged file is not read again: nobody could tell this content from the first.
 	info, _ := os.Stat(a)
 	write(t, a, "eno")
@@ -460,6 +475,57 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	if n := folderSize(s.CacheDir); n > s.CacheSize {
 		t.Errorf("the cache holds %d of %d", n, s.CacheSize)
+	}
+}
+
+// TestHeadersAreInTheAccount while they are held, by what they take: their weights are holes.
+func TestHeadersAreInTheAccount(t *testing.T) {
+	header := `{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}`
+	weights := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	srv := serve(t, map[string][]byte{
+		"/m/config.json": []byte("{}"), "/m/model.safetensors": append(weights, content(8<<20, 1)...), "/x.gguf": content(3<<20, 2),
+	})
+	s := &Store{CacheDir: t.TempDir(), CacheSize: 3<<20 + 512<<10}
+	_, done, err := s.Header(t.Context(), worker.Source{URI: srv.URL + "/m/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetch := func() error {
+		_, err := s.Fetch(t.Context(), worker.Source{URI: srv.URL + "/x.gguf"}, nil)
+		return err
+	}
+	if err := fetch(); err == nil || !strings.Contains(err.Error(), "in use there") {
+		t.Errorf("beside a header of 1 MiB: %v", err)
+	}
+	done()
+	if err := fetch(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := s.Header(t.Context(), worker.Source{URI: srv.URL + "/m/"}); err == nil || !strings.Contains(err.Error(), "in use there") {
+		t.Errorf("a header where all is in use: %v", err)
+	}
+}
+
+func TestWeightFiles(t *testing.T) {
+	var many strings.Builder
+	for i := range maxShards + 1 {
+		fmt.Fprintf(&many, `"%d":"%d.safetensors",`, i, i)
+	}
+	for name, c := range map[string]struct{ index, want string }{
+		"fine":       {`{"metadata":{"x":[1]},"weight_map":{"a":"b.safetensors","c":"a.safetensors","d":"b.safetensors"}}`, "a.safetensors b.safetensors <nil>"},
+		"cut":        {`{"weight_map":{"a":"b.safetensors"`, "EOF"},
+		"list":       {`{"weight_map":[]}`, "not an object"},
+		"number":     {`{"weight_map":{"a":1}}`, "number"},
+		"elsewhere":  {`{"weight_map":{"a":"/b.safetensors"}}`, "beside it"},
+		"other kind": {`{"weight_map":{"a":"b.bin"}}`, "beside it"},
+		"nothing":    {`{"weight_map":{}}`, "no files"},
+		"no map":     {`{}`, "no files"},
+		"many":       {`{"weight_map":{` + many.String(), "more than 4096"},
+	} {
+		names, err := weightFiles(strings.NewReader(c.index))
+		if got := strings.Join(append(names, fmt.Sprint(err)), " "); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %.300s", name, got)
+		}
 	}
 }
 
