@@ -93,6 +93,7 @@ func Validate(m v1alpha1.Model) error {
 		rules = append(rules,
 			rule{a.Min < 0 || a.Min > 1000, "spec.autoscaling.min must lie between 0 and 1000"},
 			rule{a.Max < 1 || a.Max > 1000, "spec.autoscaling.max must lie between 1 and 1000"},
+			duration("spec.autoscaling.idleAfter", a.IdleAfter),
 			rule{a.Min > a.Max, "spec.autoscaling.min must not be larger than spec.autoscaling.max"},
 			rule{a.Target.Requests < 0 || a.Target.Requests > 100000, "spec.autoscaling.target.requests must lie between 1 and 100000"})
 	}
@@ -118,9 +119,16 @@ func ValidatePool(p v1alpha1.InferencePool) error {
 		rule{!slices.Contains([]v1alpha1.NamespacesFrom{v1alpha1.NamespacesSame, v1alpha1.NamespacesAll, v1alpha1.NamespacesSelector}, s.AllowedNamespaces.From),
 			fmt.Sprintf("spec.allowedNamespaces.from %q is unknown: write Same, All or Selector", s.AllowedNamespaces.From)},
 		rule{s.Update.Type != "" && s.Update.Type != "Rolling", fmt.Sprintf("spec.update.type %q is unknown: write Rolling", s.Update.Type)},
+		duration("spec.update.drain", s.Update.Drain),
+		duration("spec.scaleDown.after", s.ScaleDown.After),
 		rule{s.Update.MaxUnavailable < 0, "spec.update.maxUnavailable must be at least 1"},
 	)
 	return broken("InferencePool", p.ObjectMeta, rules)
+}
+
+// duration: a pattern in the schema; here the text has been read already.
+func duration(field string, d *metav1.Duration) rule {
+	return rule{d != nil && d.Duration < 0, field + " is a duration in h, m, s or ms, as in 90s or 1h30m"}
 }
 
 func names(o metav1.ObjectMeta, longest int, message string) []rule {

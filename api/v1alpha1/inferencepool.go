@@ -177,6 +177,7 @@ type UpdateSpec struct {
 	MaxUnavailable int32 `json:"maxUnavailable,omitempty"`
 	// Drain is how long running requests may go on. Default 5m.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",message="spec.update.drain is a duration in h, m, s or ms, as in 90s or 1h30m"
 	Drain *metav1.Duration `json:"drain,omitempty"`
 }
 
@@ -184,6 +185,7 @@ type UpdateSpec struct {
 type ScaleDownSpec struct {
 	// After so long with nothing resident, loading or running. Default 10m.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",message="spec.scaleDown.after is a duration in h, m, s or ms, as in 90s or 1h30m"
 	After *metav1.Duration `json:"after,omitempty"`
 }
 

@@ -166,6 +166,7 @@ type Autoscaling struct {
 	Max int32 `json:"max"`
 	// IdleAfter is how long a model without requests stays resident. Default 5m.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",message="spec.autoscaling.idleAfter is a duration in h, m, s or ms, as in 90s or 1h30m"
 	IdleAfter *metav1.Duration `json:"idleAfter,omitempty"`
 	// Target is the load per replica that the number of replicas aims for.
 	// +optional

@@ -51,6 +51,9 @@ func TestRules(t *testing.T) {
 		"selector without":       {pool("p", "{allowedNamespaces: {from: All, selector: {}}}"), "goes with from: Selector, and only with it"},
 		"pool name":              {pool(long, "{}"), "at most 50 characters and no dots"},
 		"pool name with dots":    {pool("a.b", "{}"), "at most 50 characters and no dots"},
+		"idle after":             {model("x", "{"+uri+", autoscaling: {idleAfter: '-5m'}}"), "spec.autoscaling.idleAfter is a duration in h, m, s or ms, as in 90s or 1h30m"},
+		"drain":                  {pool("p", "{update: {drain: '-5m'}}"), "spec.update.drain is a duration"},
+		"scale down":             {pool("p", "{scaleDown: {after: '-5m'}}"), "spec.scaleDown.after is a duration"},
 		"update":                 {pool("p", "{update: {type: Recreate}}"), "Rolling"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -62,6 +65,26 @@ func TestRules(t *testing.T) {
 				t.Errorf("without an API server: %v, want ...%s...", err, c.message)
 			}
 		})
+	}
+}
+
+// TestUnreadable: what the operator's types cannot read must not get into the
+// API server, or one Model would keep it from reading any.
+func TestUnreadable(t *testing.T) {
+	for name, manifest := range map[string]string{
+		"idle after": model("x", "{source: {uri: 'file:///models/x'}, autoscaling: {idleAfter: 5 minutes}}"),
+		"drain":      pool("p", "{update: {drain: soon}}"),
+		"scale down": pool("p", "{scaleDown: {after: '5'}}"),
+		"memory":     pool("p", "{device: {memory: plenty}}"),
+		"host":       pool("p", "{memory: {host: plenty}}"),
+		"cache":      pool("p", "{cache: {size: plenty}}"),
+		"template":   pool("p", "{template: []}"),
+		"workers":    pool("p", "{workers: {max: 4294967296}}"),
+		"selector":   model("x", "{source: {uri: 'file:///models/x'}, poolSelector: {matchLabels: {a: 1}}}"),
+	} {
+		if err := cluster.client.Create(t.Context(), object(t, manifest), client.DryRunAll); !apierrors.IsInvalid(err) {
+			t.Errorf("%s: the API server says %v", name, err)
+		}
 	}
 }
 
