@@ -72,15 +72,17 @@ func TestRules(t *testing.T) {
 // API server, or one Model would keep it from reading any.
 func TestUnreadable(t *testing.T) {
 	for name, manifest := range map[string]string{
-		"idle after": model("x", "{source: {uri: 'file:///models/x'}, autoscaling: {idleAfter: 5 minutes}}"),
-		"drain":      pool("p", "{update: {drain: soon}}"),
-		"scale down": pool("p", "{scaleDown: {after: '5'}}"),
-		"memory":     pool("p", "{device: {memory: plenty}}"),
-		"host":       pool("p", "{memory: {host: plenty}}"),
-		"cache":      pool("p", "{cache: {size: plenty}}"),
-		"template":   pool("p", "{template: []}"),
-		"workers":    pool("p", "{workers: {max: 4294967296}}"),
-		"selector":   model("x", "{source: {uri: 'file:///models/x'}, poolSelector: {matchLabels: {a: 1}}}"),
+		"idle after":  model("x", "{source: {uri: 'file:///models/x'}, autoscaling: {idleAfter: 5 minutes}}"),
+		"drain":       pool("p", "{update: {drain: soon}}"),
+		"scale down":  pool("p", "{scaleDown: {after: '5'}}"),
+		"memory":      pool("p", "{device: {memory: plenty}}"),
+		"host":        pool("p", "{memory: {host: plenty}}"),
+		"cache":       pool("p", "{cache: {size: plenty}}"),
+		"template":    pool("p", "{template: []}"),
+		"workers":     pool("p", "{workers: {max: 4294967296}}"),
+		"unavailable": pool("p", "{update: {maxUnavailable: 4294967296}}"),
+		"priority":    pool("p", "{allowedNamespaces: {from: All, maxPriority: 4294967296}}"),
+		"selector":    model("x", "{source: {uri: 'file:///models/x'}, poolSelector: {matchLabels: {a: 1}}}"),
 	} {
 		if err := cluster.client.Create(t.Context(), object(t, manifest), client.DryRunAll); !apierrors.IsInvalid(err) {
 			t.Errorf("%s: the API server says %v", name, err)
