@@ -30,7 +30,7 @@ type Weights func(name string) (tensor.Tensor, error)
 
 // ErrFault marks a step, or a load, that could not read the weights: the mapped
 // file was truncated or its disk failed. The process is sound, the program is not.
-var ErrFault = errors.New("the weights cannot be read")
+var ErrFault = errors.New("the weights cannot be read: the model's files changed or vanished while it was loaded")
 
 // Limits bound one program.
 type Limits struct {

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/estiba/estiba/runtime/backend"
@@ -21,6 +23,7 @@ import (
 // any goroutine, also before Run and after it.
 type Engine struct {
 	log     *slog.Logger
+	failed  func(replica string, err error)
 	wake    chan struct{}    // there may be something to run
 	scratch sampling.Scratch // of the step's goroutine
 
@@ -36,7 +39,15 @@ type Engine struct {
 // Options of an engine; the zero value works.
 type Options struct {
 	Log *slog.Logger // what went wrong in a step; nil: slog.Default()
+	// Failed is told once that a replica cannot go on: it could not read its weights,
+	// or failed so many steps in a row. Its requests have ended with an ErrBroken, as
+	// every later one does, until it is removed; its neighbours go on. It is called
+	// from the steps' goroutine, which waits for it. May be nil.
+	Failed func(replica string, err error)
 }
+
+// failures in a row, with no token between them, are the model's own fault and not a request's.
+const failures = 3
 
 // Replica is a model's program, and its room.
 type Replica struct {
@@ -93,12 +104,15 @@ var (
 	ErrVocabulary  = errors.New("the prompt has a token that the model does not know")
 	ErrRemoved     = errors.New("the model was taken off the device")
 	ErrStopped     = errors.New("the engine has stopped")
+	ErrBroken      = errors.New("the model fails")
 )
 
 type replica struct {
 	Replica
 	out      backend.Out // of the last step; its memory is part of the replica's workspace and goes with it
 	removing bool
+	failing  int           // steps in a row that gave nothing because they failed
+	broken   error         // an ErrBroken: no more requests
 	gone     chan struct{} // closed once nothing uses the program any more
 }
 
@@ -121,8 +135,12 @@ func New(o Options) *Engine {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if o.Failed == nil {
+		o.Failed = func(string, error) {}
+	}
 	return &Engine{
 		log:      o.Log,
+		failed:   o.Failed,
 		wake:     make(chan struct{}, 1),
 		batcher:  batching.New(),
 		replicas: map[string]*replica{},
@@ -208,7 +226,7 @@ func (e *Engine) Remove(ctx context.Context, name string) error {
 // event may then be missing. Either read to the end or end ctx.
 //
 // The error is ErrNoReplica, ErrQueueFull, ErrEmptyPrompt, ErrVocabulary,
-// ErrStopped, a *TooLongError, or ctx's.
+// ErrStopped, ErrBroken, a *TooLongError, or ctx's.
 func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
@@ -221,6 +239,9 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 	home := e.replicas[r.Replica]
 	if home == nil || home.removing {
 		return nil, fmt.Errorf("%w: %q", ErrNoReplica, r.Replica)
+	}
+	if home.broken != nil {
+		return nil, home.broken
 	}
 	for _, t := range r.Prompt {
 		if t < 0 || int(t) >= home.Vocabulary {
@@ -272,9 +293,10 @@ func (e *Engine) step(ctx context.Context) bool {
 	}
 	if err := e.run(ctx, w); err != nil {
 		e.abort(w, err) // its requests end, its neighbours go on
-		return true
+	} else {
+		e.commit(w, e.sample(w))
 	}
-	e.commit(w, e.sample(w))
+	e.finish(w.replica)
 	return true
 }
 
@@ -302,7 +324,10 @@ func (e *Engine) run(ctx context.Context, w work) (err error) {
 				stack = elsewhere.Stack()
 			}
 			e.log.Error("program panicked", "model", w.replica.Name, "panic", p, "stack", string(stack))
-			err = fmt.Errorf("panic: %v", p)
+			err = errors.New("the computation broke; the log says where")
+			if _, ok := p.(interface{ Addr() uintptr }); ok { // a fault on mapped data: runtime/debug.SetPanicOnFault
+				err = backend.ErrFault
+			}
 		}
 		if err != nil {
 			err = fmt.Errorf("run a step of %d tokens of %s: %w", w.batch.Tokens(), w.replica.Name, err)
@@ -322,8 +347,9 @@ func (e *Engine) run(ctx context.Context, w work) (err error) {
 
 // choice is the next token of a span, where it has one.
 type choice struct {
-	token sampling.Token
-	err   error
+	token  sampling.Token
+	err    error
+	broken bool // not by the request's parameters: the model gave no numbers
 }
 
 // sample chooses the tokens of a batch, each by its own request's sampler, and
@@ -349,7 +375,9 @@ func (e *Engine) sample(w work) []choice {
 			last = all[len(all)-w.replica.Vocabulary:]
 		}
 		if span.Next {
-			choices[i].token, choices[i].err = q.sampler.Sample(last, &e.scratch)
+			c := &choices[i]
+			c.token, c.err = q.sampler.Sample(last, &e.scratch)
+			c.broken = c.err != nil && !slices.ContainsFunc(last, func(x float32) bool { return x > float32(math.Inf(-1)) })
 		}
 	}
 	return choices
@@ -359,11 +387,25 @@ func (e *Engine) commit(w work, choices []choice) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	tokens := make([]int32, len(choices))
+	var good, bad bool
+	for i, c := range choices {
+		good = good || w.batch.Spans[i].Next && c.err == nil
+		bad = bad || c.broken
+	}
+	switch {
+	case good:
+		w.replica.failing = 0
+	case bad:
+		w.replica.judge(sampling.ErrNotANumber)
+	}
 	for i, c := range choices {
 		q := w.requests[i]
 		if c.err != nil {
 			if o, ok := e.batcher.Cancel(q.id); ok {
 				o.Finish, o.Err = batching.FinishError, fmt.Errorf("sample a token of %s: %w", w.replica.Name, c.err)
+				if w.replica.broken != nil {
+					o.Err = w.replica.broken
+				}
 				e.deliver([]batching.Output{o})
 			}
 			continue
@@ -371,8 +413,6 @@ func (e *Engine) commit(w work, choices []choice) {
 		q.choice, tokens[i] = c.token, c.token.ID
 	}
 	e.deliver(e.batcher.Commit(w.batch, tokens))
-	e.stepping = nil
-	e.settle(w.replica)
 }
 
 func (e *Engine) abort(w work, err error) {
@@ -380,10 +420,52 @@ func (e *Engine) abort(w work, err error) {
 	defer e.mu.Unlock()
 	if !errors.Is(err, ErrStopped) {
 		e.log.Error("step failed", "model", w.replica.Name, "requests", len(w.batch.Spans), "error", err)
+		w.replica.judge(err)
+	}
+	if w.replica.broken != nil {
+		err = w.replica.broken
 	}
 	e.deliver(e.batcher.Abort(w.batch, err))
+}
+
+// judge counts a failed step, and says whether it is the model that is broken.
+// Weights that cannot be read are so at once. Engine.mu is held.
+func (r *replica) judge(err error) {
+	r.failing++
+	if r.failing >= failures || errors.Is(err, backend.ErrFault) {
+		r.broken = fmt.Errorf("%w: %w", ErrBroken, err)
+	}
+}
+
+// finish ends a step. What a model that has just broken still has of requests
+// ends too, and the engine's owner hears of it before Remove may return.
+func (e *Engine) finish(r *replica) {
+	e.mu.Lock()
+	broken := r.broken
+	if broken != nil {
+		e.end(broken, func(q *request) bool { return q.Replica == r.Name })
+	}
+	e.mu.Unlock()
+	if broken != nil {
+		e.failed(r.Name, broken)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.stepping = nil
-	e.settle(w.replica)
+	e.settle(r)
+}
+
+// end ends requests with an error. e.mu is held.
+func (e *Engine) end(err error, which func(*request) bool) {
+	for id, q := range e.requests {
+		if !which(q) {
+			continue
+		}
+		if o, ok := e.batcher.Cancel(id); ok {
+			o.Finish, o.Err = batching.FinishError, err
+			e.deliver([]batching.Output{o})
+		}
+	}
 }
 
 // cancel ends a request whose context has ended.
@@ -404,12 +486,7 @@ func (e *Engine) stop() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stopped = true
-	for id := range e.requests {
-		if o, ok := e.batcher.Cancel(id); ok {
-			o.Finish, o.Err = batching.FinishError, ErrStopped
-			e.deliver([]batching.Output{o})
-		}
-	}
+	e.end(ErrStopped, func(*request) bool { return true })
 	for _, r := range e.replicas {
 		e.settle(r)
 	}

@@ -114,6 +114,11 @@ func small(name string) (Replica, *program) {
 // start runs an engine until the test's end, inside a bubble.
 func start(t *testing.T, replicas ...Replica) *Engine {
 	e := New(Options{Log: slog.New(slog.DiscardHandler)})
+	run(t, e, replicas...)
+	return e
+}
+
+func run(t *testing.T, e *Engine, replicas ...Replica) {
 	for _, r := range replicas {
 		if err := e.Add(r); err != nil {
 			t.Fatal(err)
@@ -128,7 +133,6 @@ func start(t *testing.T, replicas ...Replica) *Engine {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return e
 }
 
 func read(events <-chan Event) (ids []int32, last Event) {
@@ -259,7 +263,7 @@ func TestFailures(t *testing.T) {
 		says   string
 	}{
 		"error": {func(batching.Batch) error { return failed }, "run a step of 6 tokens of a: out of order"},
-		"panic": {func(batching.Batch) error { panic("oops") }, "run a step of 6 tokens of a: panic: oops"},
+		"panic": {func(batching.Batch) error { panic("oops") }, "run a step of 6 tokens of a: the computation broke; the log says where"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -323,6 +327,111 @@ func TestNotANumber(t *testing.T) {
 		}
 		if ids, _ := read(good); !slices.Equal(ids, alone(prompt(6, 1), 5)) {
 			t.Errorf("neighbour in the same batch: %v", ids)
+		}
+	})
+}
+
+// TestBroken: a model that cannot go on takes no more requests and says so once;
+// what is a request's own fault, or nobody's, does not count.
+func TestBroken(t *testing.T) {
+	out := errors.New("out of order")
+	number := func(b batching.Batch) int32 { return b.Spans[0].Tokens[0] } // of a text of one token
+	for name, c := range map[string]struct {
+		prompts []int32 // 1: fails; 2: the weights cannot be read; 3: panics; 13: no numbers; 4: answers
+		broken  bool
+		cause   error
+	}{
+		"once":                  {[]int32{1}, false, nil},
+		"with success between":  {[]int32{1, 3, 4, 1, 1, 4, 13, 13, 4, 1}, false, nil},
+		"three times":           {[]int32{4, 1, 1, 1}, true, out},
+		"three times, each way": {[]int32{13, 3, 1}, true, out},
+		"no numbers":            {[]int32{13, 13, 13}, true, sampling.ErrNotANumber},
+		"weights":               {[]int32{4, 2}, true, backend.ErrFault},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := small("a")
+				a.Program, a.Sequences = nan{p}, 1
+				b, _ := small("b")
+				var told []string
+				e := New(Options{Log: slog.New(slog.DiscardHandler), Failed: func(name string, err error) {
+					if !errors.Is(err, ErrBroken) || !errors.Is(err, c.cause) {
+						t.Errorf("told of %v", err)
+					}
+					told = append(told, name)
+				}})
+				run(t, e, a, b)
+				p.broken = func(b batching.Batch) error {
+					switch number(b) {
+					case 1:
+						return out
+					case 2:
+						return backend.ErrFault
+					case 3:
+						panic("oops")
+					}
+					return nil
+				}
+				var last Event
+				for i, token := range c.prompts {
+					r := Request{Replica: "a", Prompt: []int32{token}, MaxTokens: 1}
+					s := submit(t, e, t.Context(), r)
+					if c.broken && i == len(c.prompts)-1 { // beside the last, one that waits
+						r.Prompt = []int32{4}
+						if _, waits := read(submit(t, e, t.Context(), r)); !errors.Is(waits.Err, ErrBroken) || waits.Finish != batching.FinishError {
+							t.Errorf("the one that waited: %+v", waits)
+						}
+					}
+					_, last = read(s)
+				}
+				synctest.Wait()
+				_, err := e.Submit(t.Context(), Request{Replica: "a", Prompt: []int32{4}, MaxTokens: 1})
+				if !c.broken {
+					if err != nil || len(told) != 0 || errors.Is(last.Err, ErrBroken) {
+						t.Errorf("not broken: %v, %v, %v", err, told, last.Err)
+					}
+					return
+				}
+				if !errors.Is(err, ErrBroken) || !errors.Is(last.Err, ErrBroken) || !slices.Equal(told, []string{"a"}) {
+					t.Errorf("broken: %v, %v, %v", err, told, last.Err)
+				}
+				if ids, last := read(submit(t, e, t.Context(), Request{Replica: "b", Prompt: prompt(6, 1), MaxTokens: 5})); !slices.Equal(ids, alone(prompt(6, 1), 5)) {
+					t.Errorf("neighbour: %v %+v", ids, last)
+				}
+				// Loaded anew it serves.
+				if err := errors.Join(e.Remove(t.Context(), "a"), e.Add(a)); err != nil {
+					t.Fatal(err)
+				}
+				if ids, last := read(submit(t, e, t.Context(), Request{Replica: "a", Prompt: []int32{4}, MaxTokens: 3})); len(ids) != 3 {
+					t.Errorf("again: %v %+v", ids, last)
+				}
+			})
+		})
+	}
+}
+
+// TestRequestsBreakNoModel: parameters that leave no token to choose, and requests that are given up.
+func TestRequestsBreakNoModel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		e := start(t, a)
+		none := map[int32]float64{}
+		for id := range int32(vocabulary) {
+			none[id] = math.Inf(-1)
+		}
+		for range 2 * failures {
+			bad := Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 5}
+			bad.Sampling.Bias = none
+			if _, last := read(submit(t, e, t.Context(), bad)); !errors.Is(last.Err, sampling.ErrNotANumber) {
+				t.Fatalf("%+v", last)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			submit(t, e, ctx, Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 5})
+			cancel()
+			synctest.Wait()
+		}
+		if ids, last := read(submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(6, 1), MaxTokens: 5})); !slices.Equal(ids, alone(prompt(6, 1), 5)) {
+			t.Errorf("%v %+v", ids, last)
 		}
 	})
 }

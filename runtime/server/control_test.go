@@ -427,11 +427,31 @@ func TestFileCutShort(t *testing.T) {
 	if err := os.Truncate(filepath.Join(r.root, "cut", "model.safetensors"), 8192); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := r.complete("cut"); status != 500 || !strings.Contains(body, "not complete") {
+	status, body := r.complete("cut")
+	if status != 503 || !strings.Contains(body, "(InvalidModel)") || !strings.Contains(body, "files changed or vanished") || strings.Contains(body, "runtime error") {
 		t.Errorf("cut: %d %s", status, body)
+	}
+	failed := r.until(func(h map[string]api.HomeState) bool { return h["cut"].Phase == api.PhaseFailed })["cut"]
+	if failed.Reason != api.ReasonInvalidModel || failed.Message == "" || failed.Tier == api.TierDevice {
+		t.Errorf("%+v", failed)
+	}
+	if status, body := r.complete("cut"); status != 503 || !strings.Contains(body, "(InvalidModel)") {
+		t.Errorf("cut, asked again: %d %s", status, body)
+	}
+	if s := r.state(); s.Devices[0].UsedBytes != s.Homes[1].Footprint.Total() {
+		t.Errorf("what is held is not the neighbour's alone: %+v", s)
 	}
 	if status, body := r.complete("stories"); status != 200 {
 		t.Errorf("stories: %d %s", status, body)
+	}
+	whole, err := os.ReadFile(filepath.Join(r.root, "stories", "model.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, filepath.Join(r.root, "cut", "model.safetensors"), func([]byte) []byte { return whole })
+	r.resident("cut")
+	if status, body := r.complete("cut"); status != 200 {
+		t.Errorf("whole again: %d %s", status, body)
 	}
 }
 

@@ -235,6 +235,10 @@ func stepError(err error) *apiError {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, Type: "server_error", Code: "model_unavailable",
 			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
 	}
+	if errors.Is(err, engine.ErrBroken) {
+		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",
+			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v.", api.ReasonInvalidModel, err)}
+	}
 	return &apiError{status: http.StatusInternalServerError, Type: "server_error", Code: "engine_error",
 		Message: fmt.Sprintf("The text is not complete, the model failed: %v.", err)}
 }

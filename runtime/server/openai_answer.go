@@ -98,7 +98,7 @@ func (t *text) safely() (p piece) {
 	defer func() {
 		if r := recover(); r != nil {
 			slog.Error("text panicked", "panic", r, "stack", string(debug.Stack()))
-			p = piece{err: stepError(fmt.Errorf("panic: %v", r))}
+			p = piece{err: stepError(errors.New("writing its text broke; the log says where"))}
 		}
 	}()
 	return t.next()

@@ -27,6 +27,7 @@ type home struct {
 	held      int64              // bytes in the device's account
 	admitted  bool               // they are for a load that has not ended
 	loaded    *Loaded            // while resident
+	broken    *fault             // why the engine gave it up, while it is loaded
 	evicted   string             // why it has to leave the device; empty: it may stay
 	cancel    context.CancelFunc // of the fetch, load or unload under way
 	unloading bool
@@ -44,6 +45,7 @@ type home struct {
 	failures     int           // in a row
 	retry        time.Time     // not before then
 	loadFailed   bool          // the last failure was not the fetch's
+	stepFailed   bool          // it broke when it was last resident: failures count on until it has answered
 	bad          string        // stamp of files that cannot be loaded as they are
 	why          *fault        // what is wrong with those
 	changed      chan struct{} // closed and replaced on each change
@@ -93,7 +95,7 @@ const (
 func (h *home) next(now time.Time) step {
 	stale := h.key != keyOf(h.want)
 	switch {
-	case h.loaded != nil && (h.gone || stale || h.want.Draining || h.evicted != ""):
+	case h.loaded != nil && (h.gone || stale || h.want.Draining || h.evicted != "" || h.broken != nil):
 		return stepUnload
 	case h.gone:
 		return stepQuit
@@ -159,7 +161,7 @@ func (h *home) reset() {
 	h.release()
 	h.key = keyOf(h.want)
 	h.footprint, h.context = api.Footprint{}, api.Context{}
-	h.failures, h.retry, h.loadFailed, h.bad, h.why = 0, time.Time{}, false, "", nil
+	h.failures, h.retry, h.loadFailed, h.stepFailed, h.bad, h.why = 0, time.Time{}, false, false, "", nil
 	h.set(api.PhaseIdle, "", "")
 	h.w.settle()
 }
@@ -299,7 +301,10 @@ func (h *home) load() {
 	count.LoadSeconds += seconds
 	w.log.Info("model resident", "model", want.Model, "device", d.Name, "seconds", seconds, "bytes", need)
 	h.held, h.loaded, h.loadedAt, h.lastUse = need, l, time.Now(), time.Now()
-	h.failures, h.retry, h.loadFailed = 0, time.Time{}, false
+	h.retry, h.loadFailed = time.Time{}, false
+	if !h.stepFailed {
+		h.failures = 0
+	}
 	h.set(api.PhaseResident, "", "")
 	w.settle()
 }
@@ -313,6 +318,8 @@ func (h *home) unload() {
 	switch {
 	case w.stopped:
 		why, drain = "The worker ends.", 0
+	case h.broken != nil:
+		why, drain = h.broken.message, 0 // its requests have ended
 	case h.gone:
 		why = "The assignment no longer names it."
 	case h.want.Draining:
@@ -322,7 +329,10 @@ func (h *home) unload() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	h.loaded, h.unloading, h.cancel = nil, true, cancel
-	h.set(api.PhaseDraining, "", why)
+	if h.broken == nil {
+		h.set(api.PhaseDraining, "", why)
+	}
+	answered := false
 	for l.users > 0 && ctx.Err() == nil {
 		changed := h.changed
 		w.mu.Unlock()
@@ -334,6 +344,7 @@ func (h *home) unload() {
 	}
 	if s, ok := l.Engine.Stats(l.Replica); ok {
 		w.count(h.want.Model).add(s)
+		answered = s.OutputTokens > 0
 	}
 	w.mu.Unlock()
 	l.close(ctx) // ends what has not ended by itself
@@ -343,8 +354,19 @@ func (h *home) unload() {
 	defer w.mu.Unlock()
 	l.closed = true
 	l.unmap()
-	h.held, h.evicted, h.unloading, h.cancel = 0, "", false, nil
+	broken := h.broken
+	h.held, h.evicted, h.broken, h.unloading, h.cancel = 0, "", nil, false, nil
 	w.log.Info("model left the device", "model", h.want.Model, "reason", why)
+	if answered {
+		h.failures = 0
+	}
+	h.stepFailed = broken != nil
+	if broken != nil && !h.gone && h.key == keyOf(h.want) {
+		h.release()
+		h.loadFailed = true
+		h.failed(context.Background(), broken)
+		return
+	}
 	h.set(api.PhaseIdle, "", "")
 	w.settle()
 }
@@ -435,7 +457,7 @@ func (h *home) seen(draining bool) residency.Home {
 	wantable := !stale && !draining && h.path != "" // after a failure there is none
 	s := residency.Home{
 		Model: h.want.Model, Device: h.key.device, Need: residency.Need(h.footprint), Held: h.held,
-		Leaving: h.held > 0 && (stale || h.evicted != "" || h.unloading), Loaded: h.loaded != nil,
+		Leaving: h.held > 0 && (stale || h.evicted != "" || h.broken != nil || h.unloading), Loaded: h.loaded != nil,
 		Required: h.want.Resident, Running: h.users, LastUse: h.lastUse,
 		IdleAfter:     time.Duration(h.want.IdleSeconds * float64(time.Second)),
 		EvictionOrder: h.want.EvictionOrder, NeverEvict: h.want.NeverEvict,

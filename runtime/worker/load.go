@@ -18,6 +18,7 @@ import (
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/weights"
 )
 
@@ -90,6 +91,34 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			Measured:       true,
 		},
 	}, nil
+}
+
+// broke hears from an engine that a resident model cannot go on. Its home leaves
+// the device, and is loaded again after a pause from what is there then.
+func (w *Worker) broke(replica string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.homes {
+		l := h.loaded
+		if l == nil || l.Replica != replica {
+			continue
+		}
+		h.broken = &fault{api.ReasonInvalidModel, whatBroke(err)}
+		w.log.Warn("model broke", "model", h.want.Model, "error", err)
+		h.set(api.PhaseFailed, h.broken.reason, h.broken.message)
+		w.settle()
+	}
+}
+
+// whatBroke says what is wrong with a model, and what to do about it.
+func whatBroke(err error) string {
+	switch {
+	case errors.Is(err, backend.ErrFault):
+		return "The model's files changed or vanished while it was loaded. Put whole files there; it is loaded again from what is there."
+	case errors.Is(err, sampling.ErrNotANumber):
+		return "The model answers with no numbers (NaN), so its weights are broken. Replace its files."
+	}
+	return fmt.Sprintf("The model failed step after step: %v. The worker's log says more.", err)
 }
 
 // touch reads a byte of every page of the weights, so that the first request

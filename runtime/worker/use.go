@@ -29,7 +29,7 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 		if h == nil || h.gone || h.want.Draining || w.draining() {
 			return nil, nil, fmt.Errorf("%w: %s", ErrLacks, model)
 		}
-		if l := h.loaded; l != nil && h.evicted == "" && h.key == keyOf(h.want) {
+		if l := h.loaded; l != nil && h.evicted == "" && h.broken == nil && h.key == keyOf(h.want) {
 			h.users++
 			l.users++
 			h.notify()

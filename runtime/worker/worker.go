@@ -144,7 +144,7 @@ func New(o Options) (*Worker, error) {
 		if err != nil {
 			return nil, err
 		}
-		w.devices = append(w.devices, &claimed{Device: d, backend: b, engine: engine.New(engine.Options{Log: o.Log})})
+		w.devices = append(w.devices, &claimed{Device: d, backend: b, engine: engine.New(engine.Options{Log: o.Log, Failed: w.broke})})
 	}
 	w.timer = time.AfterFunc(time.Hour, func() {
 		w.mu.Lock()

@@ -39,6 +39,7 @@ type world struct {
 	fetchErr  map[string]error
 	loadErr   map[string]error
 	panics    map[string]bool
+	stepErr   map[string]error // of each step
 	fetchTime time.Duration
 	loadTime  time.Duration
 	fetched   int // paths that have not been released
@@ -50,7 +51,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	return &world{
 		t: t, capacity: 10 * mib, size: map[string]int64{}, measured: map[string]int64{}, fetchErr: map[string]error{}, loadErr: map[string]error{},
-		panics: map[string]bool{}, fetchTime: 10 * time.Millisecond, loadTime: 100 * time.Millisecond, loads: map[string]int{},
+		panics: map[string]bool{}, stepErr: map[string]error{}, fetchTime: 10 * time.Millisecond, loadTime: 100 * time.Millisecond, loads: map[string]int{},
 	}
 }
 
@@ -148,7 +149,11 @@ func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c
 		free()
 		return nil, err
 	}
-	p := &program{free: free}
+	p := &program{free: free, broken: func() error {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.stepErr[path]
+	}}
 	if err := d.engine.Add(engine.Replica{Name: h.Model, Program: p, Blocks: 64, BlockTokens: 16, MaxTokens: c.MaxTokens, Vocabulary: 4}); err != nil {
 		free()
 		return nil, err
@@ -162,11 +167,15 @@ func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c
 // program gives token 1 for ever, one in 10 ms.
 type program struct {
 	free   func()
+	broken func() error
 	closed bool
 }
 
 func (p *program) Run(_ context.Context, b batching.Batch, out *backend.Out) error {
 	time.Sleep(10 * time.Millisecond)
+	if err := p.broken(); err != nil {
+		return err
+	}
 	out.Logits = make([]float32, b.Logits()*4)
 	for i := range b.Logits() {
 		out.Logits[4*i+1] = 1
@@ -465,6 +474,91 @@ func TestWhatIsWrongStaysOnShow(t *testing.T) {
 			t.Fatal(err)
 		}
 		after(t, w, 6*time.Minute, "m:Resident")
+	})
+}
+
+// TestModelThatFailsItsSteps leaves the device and is tried again, seldom if that
+// does not help, and its neighbour does not notice.
+func TestModelThatFailsItsSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		ask := func(name string) error {
+			l, release, err := w.Use(t.Context(), "ns/"+name)
+			if err != nil {
+				return err
+			}
+			defer release()
+			events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 4})
+			if err != nil {
+				return err
+			}
+			for e := range events {
+				err = e.Err
+			}
+			return err
+		}
+		breaks := func(err error) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.stepErr["/m/a"] = err
+		}
+		assign(t, w, o.home("a", mib), o.home("b", mib))
+		after(t, w, time.Second, "a:Resident b:Resident")
+		if err := errors.Join(ask("a"), ask("b")); err != nil {
+			t.Fatal(err)
+		}
+
+		// Files that vanish: at once, and back after a second.
+		breaks(fmt.Errorf("run: %w", backend.ErrFault))
+		if err := ask("a"); !errors.Is(err, engine.ErrBroken) {
+			t.Errorf("its request: %v", err)
+		}
+		after(t, w, 10*time.Millisecond, "a:Failed(InvalidModel) b:Resident")
+		s := w.State()
+		if h := s.Homes[0]; !strings.Contains(h.Message, "files changed or vanished") || h.Tier != api.TierNone || s.Devices[0].UsedBytes != mib || o.used != mib {
+			t.Errorf("%+v, %d bytes really", s, o.used)
+		}
+		u, ok := errors.AsType[*UnavailableError](ask("a"))
+		if !ok || u.Reason != api.ReasonInvalidModel || u.RetryAfter <= 0 {
+			t.Errorf("the next request: %+v", u)
+		}
+		if err := ask("b"); err != nil {
+			t.Error(err)
+		}
+		breaks(nil)
+		after(t, w, 2*time.Second, "a:Resident b:Resident")
+		if err := ask("a"); err != nil {
+			t.Error(err)
+		}
+
+		// One that answers nothing for an hour is loaded a few times only, however often it is asked for.
+		breaks(errors.New("out of order"))
+		before := o.loads["ns/a"]
+		for range 3600 {
+			ask("a")
+			time.Sleep(time.Second)
+		}
+		if n := o.loads["ns/a"] - before; n < 5 || n > 25 {
+			t.Errorf("%d loads", n)
+		}
+		if h := w.State().Homes[0]; h.Phase != api.PhaseFailed || !strings.Contains(h.Message, "out of order") {
+			t.Errorf("%+v", h)
+		}
+		breaks(nil)
+		after(t, w, 6*time.Minute, "a:Resident b:Resident")
+		if err := errors.Join(ask("a"), ask("b")); err != nil {
+			t.Error(err)
+		}
+		// It has answered: the next time starts over.
+		breaks(backend.ErrFault)
+		ask("a")
+		breaks(nil)
+		after(t, w, 2*time.Second, "a:Resident b:Resident")
+		if n := o.loads["ns/b"]; n != 1 {
+			t.Errorf("the neighbour was loaded %d times", n)
+		}
 	})
 }
 

@@ -85,7 +85,7 @@ func (j *job) work() {
 			error
 			Addr() uintptr
 		}:
-			err := fmt.Errorf("%w: %v", backend.ErrFault, r)
+			err := fmt.Errorf("%w (fault at address %#x)", backend.ErrFault, r.Addr())
 			j.fault.Store(&err)
 		default: // a broken invariant of ours
 			j.panicked.Store(&panicked{r, debug.Stack()})
