@@ -301,10 +301,19 @@ func TestBrokenModelsBesideAGoodOne(t *testing.T) {
 		"noconfig":     {r.breakModel("noconfig", func(dir string) { os.Remove(filepath.Join(dir, "config.json")) }), api.PhaseFailed, api.ReasonInvalidModel, "config.json"},
 		"notjson":      {r.breakModel("notjson", func(dir string) { os.WriteFile(filepath.Join(dir, "config.json"), []byte("<html>"), 0o644) }), api.PhaseFailed, api.ReasonInvalidModel, "config.json"},
 		"empty":        {r.breakModel("empty", func(dir string) { os.Truncate(filepath.Join(dir, "model.safetensors"), 0) }), api.PhaseFailed, api.ReasonInvalidModel, "model.safetensors"},
-		"digest":       {wrongDigest, api.PhaseFailed, api.ReasonDigestMismatch, "sha256:"},
-		"missing":      {missing, api.PhaseFailed, api.ReasonSourceUnavailable, "no such file"},
-		"outside":      {outside, api.PhaseFailed, api.ReasonSourceUnavailable, "modelRoots"},
-		"large":        {large, api.PhaseRefused, api.ReasonDoesNotFit, "64 MiB"},
+		"nan": {r.breakModel("nan", func(dir string) {
+			edit(t, filepath.Join(dir, "model.safetensors"), func(b []byte) []byte {
+				data := b[8+binary.LittleEndian.Uint64(b):]
+				for i := range data {
+					data[i] = 0xff
+				}
+				return b
+			})
+		}), api.PhaseFailed, api.ReasonInvalidModel, "no numbers (NaN)"},
+		"digest":  {wrongDigest, api.PhaseFailed, api.ReasonDigestMismatch, "sha256:"},
+		"missing": {missing, api.PhaseFailed, api.ReasonSourceUnavailable, "no such file"},
+		"outside": {outside, api.PhaseFailed, api.ReasonSourceUnavailable, "modelRoots"},
+		"large":   {large, api.PhaseRefused, api.ReasonDoesNotFit, "64 MiB"},
 	}
 	homes := []api.Home{r.home("stories")}
 	for _, c := range cases {
@@ -332,7 +341,7 @@ func TestBrokenModelsBesideAGoodOne(t *testing.T) {
 		_, body := r.call("POST", api.PathInspect, string(req))
 		json.Unmarshal([]byte(body), &got)
 		switch {
-		case name == "digest" || name == "large":
+		case name == "digest" || name == "large" || name == "nan":
 			if got.Error != nil || got.Footprint.WeightsBytes == 0 {
 				t.Errorf("inspect %s: %s", name, body)
 			}

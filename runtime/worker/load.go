@@ -14,6 +14,7 @@ import (
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
@@ -73,13 +74,21 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 	if err != nil {
 		return nil, classify(err)
 	}
+	defer func() {
+		if l == nil {
+			p.Close()
+		}
+	}()
+	if err := try(ctx, m, p); err != nil {
+		return nil, err
+	}
 	err = d.engine.Add(engine.Replica{
 		Name: h.Model, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
 		Vocabulary: m.Config.Vocabulary, Stop: m.Config.EOS,
 		StepTokens: residency.StepTokens, StepRows: rows, Sequences: rows,
 	})
 	if err != nil {
-		return nil, errors.Join(err, p.Close())
+		return nil, err
 	}
 	held := p.Bytes()
 	return &Loaded{
@@ -91,6 +100,28 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			Measured:       true,
 		},
 	}, nil
+}
+
+// try computes a few tokens, so that weights which answer with nothing never serve.
+func try(ctx context.Context, m *model.Model, p backend.Program) error {
+	if m.Tokenizer == nil {
+		return nil // nobody can ask it for text
+	}
+	ids := m.Tokenizer.Encode("a", true)
+	ids = ids[:min(len(ids), residency.BlockTokens)]
+	if len(ids) == 0 {
+		return nil
+	}
+	var out backend.Out
+	span := batching.Span{Tokens: ids, Blocks: []int32{0}, Rows: batching.LastRow, Next: true}
+	if err := p.Run(ctx, batching.Batch{Spans: []batching.Span{span}}, &out); err != nil {
+		return classify(err)
+	}
+	_, err := sampling.New(sampling.Params{}, nil).Sample(out.Logits, &sampling.Scratch{})
+	if errors.Is(err, sampling.ErrNotANumber) {
+		return &fault{api.ReasonInvalidModel, whatBroke(err)}
+	}
+	return err
 }
 
 // broke hears from an engine that a resident model cannot go on. Its home leaves
