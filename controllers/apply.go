@@ -80,8 +80,8 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			later(again)
 			continue
 		}
-		for range plan.Create[p.Key()] {
-			if err := r.create(ctx, p); err != nil {
+		for i := range plan.Create[p.Key()] {
+			if err := r.create(ctx, p, i < plan.Successors[p.Key()]); err != nil {
 				fail(err)
 				break
 			}
@@ -261,10 +261,13 @@ func (f refusal) again(hash string) time.Time {
 	return f.at.Add(retry)
 }
 
-func (r *Reconciler) create(ctx context.Context, p *Pool) error {
+func (r *Reconciler) create(ctx context.Context, p *Pool, successor bool) error {
 	pod, sum, err := workerPod(&p.InferencePool, r.options.WorkerImage)
 	if err != nil {
 		return nil // the pool's condition says so
+	}
+	if successor {
+		pod.Annotations[v1alpha1.AnnotationSuccessor] = "true"
 	}
 	if err := r.client.Create(ctx, pod); err != nil {
 		r.refused[p.UID] = refusal{sum, err.Error(), apierrors.IsInvalid(err), r.now()}

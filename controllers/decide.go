@@ -29,8 +29,9 @@ func Decide(seen Seen) Plan {
 		plan: Plan{
 			Assignments: map[string]worker.Assignment{},
 			Create:      map[string]int{},
+			Successors:  map[string]int{},
 			Budgets:     map[string]int32{},
-			Memory:      Memory{map[string]WorkerMemory{}, map[string]scaling.State{}},
+			Memory:      Memory{map[string]WorkerMemory{}, map[string]scaling.State{}, map[string]int{}},
 		},
 		pools: map[string]*pool{}, byKey: map[string]*model{}, byName: map[string]*station{},
 	}

@@ -32,7 +32,7 @@ import (
 //	mute WORKER / speak WORKER          its reports stop and go on
 //	stale WORKER                        its reports are as before the last assignment, for one tick
 //	remove WORKER                       someone deletes the pod
-//	hold / free                         new pods do not start / do again
+//	hold / free [WORKER]                new pods do not start / do again, or one of them does
 //	delete MODEL
 //	leader                              another operator takes over
 //	show                                Ready of all, and what workers hold
@@ -179,6 +179,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "hold":
 		s.holding = true
 	case "free":
+		if name != "" {
+			s.pod(name).start(s)
+			break
+		}
 		s.holding = false
 	case "delete":
 		s.models = slices.DeleteFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
@@ -309,9 +313,9 @@ func (s *story) carryOut(plan Plan) {
 		s.say("inspect %s on %s", in.Request.Source.URI, in.Worker)
 	}
 	for _, key := range sortedKeys(plan.Create) {
-		for range plan.Create[key] {
+		for i := range plan.Create[key] {
 			s.made++
-			p := &pod{Worker: Worker{Name: fmt.Sprintf("%s-%d", short(key), s.made), Pool: key, Hash: s.hashes[key], Created: s.now}, running: map[string]int{}}
+			p := &pod{Worker: Worker{Name: fmt.Sprintf("%s-%d", short(key), s.made), Pool: key, Hash: s.hashes[key], Created: s.now, Successor: i < plan.Successors[key]}, running: map[string]int{}}
 			s.pods = append(s.pods, p)
 			s.say("create %s", p.Name)
 		}

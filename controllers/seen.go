@@ -67,6 +67,8 @@ type Worker struct {
 	Unschedulable string
 	// Waiting says what else a pod waits for ("container worker: ImagePullBackOff: ...").
 	Waiting string
+	// Successor: the pod was made in the place of a worker that had served.
+	Successor bool
 	// Models are the UIDs of Models that the pod is labelled with.
 	Models []uid
 
@@ -97,6 +99,7 @@ type Inspected struct {
 type Memory struct {
 	Workers map[string]WorkerMemory  // worker -> ...
 	Models  map[string]scaling.State // "namespace/name" -> ...
+	Pools   map[string]int           // "namespace/name" -> successors asked for and not seen yet
 }
 
 // WorkerMemory is what is remembered of a worker.
@@ -105,6 +108,8 @@ type WorkerMemory struct {
 	Assigned  worker.Assignment
 	IdleSince time.Time // nothing has been resident or running since; zero: not idle
 
+	Pool         string    // "namespace/name", if a successor is to be made when the worker is gone
+	Extra        bool      // it has not reported, and nobody served in its place
 	Going        string    // why this worker is to go; empty: it stays
 	DrainedSince time.Time // it takes no requests since; before that, its homes move elsewhere
 }
@@ -117,6 +122,8 @@ type Plan struct {
 	Inspect []Inspect
 	// Create worker pods, so many per pool.
 	Create map[string]int // "namespace/name" -> pods
+	// Successors: so many of those that are created take the place of workers that had served.
+	Successors map[string]int // "namespace/name" -> pods
 	// Delete these worker pods; they are empty, or their time to drain is over.
 	Delete []Deletion
 	// Labels of worker pods that differ from what they should be.

@@ -53,7 +53,7 @@ func (d *decision) suspect() {
 			d.died(s, last)
 		}
 		if last.Instance != now.Instance {
-			s.memory = WorkerMemory{Going: s.memory.Going}
+			s.memory = WorkerMemory{Going: s.memory.Going, Pool: s.memory.Pool}
 		}
 		s.memory.Last = *now
 	}

@@ -162,12 +162,19 @@ func (d *decision) resizePool(p *pool) {
 		n := int(*p.Spec.Replicas)
 		spec.Fixed = &n
 	}
+	spec.Replacing = d.replacing(p)
+	d.relieve(p)
 	var workers []scaling.Worker
+	serving := 0
 	for _, s := range p.present(d.seen.Now) {
 		s.rest(d.seen.Now)
+		extra := s.memory.Extra && !s.Running
+		if !extra {
+			serving++
+		}
 		workers = append(workers, scaling.Worker{
 			Name: s.Name, Ready: s.Report != nil && !s.silent, Silent: s.silent || s.Report == nil && s.Running, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
-			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(),
+			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(), Extra: extra,
 		})
 	}
 	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
@@ -176,6 +183,9 @@ func (d *decision) resizePool(p *pool) {
 	}
 	if todo.Create > 0 && p.Invalid == "" {
 		d.plan.Create[p.key] = todo.Create
+		if n := min(todo.Create, spec.Replacing); n > 0 {
+			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
+		}
 	}
 	for _, r := range todo.Remove {
 		if s := d.byName[r.Worker]; s.current() || p.Invalid == "" {
@@ -183,8 +193,61 @@ func (d *decision) resizePool(p *pool) {
 			d.soon(d.seen.Now)
 		}
 	}
-	d.plan.Budgets[p.key] = int32(max(0, len(workers)-spec.MaxUnavailable))
+	for _, s := range p.present(d.seen.Now) {
+		s.memory.Pool = ""
+		if s.Report != nil || s.Successor && !s.memory.Extra {
+			s.memory.Pool = p.key
+		}
+	}
+	d.plan.Budgets[p.key] = int32(max(0, serving-spec.MaxUnavailable))
 }
+
+// replacing is how many workers of p served, are gone, and have no successor
+// yet. Those that were given back have none.
+func (d *decision) replacing(p *pool) int {
+	n := d.seen.Memory.Pools[p.key]
+	for _, s := range p.stations {
+		if _, known := d.seen.Memory.Workers[s.Name]; !known && s.Successor {
+			n--
+		}
+	}
+	n = max(0, n)
+	present := p.present(d.seen.Now)
+	for name, memory := range d.seen.Memory.Workers {
+		if memory.Pool == p.key && !slices.ContainsFunc(present, func(s *station) bool { return s.Name == name }) {
+			if s := d.byName[name]; s != nil {
+				s.memory.Pool = "" // counted
+			}
+			if memory.Going == "" || memory.Going == scaling.OutOfDate || memory.Going == draining {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// relieve notes which workers are extra. One that has come may have taken the
+// node that a successor waits for: then the successor is the extra one.
+func (d *decision) relieve(p *pool) {
+	came := 0
+	for _, s := range p.present(d.seen.Now) {
+		if s.Report != nil && d.seen.Memory.Workers[s.Name].Extra {
+			came++
+		}
+	}
+	for _, s := range p.present(d.seen.Now) {
+		if s.Report != nil || s.Running || s.memory.Extra {
+			continue
+		}
+		s.memory.Extra = !s.Successor || came > 0
+		if s.Successor && came > 0 {
+			came--
+		}
+	}
+}
+
+// draining is why a worker goes that drains without having been told to.
+const draining = "it is draining"
 
 // settling: a home that is to be awake is on its way to the device, and has not failed.
 func (s *station) settling() bool {
@@ -227,7 +290,7 @@ func (d *decision) move() {
 		case s.Report == nil && s.memory.Going != "":
 			d.delete(s, s.memory.Going)
 		case s.Report != nil && s.Report.Draining && s.memory.Going == "":
-			s.memory.Going = "it is draining"
+			s.memory.Going = draining
 			fallthrough
 		case s.memory.Going != "":
 			d.goes(s)

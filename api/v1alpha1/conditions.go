@@ -68,4 +68,7 @@ const (
 	LabelModelPrefix = "model.estiba.dev/"
 	// AnnotationTemplateHash is the hash of the template that a worker pod was made from.
 	AnnotationTemplateHash = "estiba.dev/template-hash"
+	// AnnotationSuccessor is "true" on a worker pod that was made in the place of one that had served;
+	// until it is ready, it counts as unavailable in an update.
+	AnnotationSuccessor = "estiba.dev/successor"
 )

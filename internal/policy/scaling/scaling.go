@@ -75,6 +75,7 @@ type Pool struct {
 	ScaleDownAfter time.Duration // an idle worker is given back after this
 	MaxUnavailable int           // workers that may be missing during an update, > 0
 	Blocked        bool          // the last worker could not be made
+	Replacing      int           // workers that served and are gone, and have no successor yet
 }
 
 // Worker is a worker of a pool as far as scaling cares.
@@ -82,6 +83,7 @@ type Worker struct {
 	Name      string
 	Ready     bool      // takes homes
 	Silent    bool      // not Ready, since nothing is heard of it; it may be serving
+	Extra     bool      // not Ready, and made beside those that served, not in the place of one
 	Going     bool      // is being drained or deleted: decided already
 	Settling  bool      // models are still on their way to its devices
 	Outdated  bool      // made from another template, or its node is about to go
@@ -191,14 +193,16 @@ func idle(now time.Time, p Pool, workers []Worker, n int) (r []Removal, again ti
 // outdated replaces workers of an old template, so many at once that no more
 // than MaxUnavailable are missing; those that are not ready first. Silent ones
 // are missing already, but may be serving: they do not go all at once either.
-// Those to be created are missing too, unless they cannot be made.
+// Successors to be created are missing too, unless they cannot be made. Extra
+// ones are not: one that never gets a node must not keep the others from an update.
 func outdated(p Pool, workers []Worker, create int) []Removal {
-	away, silent := create, 0
+	away, silent := min(create, p.Replacing), 0
 	if p.Blocked {
 		away = 0
 	}
 	for _, w := range workers {
 		switch {
+		case w.Extra:
 		case w.Going || !w.Ready && !w.Silent || w.Settling && !w.Outdated:
 			away++
 		case w.Silent:

@@ -51,7 +51,9 @@ func TestWorkers(t *testing.T) {
 	fixed.Fixed = &two
 	least := pool
 	least.Min = 2
-	blocked := least
+	replacing := least
+	replacing.Replacing = 1
+	blocked := replacing
 	blocked.Blocked = true
 	for name, c := range map[string]struct {
 		pool    Pool
@@ -60,28 +62,31 @@ func TestWorkers(t *testing.T) {
 		create  int
 		remove  []string
 	}{
-		"nothing wanted":                {pool, nil, 0, 0, nil},
-		"as many as are needed":         {pool, nil, 2, 2, nil},
-		"no more than max":              {pool, []Worker{{Name: "a", Ready: true}}, 9, 2, nil},
-		"at least min":                  {least, []Worker{{Name: "a", Ready: true}}, 0, 1, nil},
-		"one that goes is still there":  {least, []Worker{{Name: "a", Ready: true}, {Name: "b", Going: true}}, 0, 0, nil},
-		"idle long enough":              {pool, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true}}, 0, 0, []string{"a"}},
-		"not idle for long":             {pool, []Worker{{Name: "a", Ready: true, IdleSince: start.Add(-time.Minute)}}, 0, 0, nil},
-		"idle, but min":                 {least, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true, IdleSince: old}, {Name: "c", Ready: true, IdleSince: old.Add(-1)}}, 0, 0, []string{"c"}},
-		"idle, but needed":              {pool, []Worker{{Name: "a", Ready: true, IdleSince: old}}, 1, 1, nil},
-		"fixed up":                      {fixed, nil, 0, 2, nil},
-		"fixed whatever is needed":      {fixed, []Worker{{Name: "a", Ready: true}, {Name: "b", Ready: true}}, 3, 0, nil},
-		"fixed down: fewest homes":      {fixed, []Worker{{Name: "a", Ready: true, Homes: 3}, {Name: "b", Ready: true, Homes: 1}, {Name: "c", Ready: true, Homes: 2}}, 0, 0, []string{"b"}},
-		"fixed down: first not ready":   {fixed, []Worker{{Name: "a", Ready: true}, {Name: "b", Homes: 5}, {Name: "c", Ready: true}}, 0, 0, []string{"b"}},
-		"idle ones stay at fixed":       {fixed, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true, IdleSince: old}}, 0, 0, nil},
-		"update one":                    {pool, []Worker{{Name: "a", Ready: true, Outdated: true, Homes: 2}, {Name: "b", Ready: true, Outdated: true, Homes: 1}}, 0, 0, []string{"b"}},
-		"update waits":                  {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Going: true, Outdated: true}}, 0, 0, nil},
-		"update waits for what settles": {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Ready: true, Settling: true}}, 0, 0, nil},
-		"update silent ones in turn":    {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b", Silent: true, Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a"}},
-		"update waits for the next one": {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b"}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, nil},
-		"update waits for what is made": {least, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, nil},
-		"update where none can be made": {blocked, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, []string{"a"}},
-		"update those that are no use":  {pool, []Worker{{Name: "a", Outdated: true}, {Name: "b", Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a", "b"}},
+		"nothing wanted":                 {pool, nil, 0, 0, nil},
+		"as many as are needed":          {pool, nil, 2, 2, nil},
+		"no more than max":               {pool, []Worker{{Name: "a", Ready: true}}, 9, 2, nil},
+		"at least min":                   {least, []Worker{{Name: "a", Ready: true}}, 0, 1, nil},
+		"one that goes is still there":   {least, []Worker{{Name: "a", Ready: true}, {Name: "b", Going: true}}, 0, 0, nil},
+		"idle long enough":               {pool, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true}}, 0, 0, []string{"a"}},
+		"not idle for long":              {pool, []Worker{{Name: "a", Ready: true, IdleSince: start.Add(-time.Minute)}}, 0, 0, nil},
+		"idle, but min":                  {least, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true, IdleSince: old}, {Name: "c", Ready: true, IdleSince: old.Add(-1)}}, 0, 0, []string{"c"}},
+		"idle, but needed":               {pool, []Worker{{Name: "a", Ready: true, IdleSince: old}}, 1, 1, nil},
+		"fixed up":                       {fixed, nil, 0, 2, nil},
+		"fixed whatever is needed":       {fixed, []Worker{{Name: "a", Ready: true}, {Name: "b", Ready: true}}, 3, 0, nil},
+		"fixed down: fewest homes":       {fixed, []Worker{{Name: "a", Ready: true, Homes: 3}, {Name: "b", Ready: true, Homes: 1}, {Name: "c", Ready: true, Homes: 2}}, 0, 0, []string{"b"}},
+		"fixed down: first not ready":    {fixed, []Worker{{Name: "a", Ready: true}, {Name: "b", Homes: 5}, {Name: "c", Ready: true}}, 0, 0, []string{"b"}},
+		"idle ones stay at fixed":        {fixed, []Worker{{Name: "a", Ready: true, IdleSince: old}, {Name: "b", Ready: true, IdleSince: old}}, 0, 0, nil},
+		"update one":                     {pool, []Worker{{Name: "a", Ready: true, Outdated: true, Homes: 2}, {Name: "b", Ready: true, Outdated: true, Homes: 1}}, 0, 0, []string{"b"}},
+		"update waits":                   {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Going: true, Outdated: true}}, 0, 0, nil},
+		"update waits for what settles":  {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Ready: true, Settling: true}}, 0, 0, nil},
+		"update silent ones in turn":     {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b", Silent: true, Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a"}},
+		"update waits for the next one":  {pool, []Worker{{Name: "a", Silent: true, Outdated: true}, {Name: "b"}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, nil},
+		"update waits for what is made":  {replacing, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, nil},
+		"update waits for no extra one":  {least, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, []string{"a"}},
+		"update beside one without node": {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Ready: true, Outdated: true}, {Name: "c", Extra: true}}, 0, 0, []string{"a"}},
+		"update of one without node":     {pool, []Worker{{Name: "a", Ready: true, Outdated: true}, {Name: "b", Ready: true, Outdated: true}, {Name: "c", Extra: true, Outdated: true}}, 0, 0, []string{"c", "a"}},
+		"update where none can be made":  {blocked, []Worker{{Name: "a", Ready: true, Outdated: true}}, 0, 1, []string{"a"}},
+		"update those that are no use":   {pool, []Worker{{Name: "a", Outdated: true}, {Name: "b", Outdated: true}, {Name: "c", Ready: true, Outdated: true}}, 0, 0, []string{"a", "b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := Workers(start, c.pool, c.workers, c.need)
@@ -104,7 +109,7 @@ func TestWorkers(t *testing.T) {
 func TestWorkersBounds(t *testing.T) {
 	for seed := range uint64(20000) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		p := Pool{Min: r.IntN(4), ScaleDownAfter: time.Minute, MaxUnavailable: 1 + r.IntN(2)}
+		p := Pool{Min: r.IntN(4), ScaleDownAfter: time.Minute, MaxUnavailable: 1 + r.IntN(2), Replacing: r.IntN(2)}
 		p.Max = p.Min + r.IntN(4)
 		if r.IntN(3) == 0 {
 			n := r.IntN(6)
@@ -118,6 +123,7 @@ func TestWorkersBounds(t *testing.T) {
 				w.IdleSince = start.Add(-time.Duration(r.IntN(120)) * time.Second)
 			}
 			w.Silent = w.Silent && !w.Ready
+			w.Extra = !w.Ready && !w.Silent && r.IntN(3) == 0
 			if !w.Going {
 				staying++
 			}
