@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
@@ -26,7 +27,10 @@ const (
 	// readTimeout bounds how long a client of a stream may leave an event unread:
 	// it holds the model.
 	readTimeout = 30 * time.Second
-	maxMessage  = 1000 // bytes of an error's message
+	// aheadAfter is how long a model may take to wake before the request's body is
+	// read meanwhile: until it has come, nothing shows that the client has left.
+	aheadAfter = 100 * time.Millisecond
+	maxMessage = 1000 // bytes of an error's message
 )
 
 // OpenAI answers the OpenAI endpoints of a worker: a gateway's requests, which
@@ -121,20 +125,37 @@ func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.Handler
 
 		home := r.Header.Get(api.HeaderModel)
 		var loaded Loaded
+		read := sync.OnceValues(func() ([]byte, *apiError) { return readBody(r) })
 		if home != "" { // before the body is read, so that a gateway may try elsewhere
+			ahead := time.AfterFunc(aheadAfter, func() {
+				if _, e := read(); e != nil {
+					cancel()
+				}
+			})
 			l, release, err := o.Use(ctx, home)
+			unread := ahead.Stop()
 			if err != nil {
+				e := useError(err, home, true)
+				if ctx.Err() != nil {
+					if _, bad := read(); bad != nil { // which ended ctx
+						e = bad
+					}
+				}
 				conn := http.NewResponseController(w)
 				conn.EnableFullDuplex() // else net/http reads some of the body first; a writer that cannot is one of a test
-				fail(w, useError(err, home, true))
+				fail(w, e)
 				conn.Flush()
-				discard(r)
+				if unread {
+					discard(r)
+				} else {
+					read() // has that in hand
+				}
 				return
 			}
 			defer release()
 			loaded = l
 		}
-		body, e := readBody(r)
+		body, e := read()
 		if e != nil {
 			fail(w, e)
 			return

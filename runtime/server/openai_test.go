@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/engine"
@@ -111,11 +113,14 @@ func newFake(t *testing.T, says string, change func(*script, *engine.Replica)) *
 	t.Cleanup(func() { stop(); <-done })
 
 	o := &OpenAI{
-		Use: func(_ context.Context, model string) (Loaded, func(), error) {
+		Use: func(ctx context.Context, model string) (Loaded, func(), error) {
 			switch model {
 			case "default/stories", "stories":
 				f.held++
 				return Loaded{Engine: f.engine, Replica: r.Name, Tokenizer: tok}, func() { f.held-- }, nil
+			case "default/asleep": // does not wake
+				<-ctx.Done()
+				return Loaded{}, nil, ctx.Err()
 			case "default/refused":
 				return Loaded{}, nil, &worker.UnavailableError{Model: model, Reason: "DoesNotFit", Message: "It needs 2 GiB, 1 GiB is free.", RetryAfter: 1500 * time.Millisecond}
 			}
@@ -553,6 +558,97 @@ func TestClientGoesAway(t *testing.T) {
 			t.Fatalf("still held after the client went away: %+v", s)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestAnswersEndWhenTheirClientHasLeft: at once, also within a step that takes for
+// ever, before the first token and after it, and while a model wakes.
+func TestAnswersEndWhenTheirClientHasLeft(t *testing.T) {
+	for name, listen := range map[string]func() (net.Listener, fleet.Dial){
+		"TCP": func() (net.Listener, fleet.Dial) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l, func(context.Context, string, string) (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) }
+		},
+		"memory": func() (net.Listener, fleet.Dial) { l := fleet.Listen(); return l, l.Dial },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, strings.Repeat("there was a little girl ", 9), func(p *script, _ *engine.Replica) { p.step = make(chan struct{}) })
+			came, left := make(chan struct{}, 1), make(chan struct{}, 1)
+			server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				came <- struct{}{}
+				f.handler.ServeHTTP(w, r)
+				left <- struct{}{}
+			})}
+			l, dial := listen()
+			go server.Serve(l)
+			defer server.Close()
+			client := fleet.NewClient(dial)
+			defer client.CloseIdleConnections()
+			soon := func(c chan struct{}, what string, i int) {
+				t.Helper()
+				select {
+				case <-c:
+				case <-time.After(10 * time.Second):
+					t.Fatalf("round %d: %s", i, what)
+				}
+			}
+			until := func(i int, otherwise string, ok func(engine.Stats) bool) {
+				t.Helper()
+				for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Microsecond) {
+					s, _ := f.engine.Stats("default/stories")
+					if ok(s) {
+						return
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("round %d: it %s: %+v", i, otherwise, s)
+					}
+				}
+			}
+			ask := func(ctx context.Context, home string, stream bool) {
+				body := fmt.Sprintf(`{"model":"stories","prompt":"x","temperature":0,"max_tokens":50,"stream":%t}`, stream)
+				r, _ := http.NewRequestWithContext(ctx, "POST", "http://worker/v1/completions", strings.NewReader(body))
+				r.Header.Set(api.HeaderModel, home)
+				if resp, err := client.Do(r); err == nil {
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			}
+			for i := range 200 {
+				ctx, cancel := context.WithCancel(t.Context())
+				var asked sync.WaitGroup
+				asked.Go(func() { ask(ctx, "default/stories", i%2 == 0) })
+				soon(came, "did not come", i)
+				for range i / 2 % 3 { // steps that end
+					f.program.step <- struct{}{}
+				}
+				if i%5 > 0 { // else wherever it is
+					until(i, "does not run", func(s engine.Stats) bool { return s.Running+s.Waiting == 1 })
+				}
+				cancel()
+				soon(left, "the answer has not ended", i)
+				asked.Wait()
+				until(i, "is still there", func(s engine.Stats) bool { return s.Running+s.Waiting+s.KVUsed == 0 })
+				select {
+				case f.program.step <- struct{}{}: // the step that it was in
+				case <-time.After(time.Millisecond):
+				}
+			}
+			for i := range 5 {
+				ctx, cancel := context.WithCancel(t.Context())
+				var asked sync.WaitGroup
+				asked.Go(func() { ask(ctx, "default/asleep", i%2 == 0) })
+				soon(came, "did not come", i)
+				cancel()
+				soon(left, "it still waits for the model", i)
+				asked.Wait()
+			}
+			if f.held != 0 {
+				t.Errorf("%d models are held", f.held)
+			}
+		})
 	}
 }
 
