@@ -118,6 +118,7 @@ type home struct {
 	state   *worker.HomeState // what it reports; nil: nothing yet
 	awake   bool
 	alone   bool
+	taken   []packing.Home // of the fleet, one a device
 	reason  string
 }
 

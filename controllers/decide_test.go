@@ -146,6 +146,33 @@ func TestSuspectAndQuota(t *testing.T) {
 	}
 }
 
+// TestOutgrown: two models with new revisions share a device that holds one of
+// them and the other's old one; the one that comes first stays.
+func TestOutgrown(t *testing.T) {
+	before := []v1alpha1.Model{fixture.NewModel("x"), fixture.NewModel("y"), fixture.NewModel("z")}
+	var held []worker.HomeState
+	var after []v1alpha1.Model
+	for i, m := range before {
+		held = append(held, resident(m, 20))
+		m.Spec.Source.URI += "-larger"
+		m.Spec.Priority = int32(i)
+		after = append(after, m)
+	}
+	w := reporting("w", 5, 1, held...)
+	assigned := worker.Assignment{Epoch: 5, Generation: 1, Instance: "w.1"}
+	for _, h := range held {
+		assigned.Homes = append(assigned.Homes, worker.Home{Model: h.Model, Revision: h.Revision, Devices: h.Devices, Resident: true, Source: worker.Source{URI: "file:///models/old"}})
+	}
+	for size, want := range map[int64]string{20: "x y z", 27: "y z", 31: "z"} { // of 80 GiB
+		seen := seenWith(after, w)
+		seen.Inspections = inspected(size, after...)
+		seen.Memory.Workers = map[string]WorkerMemory{"w": {Last: *w.Report, Assigned: assigned}}
+		if got := holds(Decide(seen).Assignments["w"]); got != want {
+			t.Errorf("with %d GiB each w gets %q, want %q", size, got, want)
+		}
+	}
+}
+
 // TestStaleReport replays the report from before an assignment: what was sent
 // counts as taken, with and without this process's memory of it.
 func TestStaleReport(t *testing.T) {

@@ -110,10 +110,12 @@ func formerReason(m *v1alpha1.Model, worker string) string {
 // account is larger, that counts.
 func (d *decision) take(s *station) {
 	taken := map[string]int64{} // device -> bytes
-	takes := func(h packing.Home) {
-		if d.fleet.Take(h) {
+	takes := func(h packing.Home) bool {
+		known := d.fleet.Take(h)
+		if known {
 			taken[h.Device] += h.Bytes
 		}
+		return known
 	}
 	for _, key := range sortedKeys(s.homes) {
 		h := s.homes[key]
@@ -126,7 +128,10 @@ func (d *decision) take(s *station) {
 			h.alone = h.tried() && len(s.homes) == 1
 		}
 		for _, device := range h.devices {
-			takes(packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Device: device, Bytes: bytes, Alone: h.alone})
+			at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Device: device, Bytes: bytes, Alone: h.alone}
+			if takes(at) {
+				h.taken = append(h.taken, at)
+			}
 		}
 	}
 	for _, state := range s.Report.Homes { // what it was told to let go, and has not yet

@@ -95,6 +95,14 @@ func (m *model) demanded() bool {
 // place keeps the homes that are wanted, drops the others, and finds new ones:
 // first for models that are tried alone, then in order of precedence.
 func (d *decision) place() {
+	for _, m := range slices.Backward(d.models) { // of those that outgrow a device, the last goes first
+		for _, h := range slices.Clone(m.homes) {
+			if d.outgrown(h) {
+				d.shrink(h)
+				d.drop(h)
+			}
+		}
+	}
 	for _, m := range d.models {
 		d.keep(m)
 	}
@@ -115,7 +123,7 @@ func (d *decision) keep(m *model) {
 	var staying []*home
 	for _, h := range slices.Clone(m.homes) {
 		switch {
-		case !slices.Contains(m.pools, h.station.pool) || m.wanted == 0 || d.outgrown(h):
+		case !slices.Contains(m.pools, h.station.pool) || m.wanted == 0:
 			d.drop(h)
 		case !h.leaving():
 			staying = append(staying, h)
@@ -142,6 +150,19 @@ func (d *decision) outgrown(h *home) bool {
 		return false
 	}
 	return slices.ContainsFunc(h.devices, func(device string) bool { return d.fleet.Free(h.station.Name, device) < 0 })
+}
+
+// shrink gives back what h's new revision would have taken. What the old one
+// has stays taken until the worker reports that it is gone.
+func (d *decision) shrink(h *home) {
+	for i, taken := range h.taken {
+		d.fleet.Undo(taken)
+		if h.state != nil {
+			taken.Bytes, taken.Alone = h.state.Footprint.Total(), false
+			h.taken[i] = taken
+			d.fleet.Take(taken)
+		}
+	}
 }
 
 // current: made from the template in force, on a node that stays.
