@@ -322,6 +322,35 @@ func TestTrialOfOneAmongMany(t *testing.T) {
 	}
 }
 
+// TestSecondDeath: the death of a worker on which the model had been resident
+// before its trial is no trial; one that it was tried on is.
+func TestSecondDeath(t *testing.T) {
+	for name, c := range map[string]struct {
+		phase  worker.Phase
+		since  float64 // seconds in which it was resident
+		heard  time.Duration
+		deaths int32
+	}{
+		"there before":          {worker.PhaseResident, 3600, time.Minute, 1},
+		"came for the trial":    {worker.PhaseResident, 30, time.Minute, 2},
+		"loads for the trial":   {worker.PhaseLoading, 0, time.Minute, 2},
+		"loaded before the end": {worker.PhaseLoading, 0, -time.Second, 1},
+	} {
+		x := fixture.NewModel("x", fixture.Replicas(2))
+		x.Status.Trial = &v1alpha1.Trial{Revision: Revision(&x), Deaths: 1, Since: metav1.NewTime(fixture.Epoch), Worker: "w1", Instance: "w1.0"}
+		h := resident(x, 10)
+		h.Phase, h.ResidentSeconds, h.Running = c.phase, c.since, 1
+		last := *reporting("w2", 5, 1, h).Report
+		last.Instance = "w2.0"
+		seen := seenWith([]v1alpha1.Model{x}, reporting("w2", 0, 0))
+		seen.Now = fixture.Epoch.Add(2 * time.Minute)
+		seen.Memory.Workers = map[string]WorkerMemory{"w2": {Last: last, Heard: fixture.Epoch.Add(c.heard)}}
+		if trial := Decide(seen).Models[0].Trial; trial == nil || trial.Deaths != c.deaths {
+			t.Errorf("%s: the trial is %+v, want %d deaths", name, trial, c.deaths)
+		}
+	}
+}
+
 // TestUnchanged: deciding changes nothing of what it looks at.
 func TestUnchanged(t *testing.T) {
 	seen := random(rand.New(rand.NewPCG(7, 7)))

@@ -105,6 +105,7 @@ type Memory struct {
 // WorkerMemory is what is remembered of a worker.
 type WorkerMemory struct {
 	Last      worker.State // the last report, to see that the process changed and what it had been doing
+	Heard     time.Time    // when it came
 	Assigned  worker.Assignment
 	IdleSince time.Time // nothing has been resident or running since; zero: not idle
 

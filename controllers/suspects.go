@@ -55,7 +55,7 @@ func (d *decision) suspect() {
 		if last.Instance != now.Instance {
 			s.memory = WorkerMemory{Going: s.memory.Going, Pool: s.memory.Pool}
 		}
-		s.memory.Last = *now
+		s.memory.Last, s.memory.Heard = *now, s.Heard
 	}
 	for _, m := range d.models {
 		if m.trial == nil || m.quarantined() {
@@ -79,6 +79,8 @@ func (d *decision) died(s *station, last worker.State) {
 		}
 		if m.trial == nil {
 			m.trial = &v1alpha1.Trial{Revision: m.revision}
+		} else if s.began(h).Before(m.trial.Since.Time) {
+			continue // it was not being tried here
 		}
 		if m.trial.Worker == s.Name && m.trial.Instance == last.Instance {
 			continue
@@ -87,6 +89,12 @@ func (d *decision) died(s *station, last worker.State) {
 		m.trial.Since = metav1.Time{Time: d.seen.Now.Truncate(time.Second)}
 		m.trial.Worker, m.trial.Instance = s.Name, last.Instance
 	}
+}
+
+// began is when a home of the last report came to the device, as far as it
+// says; one that was loading began at the latest when that was heard.
+func (s *station) began(h worker.HomeState) time.Time {
+	return s.memory.Heard.Add(-time.Duration(h.ResidentSeconds * float64(time.Second)))
 }
 
 // acquits reports whether m was loaded on s after the death, beside no other
