@@ -106,8 +106,8 @@ func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err := logits.write(rows, len(prompt), m.Config.Vocabulary); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "prefill: %d tokens, %.1f tokens/s; decode: %d tokens, %.1f tokens/s; ended by %s\n",
-		len(prompt), result.PrefillTokensPerSecond, len(result.IDs), result.DecodeTokensPerSecond, result.FinishReason)
+	fmt.Fprintf(stderr, "prefill: %s; decode: %s; ended by %s\n",
+		figure(len(prompt), result.PrefillTokensPerSecond), figure(len(result.IDs), result.DecodeTokensPerSecond), result.FinishReason)
 	if !o.JSON {
 		return w.end()
 	}
@@ -166,11 +166,13 @@ func generate(ctx context.Context, program backend.Program, limits backend.Limit
 	if err != nil {
 		return nil, err
 	}
-	var first, last time.Time
+	var first, last time.Time // token, or the end of a text without any
 	for event := range events {
-		last = time.Now()
+		if event.Finish == "" || first.IsZero() {
+			last = event.At
+		}
 		if first.IsZero() {
-			first = last
+			first = event.At
 		}
 		switch {
 		case event.Err != nil:
@@ -195,6 +197,14 @@ func rate(tokens int, took time.Duration) float64 {
 		return 0
 	}
 	return float64(tokens) / took.Seconds()
+}
+
+// figure is a number of tokens, with their rate where it could be measured.
+func figure(tokens int, perSecond float64) string {
+	if perSecond == 0 {
+		return fmt.Sprintf("%d tokens", tokens)
+	}
+	return fmt.Sprintf("%d tokens, %.1f tokens/s", tokens, perSecond)
 }
 
 // writer collects tokens, and shows them where out is set.

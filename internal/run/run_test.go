@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -180,6 +182,45 @@ func TestPromptAlone(t *testing.T) {
 	for _, n := range []int{1, 300, 512} {
 		got := result(t, path, run.Options{IDs: slices.Repeat([]int32{403}, n)})
 		if len(got.IDs) != 0 || got.FinishReason != "length" || got.PrefillTokensPerSecond <= 0 {
+			t.Errorf("%d tokens: %+v", n, got)
+		}
+	}
+}
+
+// slow is a reader that is behind, as one whose terminal is.
+type slow struct{}
+
+func (slow) Write(p []byte) (int, error) {
+	time.Sleep(30 * time.Millisecond)
+	return len(p), nil
+}
+
+// TestFigures are of what was computed, however late or early it is read.
+func TestFigures(t *testing.T) {
+	path := fixture.Model("stories260K/hf-f32")
+	figures := func(w io.Writer, o run.Options) (prefill, decode float64, line string) {
+		t.Helper()
+		var stderr bytes.Buffer
+		if err := run.Run(context.Background(), w, &stderr, path, o); err != nil {
+			t.Fatal(err)
+		}
+		_, line, _ = strings.Cut(stderr.String(), "\n")
+		n, err := fmt.Sscanf(line, "prefill: 5 tokens, %f tokens/s; decode: 8 tokens, %f", &prefill, &decode)
+		if n != 2 && o.MaxTokens > 1 {
+			t.Fatalf("%q: %v", line, err)
+		}
+		return prefill, decode, line
+	}
+	ids := []int32{1, 403, 407, 261, 378}
+	// Seven tokens in 8 pauses of 30 ms would be 29 a second; read all at once, they would be millions.
+	if prefill, decode, line := figures(slow{}, run.Options{IDs: ids, MaxTokens: 8}); decode < 50 || decode > 100_000 || prefill > 100_000 {
+		t.Errorf("read slowly: %s", line)
+	}
+	for _, n := range []int{0, 1} {
+		if _, _, line := figures(io.Discard, run.Options{IDs: ids, MaxTokens: n}); !strings.Contains(line, fmt.Sprintf("decode: %d tokens; ended", n)) {
+			t.Errorf("%d tokens: %s", n, line)
+		}
+		if got := result(t, path, run.Options{IDs: ids, MaxTokens: n}); got.DecodeTokensPerSecond != 0 || got.PrefillTokensPerSecond <= 0 || got.PrefillTokensPerSecond > 100_000 {
 			t.Errorf("%d tokens: %+v", n, got)
 		}
 	}

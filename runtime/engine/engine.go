@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
@@ -80,6 +81,7 @@ type Request struct {
 
 // Event is one token of a request, or its end.
 type Event struct {
+	At    time.Time      // when it came to be, whenever it is read
 	Token sampling.Token // while Finish is empty
 
 	// Finish is set in the last event, which has no token. The rest is of that event.
@@ -494,18 +496,19 @@ func (e *Engine) stop() {
 
 // deliver hands outputs to those who asked. e.mu is held.
 func (e *Engine) deliver(outputs []batching.Output) {
+	now := time.Now()
 	for _, o := range outputs {
 		q := e.requests[o.Sequence]
 		if o.Token != batching.NoToken {
 			q.output++
-			q.events.send(Event{Token: q.choice})
+			q.events.send(Event{At: now, Token: q.choice})
 		}
 		if o.Finish == "" {
 			continue
 		}
 		delete(e.requests, q.id)
 		q.unwatch()
-		last := Event{Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, Cached: o.Cached}
+		last := Event{At: now, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, Cached: o.Cached}
 		if o.Finish == batching.FinishStop || o.Finish == batching.FinishLength {
 			last.PromptLogits = q.logits
 		}
