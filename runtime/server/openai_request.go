@@ -329,12 +329,15 @@ func (f *fields) messages() []template.Message {
 		default:
 			one.fail("role", "role must be system, developer, user or assistant")
 		}
-		content := one.content()
+		content, written := one.content()
 		one.take("name") // tells speakers apart; no template here reads it
 		for _, name := range slices.Sorted(maps.Keys(one.left)) {
 			if raw, ok := one.take(name); ok && string(raw) != "[]" {
 				one.fail(name, "%s is not supported; leave it out", strconv.Quote(name))
 			}
+		}
+		if !written {
+			one.fail("content", "content is required: a string or a list of parts")
 		}
 		if one.err != nil {
 			one.err.Param = at + "." + one.err.Param
@@ -349,15 +352,12 @@ func (f *fields) messages() []template.Message {
 	return messages
 }
 
-// content is a string or a list of parts of type text.
-func (f *fields) content() string {
+// content is a string or a list of parts of type text; false if there is none.
+func (f *fields) content() (string, bool) {
 	raw, ok := f.take("content")
-	if !ok {
-		return ""
-	}
 	var s string
-	if json.Unmarshal(raw, &s) == nil {
-		return s
+	if !ok || json.Unmarshal(raw, &s) == nil {
+		return s, ok
 	}
 	var parts []struct {
 		Type string  `json:"type"`
@@ -373,5 +373,5 @@ func (f *fields) content() string {
 		}
 		s += *p.Text
 	}
-	return s
+	return s, true
 }

@@ -339,6 +339,8 @@ func TestErrors(t *testing.T) {
 		"empty messages":     {path: "chat/completions", body: `{"model":"stories","messages":[]}`, status: 400, param: "messages"},
 		"role":               {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"tool","content":"x"}]}`, status: 400, param: "messages[0].role"},
 		"image":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, status: 400, param: "messages[0].content"},
+		"no content":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"system","content":""},{"role":"user"}]}`, status: 400, param: "messages[1].content", says: "messages[1]: content is required"},
+		"null content":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"assistant","content":null}]}`, status: 400, param: "messages[0].content"},
 		"tool calls":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[1]}]}`, status: 400, param: "messages[1].tool_calls"},
 		"max_tokens":         {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":"many"}`, status: 400, param: "max_tokens"},
 		"no tokens":          {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":0}`, status: 400, param: "max_tokens"},
