@@ -5,7 +5,6 @@ package run
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,8 +48,22 @@ const (
 )
 
 // Run loads the model at path, continues the prompt and writes the text to
-// stdout, figures to stderr.
+// stdout, figures to stderr. When ctx ends it stops with "interrupted".
 func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
+	err := run(ctx, stdout, stderr, path, o)
+	if err != nil && ctx.Err() != nil {
+		return interrupted{} // wherever that was noticed
+	}
+	return err
+}
+
+// interrupted is context.Canceled in the words of who did it.
+type interrupted struct{}
+
+func (interrupted) Error() string { return "interrupted" }
+func (interrupted) Unwrap() error { return context.Canceled }
+
+func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
 	start := time.Now()
 	open := model.Open
 	if o.IDs != nil {
@@ -189,7 +202,7 @@ func generate(ctx context.Context, program backend.Program, limits backend.Limit
 		r.DecodeTokensPerSecond = rate(len(r.IDs)-1, last.Sub(first))
 		return event.PromptLogits, w.finish()
 	}
-	return nil, errors.Join(ctx.Err(), errors.New("the run was interrupted"))
+	return nil, ctx.Err() // the last event may be missing then
 }
 
 func rate(tokens int, took time.Duration) float64 {

@@ -269,8 +269,15 @@ func TestFailures(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := run.Run(ctx, io.Discard, io.Discard, path, run.Options{IDs: []int32{1}, MaxTokens: 100}); !errors.Is(err, context.Canceled) {
+	if err := run.Run(ctx, io.Discard, io.Discard, path, run.Options{IDs: []int32{1}, MaxTokens: 100}); !errors.Is(err, context.Canceled) || err.Error() != "interrupted" {
 		t.Errorf("interrupted: got %v", err)
+	}
+	for i := range 20 { // at any moment
+		ctx, cancel := context.WithTimeoutCause(context.Background(), time.Duration(i)*time.Millisecond, context.Canceled)
+		defer cancel()
+		if err := run.Run(ctx, io.Discard, io.Discard, path, run.Options{IDs: []int32{1}, MaxTokens: 511}); err != nil && err.Error() != "interrupted" {
+			t.Errorf("interrupted after %d ms: got %v", i, err)
+		}
 	}
 }
 

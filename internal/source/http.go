@@ -55,7 +55,8 @@ const (
 	checkTimeout = 5 * time.Second
 )
 
-var errNotFound = errors.New("not found")
+// errNotFound is followed by the status.
+var errNotFound = errors.New("the server answered")
 
 // download brings everything into the part folder, checks it and makes it the entry.
 func (s *Store) download(ctx context.Context, key string, src worker.Source, u *url.URL, progress func(float64)) (string, error) {
@@ -78,7 +79,7 @@ func (s *Store) download(ctx context.Context, key string, src worker.Source, u *
 		}
 		if got != src.Digest {
 			s.mu.Lock()
-			s.rejected[key] = d.meta.Files
+			s.rejected[key] = rejection{got, d.meta.Files}
 			s.mu.Unlock()
 			part.remove()
 			return "", mismatch(src, got)
@@ -99,10 +100,10 @@ func (s *Store) cached(ctx context.Context, key string, src worker.Source, u *ur
 	if len(meta.Files) == 0 {
 		// The same content as last time would have the same wrong digest.
 		s.mu.Lock()
-		files, rejected := s.rejected[key]
+		last, rejected := s.rejected[key]
 		s.mu.Unlock()
-		if rejected && !s.changed(ctx, u, files) {
-			return "", &Error{ErrDigest, src.URI, "still has another digest than the pinned " + src.Digest + ": mend spec.source.digest or the source"}
+		if rejected && !s.changed(ctx, u, last.files) {
+			return "", mismatch(src, last.digest)
 		}
 		return "", nil
 	}
@@ -165,7 +166,7 @@ func (d *downloader) all(ctx context.Context, u *url.URL, progress func(float64)
 	for i, name := range weights {
 		part := func(share float64) { progress((float64(i) + share) / float64(len(weights))) }
 		if err := d.file(ctx, u, name, 0, part); err != nil {
-			return d.orUnavailable(name, err)
+			return d.orUnavailable(u, name, err)
 		}
 	}
 	return nil
@@ -180,7 +181,7 @@ func (d *downloader) small(ctx context.Context, u *url.URL) (weights []string, e
 			continue
 		}
 		if err != nil {
-			return nil, d.orUnavailable(f.name, err)
+			return nil, d.orUnavailable(u, f.name, err)
 		}
 	}
 	err = d.file(ctx, u, shardIndex, maxIndex, quiet)
@@ -248,11 +249,15 @@ func weightFiles(index io.Reader) ([]string, error) {
 }
 
 // orUnavailable turns a missing file into an error for people.
-func (d *downloader) orUnavailable(name string, err error) error {
-	if errors.Is(err, errNotFound) {
-		return &Error{ErrUnavailable, d.src.URI, "has no " + name}
+func (d *downloader) orUnavailable(u *url.URL, name string, err error) error {
+	if !errors.Is(err, errNotFound) {
+		return err
 	}
-	return err
+	what := "has no " + name
+	if !strings.HasSuffix(u.Path, "/") {
+		what = "is not there"
+	}
+	return &Error{ErrUnavailable, d.src.URI, fmt.Sprintf("%s: %v", what, err)}
 }
 
 // file fetches one file, going on from where the last attempt ended. Each
@@ -275,7 +280,7 @@ func (d *downloader) file(ctx context.Context, u *url.URL, name string, most int
 			if strings.HasSuffix(u.Path, "/") {
 				return err
 			}
-			return &Error{ErrUnavailable, d.src.URI, "is not there (404)"}
+			return d.orUnavailable(u, name, err)
 		}
 		if d.size(name) <= before {
 			return &Error{ErrUnavailable, d.src.URI, fmt.Sprintf("%s: %v; it is tried again", name, err)}
@@ -340,7 +345,7 @@ func (d *downloader) attempt(ctx context.Context, u *url.URL, name string, most 
 		os.Remove(d.part(name)) // the file has become shorter: start again
 		return errors.New("the file changed while it was fetched")
 	case http.StatusNotFound, http.StatusGone:
-		return errNotFound
+		return fmt.Errorf("%w %s", errNotFound, resp.Status)
 	default:
 		return fmt.Errorf("the server answered %s", resp.Status)
 	}
@@ -541,7 +546,7 @@ func (s *Store) headerCached(ctx context.Context, src worker.Source, u *url.URL)
 	for i, name := range weights {
 		if err == nil {
 			d.ahead = len(weights) - i
-			err = d.orUnavailable(name, d.header(ctx, u, name))
+			err = d.orUnavailable(u, name, d.header(ctx, u, name))
 		}
 	}
 	if errors.Is(err, errNoRanges) {
@@ -625,7 +630,7 @@ func (d *downloader) ranged(ctx context.Context, u *url.URL, name string, f *os.
 	case http.StatusOK:
 		return 0, errNoRanges
 	case http.StatusNotFound, http.StatusGone:
-		return 0, errNotFound
+		return 0, fmt.Errorf("%w %s", errNotFound, resp.Status)
 	default:
 		return 0, fmt.Errorf("the server answered %s", resp.Status)
 	}

@@ -69,10 +69,16 @@ type Store struct {
 
 	once     sync.Once
 	mu       sync.Mutex
-	flights  map[string]*flight              // cache key -> the download under way
-	holds    map[string]int                  // cache key -> how many Fetches have not been released
-	coming   map[string]int64                // cache key -> bytes that are still to be written
-	rejected map[string]map[string]validator // cache key -> validators of the content whose digest was wrong
+	flights  map[string]*flight   // cache key -> the download under way
+	holds    map[string]int       // cache key -> how many Fetches have not been released
+	coming   map[string]int64     // cache key -> bytes that are still to be written
+	rejected map[string]rejection // cache key -> the content whose digest was wrong
+}
+
+// rejection is content that was fetched and is not what is pinned.
+type rejection struct {
+	digest string
+	files  map[string]validator
 }
 
 const (
@@ -83,7 +89,7 @@ const (
 func (s *Store) init() {
 	s.once.Do(func() {
 		s.flights, s.holds = map[string]*flight{}, map[string]int{}
-		s.coming, s.rejected = map[string]int64{}, map[string]map[string]validator{}
+		s.coming, s.rejected = map[string]int64{}, map[string]rejection{}
 		if s.CacheSize == 0 {
 			s.CacheSize = defaultCacheSize
 		}

@@ -331,7 +331,7 @@ func TestWrongDigest(t *testing.T) {
 		t.Errorf("%d bytes are left", n)
 	}
 	// The same content is not fetched again, other content is.
-	if _, err := s.Fetch(t.Context(), src, nil); !errors.Is(err, ErrDigest) || srv.bytes.Load() != int64(len(big)) {
+	if _, err := s.Fetch(t.Context(), src, nil); !errors.Is(err, ErrDigest) || !strings.Contains(err.Error(), "has digest "+digest(big)) || srv.bytes.Load() != int64(len(big)) {
 		t.Errorf("again: %v, %d bytes", err, srv.bytes.Load())
 	}
 	srv.set(func() { srv.files["/m.gguf"] = right })
@@ -358,7 +358,7 @@ func TestUnreachableThenReachable(t *testing.T) {
 	if _, err := s.Fetch(t.Context(), worker.Source{URI: "http://127.0.0.1:1/m.gguf"}, nil); !errors.Is(err, ErrUnavailable) {
 		t.Fatalf("nobody listens: %v", err)
 	}
-	if _, err := s.Fetch(t.Context(), worker.Source{URI: srv.URL + "/other.gguf"}, nil); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "not there") {
+	if _, err := s.Fetch(t.Context(), worker.Source{URI: srv.URL + "/other.gguf"}, nil); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "/other.gguf: is not there: the server answered 404 Not Found") {
 		t.Fatalf("404: %v", err)
 	}
 	srv.set(func() { srv.silent = false })
@@ -432,8 +432,8 @@ func TestFolder(t *testing.T) {
 	}{
 		"/bad/":     {ErrInvalid, "../../x.safetensors"},
 		"/notjson/": {ErrInvalid, "index.json"},
-		"/empty/":   {ErrUnavailable, "has no config.json"},
-		"/halfway/": {ErrUnavailable, "has no model.safetensors"},
+		"/empty/":   {ErrUnavailable, "has no config.json: the server answered 404 Not Found"},
+		"/halfway/": {ErrUnavailable, "has no model.safetensors: the server answered 404"},
 	} {
 		if _, err := get(name); !errors.Is(err, want.kind) || !strings.Contains(err.Error(), want.says) {
 			t.Errorf("%s: %v", name, err)
@@ -615,6 +615,9 @@ func TestHeader(t *testing.T) {
 	done()
 	if _, _, err := s.Header(t.Context(), worker.Source{URI: srv.URL + "/none/"}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "config.json") {
 		t.Errorf("nothing there: %v", err)
+	}
+	if _, _, err := s.Header(t.Context(), worker.Source{URI: srv.URL + "/nope.gguf"}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "/nope.gguf: is not there: the server answered 404 Not Found") {
+		t.Errorf("not there: %v", err)
 	}
 	if len(s.holds) != 0 {
 		t.Errorf("held: %v", s.holds)
