@@ -29,6 +29,7 @@ func TestInspectAndTokenize(t *testing.T) {
 		{"tokenize nowhere --jsonl", "", 1, "tokenizer.json"},
 		{"tokenize " + folder + " --jsonl", `{"text": "a"} {}`, 1, `object 2: give one of "text" and "ids"`},
 		{"tokenize " + folder + " --jsonl", `{"text": 1}`, 1, "object 1"},
+		{"tokenize " + folder + " --jsonl", `{"ids": [1, -1]}`, 1, "object 1: -1 is no id of this tokenizer; they are from 0 to 511"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := Main(strings.Fields(c.args), strings.NewReader(c.stdin), &stdout, &stderr)
@@ -39,5 +40,16 @@ func TestInspectAndTokenize(t *testing.T) {
 		if code != c.code || !strings.Contains(text, c.want) {
 			t.Errorf("estiba %s: exit %d, want %d with %q\n%s%s", c.args, code, c.code, c.want, stdout.String(), stderr.String())
 		}
+	}
+	// Ids that are no tokens are answered in their turn, and what is around them too.
+	var stdout, stderr bytes.Buffer
+	code := Main([]string{"tokenize", folder, "--jsonl"}, strings.NewReader(`{"ids": [403]} {"ids": [512]} {"ids": [0, 99999]} {"text": "Once"}`), &stdout, &stderr)
+	want := `{"text":"Once"}
+{"error":"standard input, object 2: 512 is no id of this tokenizer; they are from 0 to 511"}
+{"error":"standard input, object 3: 99999 is no id of this tokenizer; they are from 0 to 511"}
+{"ids":[1,403]}
+`
+	if code != 1 || stdout.String() != want || !strings.Contains(stderr.String(), "object 2") || strings.Count(stderr.String(), "\n") != 1 {
+		t.Errorf("exit %d\n%s%s", code, stdout.String(), stderr.String())
 	}
 }

@@ -148,6 +148,9 @@ func openFolder(dir string) (*Tokenizer, error) {
 // Size is one more than the largest id.
 func (t *Tokenizer) Size() int { return len(t.pieces) }
 
+// Has says whether an id stands for anything.
+func (t *Tokenizer) Has(id int32) bool { return t.piece(id).kind != isNothing }
+
 // Bytes is about the memory that the tokenizer takes.
 func (t *Tokenizer) Bytes() int64 {
 	const (
