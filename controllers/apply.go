@@ -7,21 +7,15 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
-	corev1apply "k8s.io/client-go/applyconfigurations/core/v1"
-	metav1apply "k8s.io/client-go/applyconfigurations/meta/v1"
-	policyv1apply "k8s.io/client-go/applyconfigurations/policy/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
-	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/status"
 )
 
@@ -30,7 +24,7 @@ const (
 	inspectTimeout = time.Minute
 	// reapply is how often what nobody should change is written again.
 	reapply = 10 * time.Minute
-	// retry is how long after a refusal the API server is asked for a pod again.
+	// retry is how long after a refusal the API server is asked again.
 	retry = 5 * time.Second
 	// recount is the least time between two writes of a pool's counts.
 	recount = 3 * time.Second
@@ -76,6 +70,9 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			continue
 		}
 		fail(r.furnish(ctx, p, plan.Budgets[p.Key()], seen.Now))
+		if r.furnished[p.UID].taken != "" {
+			continue // its pods would mount somebody's Secret
+		}
 		if again := r.refused[p.UID].again(p.Hash); plan.Create[p.Key()] > 0 && again.After(seen.Now) {
 			later(again)
 			continue
@@ -214,34 +211,6 @@ func (r *Reconciler) ask(ctx context.Context, in Inspect) {
 		r.mu.Unlock()
 		r.wake()
 	}()
-}
-
-// furnish writes what belongs to a pool: the token for its workers and their budget.
-func (r *Reconciler) furnish(ctx context.Context, p *Pool, available int32, now time.Time) error {
-	if f := r.furnished[p.UID]; f.available == available && now.Sub(f.at) < reapply {
-		return nil
-	}
-	owner := metav1apply.OwnerReference().WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("InferencePool").WithName(p.Name).WithUID(p.UID).WithController(true)
-	labels := map[string]string{v1alpha1.LabelPool: p.Name, "app.kubernetes.io/part-of": "estiba"}
-	secret := corev1apply.Secret(tokenSecret(p.Name), p.Namespace).WithOwnerReferences(owner).WithLabels(labels).
-		WithData(map[string][]byte{"token": []byte(fleet.PoolToken(r.options.Key, p.Key()))})
-	budget := policyv1apply.PodDisruptionBudget(p.Name, p.Namespace).WithOwnerReferences(owner).WithLabels(labels).
-		WithSpec(policyv1apply.PodDisruptionBudgetSpec().
-			WithMinAvailable(intstr.FromInt32(available)).
-			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow).
-			WithSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{v1alpha1.LabelPool: p.Name, v1alpha1.LabelComponent: "worker"})))
-	for _, o := range []runtime.ApplyConfiguration{secret, budget} {
-		if err := r.client.Apply(ctx, o, client.FieldOwner(fieldOwner), client.ForceOwnership); err != nil {
-			return fmt.Errorf("write what belongs to InferencePool %s: %w", p.Key(), err)
-		}
-	}
-	r.furnished[p.UID] = furnished{available, now}
-	return nil
-}
-
-type furnished struct {
-	available int32
-	at        time.Time
 }
 
 // refusal of a pod by the API server.

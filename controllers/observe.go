@@ -83,7 +83,7 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 func (r *Reconciler) pool(p v1alpha1.InferencePool) Pool {
 	all := Pool{InferencePool: p}
 	_, sum, err := workerPod(&p, r.options.WorkerImage)
-	all.Hash = sum
+	all.Hash, all.Taken = sum, r.furnished[p.UID].taken
 	switch refused := r.refused[p.UID]; {
 	case err != nil:
 		all.Invalid = err.Error()

@@ -424,6 +424,8 @@ func (d *decision) limits(m *model) string {
 		switch n := len(p.present(d.seen.Now)); {
 		case p.Invalid != "":
 			fmt.Fprintf(&b, " Pool %s cannot grow: its template is invalid.", short(p.key))
+		case p.Taken != "":
+			fmt.Fprintf(&b, " Pool %s cannot grow: %s", short(p.key), p.Taken)
 		case p.device > 0 && likely(known(m), p.key) > p.device:
 			fmt.Fprintf(&b, " Another worker of pool %s would not help.", short(p.key))
 		case n >= p.limit():
@@ -479,8 +481,8 @@ func (d *decision) waiting(m *model) status.Verdict {
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
 		case going > 0:
 			fmt.Fprintf(&b, "Pool %s replaces %s; the model comes back on the next one. ", short(p.key), count(going, "worker"))
-		case p.Invalid != "":
-			fmt.Fprintf(&b, "Pool %s makes no workers: %s ", short(p.key), sentence(p.Invalid))
+		case p.barred() != "":
+			fmt.Fprintf(&b, "Pool %s makes no workers: %s ", short(p.key), sentence(p.barred()))
 		case len(p.present(d.seen.Now)) > 0:
 			fmt.Fprintf(&b, "No worker of pool %s can be reached now (%d of at most %d). ", short(p.key), len(p.present(d.seen.Now)), p.limit())
 		default:
@@ -554,6 +556,8 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	switch {
 	case p.Invalid != "":
 		return status.Verdict{Ready: false, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
+	case p.Taken != "":
+		return status.Verdict{Ready: s.ReadyWorkers > 0, Reason: v1alpha1.ReasonNameConflict, Stalled: true, Message: p.Taken}
 	case s.Workers == 0 && wanted == 0 && p.Blocked == "":
 		return status.Verdict{Ready: true, Reason: v1alpha1.ReasonScaledToZero, Message: "There is no worker; a Model that needs one starts it."}
 	case ready >= max(wanted, 1):

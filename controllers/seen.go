@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -42,12 +43,17 @@ type Pool struct {
 	Hash string
 	// Invalid says why spec.template cannot be used; then no pods are made.
 	Invalid string
+	// Taken says which object, not the pool's, has a name that the pool needs; then no pods are made either.
+	Taken string
 	// Blocked says why the last pod could not be made (a quota, for example).
 	Blocked string
 }
 
 // Key is the pool's "namespace/name".
 func (p *Pool) Key() string { return p.Namespace + "/" + p.Name }
+
+// barred says why no pods are made until somebody changes something.
+func (p *Pool) barred() string { return cmp.Or(p.Invalid, p.Taken) }
 
 // Worker is a worker and what it last reported.
 type Worker struct {

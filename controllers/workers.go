@@ -31,7 +31,7 @@ func (p *pool) limit() int {
 	if p.Spec.Replicas != nil {
 		n = min(max(int(*p.Spec.Replicas), int(p.Spec.Workers.Min)), n)
 	}
-	if p.Invalid != "" {
+	if p.barred() != "" {
 		n = 0
 	}
 	return n
@@ -181,14 +181,14 @@ func (d *decision) resizePool(p *pool) {
 	if !todo.Again.IsZero() {
 		d.soon(todo.Again)
 	}
-	if todo.Create > 0 && p.Invalid == "" {
+	if todo.Create > 0 && p.barred() == "" {
 		d.plan.Create[p.key] = todo.Create
 		if n := min(todo.Create, spec.Replacing); n > 0 {
 			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
 		}
 	}
 	for _, r := range todo.Remove {
-		if s := d.byName[r.Worker]; s.current() || p.Invalid == "" {
+		if s := d.byName[r.Worker]; s.current() || p.barred() == "" {
 			s.memory.Going = r.Reason
 			d.soon(d.seen.Now)
 		}

@@ -46,7 +46,7 @@ const (
 	ReasonWorkerLost = "WorkerLost"
 	// ReasonQuarantined: workers died of this model twice; change its spec to try again.
 	ReasonQuarantined = "Quarantined"
-	// ReasonNameConflict: another, older Model has this name; choose another one.
+	// ReasonNameConflict: another, older Model has this name, or an object that is not the pool's has one that the pool needs; choose another one.
 	ReasonNameConflict = "NameConflict"
 	// ReasonSuspended: set spec.suspend to false.
 	ReasonSuspended = "Suspended"

@@ -272,6 +272,45 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// TestNotThePools: a pool does not take over objects that it does not own, and
+// says which one is in its way.
+func TestNotThePools(t *testing.T) {
+	removePods(t, "taken")
+	theirs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "taken-token"}, Data: map[string][]byte{"password": []byte("theirs")}}
+	if err := cluster.client.Create(t.Context(), theirs); err != nil {
+		t.Fatal(err)
+	}
+	startOperator(t, false)
+	p := create(t, pool("taken", "{workers: {min: 2, max: 2}}"), &v1alpha1.InferencePool{})
+	eventually(t, "the conflict", func() (bool, string) {
+		if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+			return false, err.Error()
+		}
+		s := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled)
+		return s != nil && s.Reason == v1alpha1.ReasonNameConflict && strings.Contains(s.Message, "Secret default/taken-token is not this pool's"), fmt.Sprint(s)
+	})
+	pods(t, "taken", 0)
+	before := theirs.ResourceVersion
+	if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs); err != nil || theirs.ResourceVersion != before {
+		t.Errorf("somebody's Secret was written: %v, %+v", err, theirs)
+	}
+	if err := cluster.client.Delete(t.Context(), theirs); err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range pods(t, "taken", 2) {
+		runWorker(t, &pod, nil)
+	}
+	eventually(t, "the budget to be written again", func() (bool, string) {
+		var budget policyv1.PodDisruptionBudget
+		err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), &budget)
+		return err == nil && budget.Spec.MinAvailable.IntValue() == 1, fmt.Sprint(err, budget.Spec.MinAvailable)
+	})
+	var ours corev1.Secret
+	if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(theirs), &ours); err != nil || len(ours.Data["token"]) == 0 {
+		t.Errorf("the pool has no token: %v", err)
+	}
+}
+
 // TestNamespaces: an operator for some namespaces needs no permissions elsewhere.
 func TestNamespaces(t *testing.T) {
 	startAs(t, guestUser, controllers.RunOptions{Namespaces: []string{tenant}})
