@@ -192,7 +192,7 @@ func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition
 func (r *Reconciler) ask(ctx context.Context, in Inspect) {
 	r.mu.Lock()
 	before := r.inspections[in.Key]
-	before.Pending = true
+	before.Pending, before.Worker = true, in.Worker
 	r.inspections[in.Key] = before
 	r.mu.Unlock()
 	go func() {
@@ -200,9 +200,9 @@ func (r *Reconciler) ask(ctx context.Context, in Inspect) {
 		defer cancel()
 		result, err := r.fleet.Inspect(ctx, in.Worker, in.Request)
 		if err != nil {
-			result = worker.Inspection{Error: &worker.InspectError{Reason: worker.ReasonSourceUnavailable, Message: fmt.Sprintf("Worker %s could not be asked: %v", in.Worker, err)}}
+			result = worker.Inspection{Error: &worker.InspectError{Reason: v1alpha1.ReasonWaitingForWorker, Message: fmt.Sprintf("Worker %s could not be asked: %v", in.Worker, err)}}
 		}
-		after := Inspected{At: r.now(), Result: result}
+		after := Inspected{At: r.now(), Worker: in.Worker, Result: result}
 		if result.Error != nil {
 			after.Attempts = before.Attempts + 1
 		}

@@ -114,11 +114,39 @@ func TestNewLeaderAndSilentWorker(t *testing.T) {
 func TestInspectElsewhere(t *testing.T) {
 	x := fixture.NewModel("x")
 	seen := seenWith([]v1alpha1.Model{x}, reporting("w1", 5, 1), reporting("w2", 5, 1))
-	failed := worker.Inspection{Error: &worker.InspectError{Reason: worker.ReasonSourceUnavailable, Message: "Worker w1 could not be asked."}}
+	failed := worker.Inspection{Error: &worker.InspectError{Reason: v1alpha1.ReasonWaitingForWorker, Message: "Worker w1 could not be asked."}}
 	for attempts, want := range []string{"w1", "w2", "w1"} {
 		seen.Inspections = map[InspectKey]Inspected{{"default/p", Revision(&x)}: {At: fixture.Epoch.Add(-time.Hour), Attempts: attempts, Result: failed}}
 		if plan := Decide(seen); len(plan.Inspect) != 1 || plan.Inspect[0].Worker != want {
 			t.Errorf("after %d attempts: %+v, want %s", attempts, plan.Inspect, want)
+		} else if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); attempts > 0 && c.Reason != v1alpha1.ReasonWaitingForWorker {
+			t.Errorf("ready is %+v", c)
+		}
+	}
+}
+
+// TestInspectMany: readings are spread over the workers, so many at a time that
+// sources that hang do not hold up the others at once.
+func TestInspectMany(t *testing.T) {
+	var models []v1alpha1.Model
+	for i := range 20 {
+		models = append(models, fixture.NewModel(fmt.Sprintf("m%02d", i)))
+	}
+	seen := seenWith(models, reporting("w1", 5, 1), reporting("w2", 5, 1))
+	asked := map[string]int{}
+	for _, in := range Decide(seen).Inspect {
+		asked[in.Worker]++
+	}
+	if want := map[string]int{"w1": reads, "w2": reads}; !cmp.Equal(asked, want) {
+		t.Errorf("asked %v, want %v", asked, want)
+	}
+	seen.Inspections = map[InspectKey]Inspected{}
+	for i := range reads {
+		seen.Inspections[InspectKey{"default/p", Revision(&models[i])}] = Inspected{Pending: true, Worker: "w1"}
+	}
+	for _, in := range Decide(seen).Inspect {
+		if in.Worker != "w2" {
+			t.Errorf("w1 reads %d headers and is asked for more", reads)
 		}
 	}
 }

@@ -261,6 +261,8 @@ func (d *decision) outOfDate(m *model, v *status.Verdict) {
 	v.Progressing = true
 	v.Message += " They are of the spec before its last change"
 	switch f := m.failure; {
+	case f != nil && f.Reason == v1alpha1.ReasonWaitingForWorker:
+		v.Message += ", and nobody has read the new one: " + sentence(f.Message)
 	case f != nil:
 		v.Message += ", whose source cannot be used: " + sentence(f.Message)
 		if f.Reason != worker.ReasonSourceUnavailable {
@@ -375,7 +377,7 @@ func (d *decision) unread(m *model) (status.Verdict, bool) {
 		return status.Verdict{}, false
 	}
 	if f := m.failure; f != nil {
-		again := f.Reason == worker.ReasonSourceUnavailable
+		again := f.Reason == worker.ReasonSourceUnavailable || f.Reason == v1alpha1.ReasonWaitingForWorker
 		return status.Verdict{Reason: f.Reason, Message: sentence(f.Message), Stalled: !again, Progressing: again}, true
 	}
 	for _, p := range m.pools {

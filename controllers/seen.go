@@ -94,7 +94,8 @@ type InspectKey struct {
 
 // Inspected is the answer to an inspection.
 type Inspected struct {
-	Pending  bool // asked, not answered
+	Pending  bool   // asked, not answered
+	Worker   string // that was asked
 	At       time.Time
 	Attempts int // in a row that ended with Result.Error
 	Result   worker.Inspection

@@ -352,11 +352,18 @@ const (
 	// retryFirst and retryMost bound the time between two readings of a source that failed.
 	retryFirst = 2 * time.Second
 	retryMost  = time.Minute
+	// reads is how many headers one worker reads at a time: a source may hang, and must not hold up the others.
+	reads = 4
 )
 
 // inspect asks a worker of each pool for the footprints that are not known.
 func (d *decision) inspect() {
-	asked := map[InspectKey]bool{}
+	asked, busy := map[InspectKey]bool{}, map[string]int{}
+	for _, in := range d.seen.Inspections {
+		if in.Pending {
+			busy[in.Worker]++
+		}
+	}
 	for _, m := range d.models {
 		if m.off() != "" {
 			continue
@@ -371,13 +378,29 @@ func (d *decision) inspect() {
 			if len(able) == 0 || !d.due(in) {
 				continue
 			}
+			s := reader(able, in.Attempts, busy)
+			if busy[s.Name] >= reads {
+				continue // an answer makes another decision
+			}
 			asked[key] = true
-			s := able[in.Attempts%len(able)] // another one each time: the worker may be to blame
+			busy[s.Name]++
 			d.plan.Inspect = append(d.plan.Inspect, Inspect{s.Name, key, worker.InspectRequest{
 				Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
 			}})
 		}
 	}
+}
+
+// reader is the worker that reads the least now. Among equals it is another one
+// with each attempt: the worker may be to blame.
+func reader(able []*station, attempts int, busy map[string]int) *station {
+	best := able[attempts%len(able)]
+	for i := range able {
+		if s := able[(attempts+i)%len(able)]; busy[s.Name] < busy[best.Name] {
+			best = s
+		}
+	}
+	return best
 }
 
 // due reports whether a source is to be read now: never asked, or failed long enough ago.

@@ -176,7 +176,7 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	}
 	for _, i := range plan.Inspect {
 		before := l.inspections[i.Key]
-		before.Pending, before.At = true, time.Now()
+		before.Pending, before.Worker, before.At = true, i.Worker, time.Now()
 		l.inspections[i.Key] = before
 		go l.inspect(ctx, i)
 	}
