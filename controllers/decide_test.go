@@ -110,6 +110,20 @@ func TestNewLeaderAndSilentWorker(t *testing.T) {
 	}
 }
 
+// TestReconnect: a worker whose stream of reports is opened anew stays ready, in
+// the eyes of the pool, until it counts as silent.
+func TestReconnect(t *testing.T) {
+	w := reporting("w", 5, 1)
+	w.Connected = false
+	seen := seenWith(nil, w)
+	for since, ready := range map[time.Duration]int32{time.Second: 1, silence + time.Second: 0} {
+		seen.Now = fixture.Epoch.Add(since)
+		if s := Decide(seen).Pools[0]; s.ReadyWorkers != ready {
+			t.Errorf("%v after the last report %d workers are ready, want %d", since, s.ReadyWorkers, ready)
+		}
+	}
+}
+
 // TestInspectElsewhere: a header that one worker could not read is read by the next.
 func TestInspectElsewhere(t *testing.T) {
 	x := fixture.NewModel("x")

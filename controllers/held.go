@@ -17,7 +17,7 @@ import (
 func (d *decision) load() {
 	var devices []packing.Device
 	for _, s := range d.stations {
-		s.usable = s.Report != nil && !s.Failed && s.Deleting.IsZero() && s.memory.Going == "" && !s.Report.Draining && s.Connected && s.Report.Pool == s.Worker.Pool
+		s.usable = s.stays() && s.Connected
 		s.base = d.told(s)
 		d.settle(s)
 		if !s.usable {
@@ -36,6 +36,11 @@ func (d *decision) load() {
 	for _, m := range d.models {
 		slices.SortFunc(m.homes, func(a, b *home) int { return cmp.Compare(a.station.Name, b.station.Name) })
 	}
+}
+
+// stays: the worker has reported that it takes assignments, and nobody wants it to go.
+func (s *station) stays() bool {
+	return s.Report != nil && !s.Failed && s.Deleting.IsZero() && s.memory.Going == "" && !s.Report.Draining && s.Report.Pool == s.Worker.Pool
 }
 
 // told is the worker's last assignment: what this operator sent, or what the

@@ -527,7 +527,7 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 		if w.Report == nil {
 			continue
 		}
-		if w.usable && !w.silent {
+		if w.stays() && !w.silent { // a stream that is opened anew within that time is no news
 			s.ReadyWorkers++
 		}
 		s.Devices += int32(len(w.Report.Devices))
