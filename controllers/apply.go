@@ -87,6 +87,9 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	for _, d := range plan.Delete {
 		fail(r.delete(ctx, d))
 	}
+	for _, pod := range r.namesakes {
+		fail(r.deletePod(ctx, pod, "a worker pod in another namespace has its name"))
+	}
 	for name, models := range plan.Labels {
 		fail(r.label(ctx, name, models))
 	}
@@ -230,6 +233,12 @@ func (f refusal) again(hash string) time.Time {
 	return f.at.Add(retry)
 }
 
+// made is a pod that this process has created.
+type made struct {
+	pod *corev1.Pod
+	at  time.Time // by this process's clock
+}
+
 func (r *Reconciler) create(ctx context.Context, p *Pool, successor bool) error {
 	pod, sum, err := workerPod(&p.InferencePool, r.options.WorkerImage)
 	if err != nil {
@@ -247,15 +256,21 @@ func (r *Reconciler) create(ctx context.Context, p *Pool, successor bool) error 
 		return fmt.Errorf("create a worker of InferencePool %s: %w", p.Key(), err)
 	}
 	delete(r.refused, p.UID)
-	r.made[pod.UID] = pod
+	r.made[pod.UID] = made{pod, r.now()}
 	r.metrics.created.WithLabelValues(p.Key()).Inc()
 	r.log.Info("worker pod created", "pool", p.Key(), "worker", pod.Name)
 	return nil
 }
 
 func (r *Reconciler) delete(ctx context.Context, d Deletion) error {
-	pod := r.podOf[d.Worker]
-	if pod == nil || !pod.DeletionTimestamp.IsZero() || r.deleted[pod.UID] {
+	if pod := r.podOf[d.Worker]; pod != nil {
+		return r.deletePod(ctx, pod, d.Reason)
+	}
+	return nil
+}
+
+func (r *Reconciler) deletePod(ctx context.Context, pod *corev1.Pod, reason string) error {
+	if !pod.DeletionTimestamp.IsZero() || r.deleted[pod.UID] {
 		return nil
 	}
 	if err := r.client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}); err != nil {
@@ -263,7 +278,7 @@ func (r *Reconciler) delete(ctx context.Context, d Deletion) error {
 	}
 	r.deleted[pod.UID] = true
 	r.metrics.deleted.WithLabelValues(pod.Namespace + "/" + pod.Labels[v1alpha1.LabelPool]).Inc()
-	r.log.Info("worker pod deleted", "worker", d.Worker, "reason", d.Reason)
+	r.log.Info("worker pod deleted", "worker", pod.Name, "reason", reason)
 	return nil
 }
 
@@ -305,6 +320,9 @@ func (r *Reconciler) forget(seen Seen) {
 	drop(r.refused, pools)
 	pods := map[types.UID]bool{}
 	for _, p := range r.podOf {
+		pods[p.UID] = true
+	}
+	for _, p := range r.namesakes {
 		pods[p.UID] = true
 	}
 	drop(r.deleted, pods)

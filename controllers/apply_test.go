@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/estiba/estiba/api/v1alpha1"
@@ -78,6 +80,30 @@ func TestStatusComesBackTheSame(t *testing.T) {
 	}
 	if !equality.Semantic.DeepEqual(plan.Pools[0], pool) {
 		t.Errorf("went as %+v, came back as %+v", plan.Pools[0], pool)
+	}
+}
+
+// What this process has made counts for a time by its own clock; of two worker
+// pods with one name the newer one is to go.
+func TestPodsJustMade(t *testing.T) {
+	owner := []metav1.OwnerReference{{UID: "pool", Controller: new(true)}}
+	pod := func(id uid, namespace string, created time.Time) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p-abcde", Namespace: namespace, UID: id, OwnerReferences: owner, CreationTimestamp: metav1.NewTime(created)}}
+	}
+	now := fixture.Epoch
+	r := &Reconciler{now: func() time.Time { return now }, made: map[uid]made{}}
+	r.made["u1"] = made{pod("u1", "a", fixture.Epoch.Add(-time.Hour)), now} // by a clock that is slow
+	owners := map[uid]string{"pool": "a/p"}
+	if pods := r.workerPods(nil, owners); len(pods) != 1 {
+		t.Errorf("what was just made does not count: %v", pods)
+	}
+	pods := r.workerPods([]corev1.Pod{*pod("u2", "b", fixture.Epoch)}, owners)
+	if len(pods) != 1 || pods[0].UID != "u1" || len(r.namesakes) != 1 || r.namesakes[0].UID != "u2" {
+		t.Errorf("pods are %v, to go are %v", pods, r.namesakes)
+	}
+	now = now.Add(unseen + time.Second)
+	if pods := r.workerPods(nil, owners); len(pods)+len(r.namesakes) != 0 {
+		t.Errorf("what the cache has not shown for so long counts: %v", pods)
 	}
 }
 

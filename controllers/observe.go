@@ -102,7 +102,8 @@ type ownedPod struct {
 }
 
 // workerPods are those that a pool owns, with those just made that the cache
-// does not show yet. Of two with one name the older one counts.
+// does not show yet. Of two with one name, in different namespaces, the older
+// one counts; the other one is to be deleted, so that its pool draws another name.
 func (r *Reconciler) workerPods(pods []corev1.Pod, owners map[uid]string) []ownedPod {
 	var all []ownedPod
 	shown := map[uid]bool{}
@@ -112,18 +113,27 @@ func (r *Reconciler) workerPods(pods []corev1.Pod, owners map[uid]string) []owne
 			all = append(all, ownedPod{&pods[i], owners[o.UID]})
 		}
 	}
-	for id, pod := range r.made {
-		switch o := metav1.GetControllerOf(pod); {
-		case shown[id] || r.now().Sub(pod.CreationTimestamp.Time) > unseen:
+	for id, made := range r.made {
+		switch o := metav1.GetControllerOf(made.pod); {
+		case shown[id] || r.now().Sub(made.at) > unseen:
 			delete(r.made, id)
 		case owners[o.UID] != "":
-			all = append(all, ownedPod{pod, owners[o.UID]})
+			all = append(all, ownedPod{made.pod, owners[o.UID]})
 		}
 	}
 	slices.SortFunc(all, func(a, b ownedPod) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
-	return slices.CompactFunc(all, func(a, b ownedPod) bool { return a.Name == b.Name })
+	r.namesakes = nil
+	counts := all[:0]
+	for _, pod := range all {
+		if n := len(counts); n > 0 && counts[n-1].Name == pod.Name {
+			r.namesakes = append(r.namesakes, pod.Pod)
+		} else {
+			counts = append(counts, pod)
+		}
+	}
+	return counts
 }
 
 // sync tells the fleet which workers there are, and which gateways.

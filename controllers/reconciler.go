@@ -68,10 +68,11 @@ type Reconciler struct {
 	models    map[uid]written[v1alpha1.ModelStatus]
 	pools     map[uid]written[v1alpha1.InferencePoolStatus]
 	furnished map[uid]furnished
-	refused   map[uid]refusal     // pool -> why its last pod was not made
-	made      map[uid]*corev1.Pod // that the cache may not show yet
-	deleted   map[uid]bool        // pods that the cache may show as if they were to stay
+	refused   map[uid]refusal // pool -> why its last pod was not made
+	made      map[uid]made    // that the cache may not show yet
+	deleted   map[uid]bool    // pods that the cache may show as if they were to stay
 	podOf     map[string]*corev1.Pod
+	namesakes []*corev1.Pod // of other worker pods
 
 	mu          sync.Mutex
 	inspections map[InspectKey]Inspected
@@ -84,7 +85,7 @@ func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
 		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
 		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, changed: make(chan event.GenericEvent, 1),
 		models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{},
-		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, made: map[uid]*corev1.Pod{}, deleted: map[uid]bool{},
+		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, made: map[uid]made{}, deleted: map[uid]bool{},
 		podOf: map[string]*corev1.Pod{}, inspections: map[InspectKey]Inspected{},
 	}
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })
