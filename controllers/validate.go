@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -119,11 +120,18 @@ func ValidatePool(p v1alpha1.InferencePool) error {
 		rule{!slices.Contains([]v1alpha1.NamespacesFrom{v1alpha1.NamespacesSame, v1alpha1.NamespacesAll, v1alpha1.NamespacesSelector}, s.AllowedNamespaces.From),
 			fmt.Sprintf("spec.allowedNamespaces.from %q is unknown: write Same, All or Selector", s.AllowedNamespaces.From)},
 		rule{s.Update.Type != "" && s.Update.Type != "Rolling", fmt.Sprintf("spec.update.type %q is unknown: write Rolling", s.Update.Type)},
+		size("spec.device.memory", s.Device.Memory, "16Gi"),
+		size("spec.memory.host", s.Memory.Host, "8Gi"),
+		size("spec.cache.size", s.Cache.Size, "10Gi"),
 		duration("spec.update.drain", s.Update.Drain),
 		duration("spec.scaleDown.after", s.ScaleDown.After),
 		rule{s.Update.MaxUnavailable < 0, "spec.update.maxUnavailable must be at least 1"},
 	)
 	return broken("InferencePool", p.ObjectMeta, rules)
+}
+
+func size(field string, q *resource.Quantity, as string) rule {
+	return rule{q != nil && q.Sign() < 0, field + " must not be negative: write a size, as in " + as}
 }
 
 // duration: a pattern in the schema; here the text has been read already.

@@ -117,6 +117,7 @@ type WorkerRange struct {
 type DeviceSpec struct {
 	// Memory of one device.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!string(self).startsWith('-')",message="spec.device.memory must not be negative: write a size, as in 16Gi"
 	Memory *resource.Quantity `json:"memory,omitempty"`
 }
 
@@ -129,6 +130,7 @@ type MemorySpec struct {
 	Headroom string `json:"headroom,omitempty"`
 	// Host is the size of the host memory slab of a worker.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!string(self).startsWith('-')",message="spec.memory.host must not be negative: write a size, as in 8Gi"
 	Host *resource.Quantity `json:"host,omitempty"`
 }
 
@@ -136,6 +138,7 @@ type MemorySpec struct {
 type CacheSpec struct {
 	// Size of the cache. Default 10Gi.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!string(self).startsWith('-')",message="spec.cache.size must not be negative: write a size, as in 10Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
 }
 
