@@ -70,8 +70,8 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			continue
 		}
 		fail(r.furnish(ctx, p, plan.Budgets[p.Key()], seen.Now))
-		if r.furnished[p.UID].taken != "" {
-			continue // its pods would mount somebody's Secret
+		if f := r.furnished[p.UID]; f.at.IsZero() || f.taken != "" {
+			continue // its pods would be without policy, or mount somebody's Secret
 		}
 		if again := r.refused[p.UID].again(p.Hash); plan.Create[p.Key()] > 0 && again.After(seen.Now) {
 			later(again)

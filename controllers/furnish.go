@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,12 +17,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	corev1apply "k8s.io/client-go/applyconfigurations/core/v1"
 	metav1apply "k8s.io/client-go/applyconfigurations/meta/v1"
+	networkingv1apply "k8s.io/client-go/applyconfigurations/networking/v1"
 	policyv1apply "k8s.io/client-go/applyconfigurations/policy/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fleet"
 )
+
+// Policy says whether each pool gets a NetworkPolicy: then only Estiba's
+// operator and gateways reach its workers, and whoever is to read their metrics.
+// A policy knows no paths: those may ask the workers for completions too.
+type Policy struct {
+	Enabled     bool
+	MetricsFrom []networkingv1apply.NetworkPolicyPeerApplyConfiguration
+}
 
 // furnished is what was last done for a pool.
 type furnished struct {
@@ -29,8 +40,8 @@ type furnished struct {
 	taken     string // which object with a name that the pool needs is not the pool's
 }
 
-// furnish writes what belongs to a pool: the token for its workers and their
-// budget. Whoever may create pools must not write over other people's objects:
+// furnish writes what belongs to a pool: the token for its workers, their
+// budget and their policy. Whoever may create pools must not write over other people's objects:
 // what the pool does not own is left alone, and the pool's condition names it.
 func (r *Reconciler) furnish(ctx context.Context, p *Pool, available int32, now time.Time) error {
 	f := r.furnished[p.UID]
@@ -67,7 +78,30 @@ func (r *Reconciler) children(p *Pool, available int32) []*unstructured.Unstruct
 			WithMinAvailable(intstr.FromInt32(available)).
 			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow).
 			WithSelector(metav1apply.LabelSelector().WithMatchLabels(workers)))
-	return []*unstructured.Unstructured{plain(secret), plain(budget)}
+	all := []*unstructured.Unstructured{plain(secret), plain(budget)}
+	if r.options.Policy.Enabled {
+		all = append(all, plain(networkingv1apply.NetworkPolicy(p.Name, p.Namespace).WithOwnerReferences(owner).WithLabels(labels).WithSpec(r.policy(workers))))
+	}
+	return all
+}
+
+// policy lets operator and gateways reach the workers, and those who read metrics.
+func (r *Reconciler) policy(workers map[string]string) *networkingv1apply.NetworkPolicySpecApplyConfiguration {
+	port := networkingv1apply.NetworkPolicyPort().WithProtocol(corev1.ProtocolTCP).WithPort(intstr.FromInt32(workerPort))
+	estiba := networkingv1apply.NetworkPolicyPeer().
+		WithNamespaceSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{corev1.LabelMetadataName: r.options.Namespace})).
+		WithPodSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{v1alpha1.LabelName: "estiba"}).
+			WithMatchExpressions(metav1apply.LabelSelectorRequirement().WithKey(v1alpha1.LabelComponent).WithOperator(metav1.LabelSelectorOpIn).WithValues("operator", "gateway")))
+	spec := networkingv1apply.NetworkPolicySpec().
+		WithPodSelector(metav1apply.LabelSelector().WithMatchLabels(workers)).
+		WithPolicyTypes(networkingv1.PolicyTypeIngress).
+		WithIngress(networkingv1apply.NetworkPolicyIngressRule().WithFrom(estiba).WithPorts(port))
+	if from := r.options.Policy.MetricsFrom; len(from) > 0 { // without peers a rule lets everybody in
+		rule := networkingv1apply.NetworkPolicyIngressRule().WithPorts(port)
+		rule.From = from
+		spec.WithIngress(rule)
+	}
+	return spec
 }
 
 // plain is an object with only the fields that are given.

@@ -46,6 +46,7 @@ type RunOptions struct {
 	KeyFile     string // empty: the Secret estiba-key, made if it is not there
 	Listen      string // /metrics, /healthz and /readyz
 	LeaderElect bool
+	Policy      Policy
 	Log         *slog.Logger
 }
 
@@ -95,7 +96,7 @@ func Run(ctx context.Context, config *rest.Config, o RunOptions) error {
 	}
 	_, err = NewReconciler(mgr, Options{
 		Namespace: o.Namespace, Namespaces: o.Namespaces, WorkerImage: o.WorkerImage,
-		Key: key, Identity: identity, Log: o.Log, Registerer: ctrlmetrics.Registry,
+		Key: key, Identity: identity, Policy: o.Policy, Log: o.Log, Registerer: ctrlmetrics.Registry,
 	})
 	if err != nil {
 		return fmt.Errorf("start the placement loop: %w", err)

@@ -42,6 +42,7 @@ type Options struct {
 	WorkerImage string
 	Key         []byte // of the installation; tokens are derived from it
 	Identity    string // as the lease has it; empty: there is no other operator
+	Policy      Policy
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
 }

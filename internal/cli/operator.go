@@ -9,13 +9,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
 
 	"github.com/estiba/estiba/controllers"
 )
 
 func operatorCommand() *cobra.Command {
 	var o controllers.RunOptions
-	var kubeconfig string
+	var kubeconfig, metricsFrom string
 	cmd := &cobra.Command{
 		Use:   "operator",
 		Short: "Decide which worker holds which model, on Kubernetes",
@@ -27,6 +28,9 @@ and says in their conditions what became of them. Several operators may run with
 			if o.WorkerImage == "" {
 				return usageError{errors.New("--worker-image is missing: the image of worker pods, usually the operator's own")}
 			}
+			if err := yaml.UnmarshalStrict([]byte(metricsFrom), &o.Policy.MetricsFrom); err != nil {
+				return usageError{fmt.Errorf("--metrics-from is not a list of a NetworkPolicy's peers, as in '[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]': %w", err)}
+			}
 			return nil
 		},
 	}
@@ -36,6 +40,8 @@ and says in their conditions what became of them. Several operators may run with
 	cmd.Flags().StringVar(&o.KeyFile, "key-file", "", "file with the installation key (default: the Secret estiba-key, made if it is not there)")
 	cmd.Flags().StringVar(&o.Listen, "metrics-listen", ":8082", "address of /metrics, /healthz and /readyz")
 	cmd.Flags().BoolVar(&o.LeaderElect, "leader-elect", false, "lead only while holding the lease")
+	cmd.Flags().BoolVar(&o.Policy.Enabled, "network-policy", false, "make a NetworkPolicy for each pool: only operator and gateways reach its workers")
+	cmd.Flags().StringVar(&metricsFrom, "metrics-from", "[]", "with --network-policy: who else may reach workers, to read their metrics; peers as in a NetworkPolicy, in JSON or YAML")
 	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, the cluster that this runs in, or ~/.kube/config)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))

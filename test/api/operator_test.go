@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -17,8 +18,11 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1apply "k8s.io/client-go/applyconfigurations/meta/v1"
+	networkingv1apply "k8s.io/client-go/applyconfigurations/networking/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/estiba/estiba/api/v1alpha1"
@@ -143,7 +147,8 @@ func removePods(t *testing.T, pool string) {
 
 // TestOperator follows a pool and its Models through their lives.
 func TestOperator(t *testing.T) {
-	startOperator(t, false)
+	scraper := networkingv1apply.NetworkPolicyPeer().WithNamespaceSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{"team": "monitoring"}))
+	startAs(t, operatorUser, controllers.RunOptions{Policy: controllers.Policy{Enabled: true, MetricsFrom: []networkingv1apply.NetworkPolicyPeerApplyConfiguration{*scraper}}})
 	sources := map[string]worker.Inspection{
 		"file:///models/a": inspection(30), "file:///models/b": inspection(40), "file:///models/huge": inspection(1 << 20),
 		"file:///models/broken": {Error: &worker.InspectError{Reason: worker.ReasonInvalidModel, Message: "model.safetensors: tensor \"x\" ends beyond the file."}},
@@ -179,6 +184,22 @@ func TestOperator(t *testing.T) {
 		}
 		if budget.Spec.MinAvailable == nil || *budget.Spec.UnhealthyPodEvictionPolicy != policyv1.AlwaysAllow {
 			t.Errorf("budget is %+v", budget.Spec)
+		}
+		var policy networkingv1.NetworkPolicy
+		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &policy); err != nil {
+			t.Fatal(err)
+		}
+		if !metav1.IsControlledBy(&policy, p) || policy.Spec.PodSelector.MatchLabels[v1alpha1.LabelPool] != "p" || len(policy.Spec.Ingress) != 2 || len(policy.Spec.Egress) != 0 {
+			t.Fatalf("policy is %+v", policy)
+		}
+		for i, want := range []map[string]string{{corev1.LabelMetadataName: system}, {"team": "monitoring"}} {
+			rule := policy.Spec.Ingress[i]
+			if len(rule.From) != 1 || !maps.Equal(rule.From[0].NamespaceSelector.MatchLabels, want) || len(rule.Ports) != 1 || rule.Ports[0].Port.IntValue() != 8081 {
+				t.Errorf("rule %d is %+v", i, rule)
+			}
+		}
+		if from := policy.Spec.Ingress[0].From[0].PodSelector; from == nil || from.MatchLabels[v1alpha1.LabelName] != "estiba" {
+			t.Errorf("all pods of %s reach workers: %+v", system, from)
 		}
 	})
 
