@@ -36,10 +36,6 @@ const (
 	ReasonLoading = "Loading"
 	// ReasonDraining: wait; running requests end first.
 	ReasonDraining = "Draining"
-	// ReasonMoving: nothing to do.
-	ReasonMoving = "Moving"
-	// ReasonEvicted: raise spec.priority or add memory.
-	ReasonEvicted = "Evicted"
 	// ReasonRefused: the worker would not load the model; the message has its account.
 	ReasonRefused = "Refused"
 	// ReasonWorkerLost: wait; the model gets another home.
