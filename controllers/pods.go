@@ -192,7 +192,7 @@ func probe(path string, period, failures int32) *corev1.Probe {
 
 // asWorker is what a pod says about the worker in it.
 func asWorker(pod *corev1.Pod, pool string) Worker {
-	w := Worker{Name: pod.Name, Pool: pool, Hash: pod.Annotations[v1alpha1.AnnotationTemplateHash], Created: pod.CreationTimestamp.Time}
+	w := Worker{Name: pod.Name, Pool: pool, Hash: pod.Annotations[v1alpha1.AnnotationTemplateHash]}
 	w.Successor = pod.Annotations[v1alpha1.AnnotationSuccessor] == "true"
 	if t := pod.DeletionTimestamp; t != nil {
 		w.Deleting = t.Time

@@ -315,7 +315,7 @@ func (s *story) carryOut(plan Plan) {
 	for _, key := range sortedKeys(plan.Create) {
 		for i := range plan.Create[key] {
 			s.made++
-			p := &pod{Worker: Worker{Name: fmt.Sprintf("%s-%d", short(key), s.made), Pool: key, Hash: s.hashes[key], Created: s.now, Successor: i < plan.Successors[key]}, running: map[string]int{}}
+			p := &pod{Worker: Worker{Name: fmt.Sprintf("%s-%d", short(key), s.made), Pool: key, Hash: s.hashes[key], Successor: i < plan.Successors[key]}, running: map[string]int{}}
 			s.pods = append(s.pods, p)
 			s.say("create %s", p.Name)
 		}

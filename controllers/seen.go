@@ -57,10 +57,9 @@ func (p *Pool) barred() string { return cmp.Or(p.Invalid, p.Taken) }
 
 // Worker is a worker and what it last reported.
 type Worker struct {
-	Name    string // of the pod; no two workers share one
-	Pool    string // "namespace/name"
-	Hash    string // of the template it was made from
-	Created time.Time
+	Name string // of the pod; no two workers share one
+	Pool string // "namespace/name"
+	Hash string // of the template it was made from
 	// Running: its process has started, so that a report is to be expected.
 	Running bool
 	// Failed: the pod has ended for good and holds nothing.

@@ -49,9 +49,8 @@ type loop struct {
 }
 
 type started struct {
-	pool    string
-	hash    string
-	created time.Time
+	pool string
+	hash string
 }
 
 type inspectAnswer struct {
@@ -157,7 +156,7 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 		reports[r.Worker] = r
 	}
 	for name, w := range l.started {
-		at := controllers.Worker{Name: name, Pool: w.pool, Hash: w.hash, Created: w.created, Running: true}
+		at := controllers.Worker{Name: name, Pool: w.pool, Hash: w.hash, Running: true}
 		if r, known := reports[name]; known && !r.Seen.IsZero() {
 			at.Report, at.Heard, at.Connected = &r.State, r.Seen, r.Connected
 		}
@@ -266,7 +265,7 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 		return err
 	}
 	l.hosts.add(name, w)
-	l.started[name] = started{pool: p.Namespace + "/" + p.Name, hash: hashOf(p), created: time.Now()}
+	l.started[name] = started{pool: p.Namespace + "/" + p.Name, hash: hashOf(p)}
 	l.server.o.Log.Info("worker started", "worker", name, "pool", p.Name, "memoryBytes", memory)
 	return nil
 }

@@ -149,7 +149,7 @@ func (f *Fleet) Free(worker, name string) int64 {
 func (f *Fleet) Place(w Want) (h Home, reason string, why Why) {
 	var best *device
 	room := 0
-	why = Why{Model: w.Model, Alone: w.Alone, Need: smallest(w.Need)}
+	why = Why{Alone: w.Alone, Need: smallest(w.Need)}
 	for _, pool := range sortedKeys(w.Need) {
 		need := w.Need[pool]
 		for _, d := range f.pools[pool] {
@@ -217,7 +217,6 @@ func (f *Fleet) refuse(d *device, w Want, need int64) class {
 
 // Why says why there is no home: the devices that were refused, by class.
 type Why struct {
-	Model string
 	Alone bool
 	Need  int64 // the least that any allowed pool needs, in bytes
 
