@@ -29,6 +29,9 @@ type Home struct {
 	Leaving bool
 	// Loaded: it is on the device and answers requests.
 	Loaded bool
+	// Old: the revision before another home of the same model, for which it answers
+	// until that is on the device. It may go at any time, even while it runs requests.
+	Old bool
 
 	Required bool // the assignment asks for it to be resident
 	Waiting  int  // requests that wait for it to be loaded
@@ -45,7 +48,10 @@ type Home struct {
 type Load struct{ Model, Device, Reason string }
 
 // Eviction says that a home is to leave its device.
-type Eviction struct{ Model, Device, Reason string }
+type Eviction struct {
+	Model, Device, Reason string
+	Old                   bool // as in Home
+}
 
 // Refusal says that a home is wanted on its device and does not fit.
 type Refusal struct{ Model, Device, Message string }
@@ -62,9 +68,9 @@ type Decision struct {
 
 // Decide says which homes to load, to evict and to refuse. A load is decided
 // only if its need fits what is free in the account, so that no load takes a
-// neighbour's memory. Else idle homes that may go make room: those with the
-// lowest EvictionOrder first, then those idle for longest. The order of homes
-// does not matter.
+// neighbour's memory. Else others make room: the revision before it, that of
+// another model, then idle homes that may go, those with the lowest EvictionOrder
+// first, then those idle for longest. The order of homes does not matter.
 func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 	s := state{now: now, free: map[string]int64{}, accounts: map[string]Account{}}
 	s.homes = slices.Clone(homes)
@@ -72,7 +78,9 @@ func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 		s.accounts[a.Device] = a
 		s.free[a.Device] = a.Capacity - a.Used
 	}
-	slices.SortFunc(s.homes, func(a, b Home) int { return cmp.Compare(a.Model, b.Model) })
+	slices.SortFunc(s.homes, func(a, b Home) int {
+		return cmp.Or(cmp.Compare(a.Model, b.Model), cmp.Compare(a.Held, b.Held))
+	})
 
 	s.idle()
 	for _, h := range s.demands() {
@@ -86,7 +94,7 @@ func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 func Fits(accounts []Account, homes []Home, model string, now time.Time) bool {
 	homes = slices.Clone(homes)
 	for i := range homes {
-		if homes[i].Model == model {
+		if homes[i].Model == model && !homes[i].Old {
 			homes[i].Waiting, homes[i].WaitingSince = 1, now
 		}
 	}
@@ -106,7 +114,7 @@ type state struct {
 func (s *state) idle() {
 	for i := range s.homes {
 		h := &s.homes[i]
-		if !h.Loaded || h.Leaving || h.Required || h.busy() || h.IdleAfter <= 0 {
+		if !h.Loaded || h.Leaving || h.Old || h.Required || h.busy() || h.IdleAfter <= 0 {
 			continue
 		}
 		if due := h.LastUse.Add(h.IdleAfter); due.After(s.now) {
@@ -160,7 +168,7 @@ func (s *state) admit(h Home) {
 	// What is leaving counts as coming: the load waits for it, and is decided when it is there.
 	short := h.Need - s.free[h.Device] - s.coming(h.Device)
 	if short > 0 {
-		victims := s.victims(h.Device, short)
+		victims := s.victims(h, short)
 		if victims == nil {
 			s.refuse(h, fmt.Sprintf("Needs %s; %s of %s is free on %s%s.", Bytes(h.Need), Bytes(max(s.free[h.Device], 0)), Bytes(account.Capacity), h.Device, s.holders(h.Device)))
 			return
@@ -191,18 +199,27 @@ func (s *state) coming(device string) int64 {
 	return n
 }
 
-// victims are idle homes that together hold at least short bytes, none of them
-// in vain; nil if there are not enough.
-func (s *state) victims(device string, short int64) []*Home {
+// victims are old or idle homes that together hold at least short bytes, none of
+// them in vain; nil if there are not enough.
+func (s *state) victims(wanted Home, short int64) []*Home {
 	var may []*Home
 	for i := range s.homes {
 		h := &s.homes[i]
-		if h.Device == device && h.Loaded && !h.Leaving && !h.Required && !h.NeverEvict && !h.busy() {
+		if h.Device == wanted.Device && h.Loaded && !h.Leaving && (h.Old || !h.Required && !h.NeverEvict && !h.busy()) {
 			may = append(may, h)
 		}
 	}
+	rank := func(h *Home) int {
+		switch {
+		case h.Old && h.Model == wanted.Model:
+			return 0
+		case h.Old:
+			return 1
+		}
+		return 2
+	}
 	slices.SortStableFunc(may, func(a, b *Home) int {
-		return cmp.Or(cmp.Compare(a.EvictionOrder, b.EvictionOrder), a.LastUse.Compare(b.LastUse))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.EvictionOrder, b.EvictionOrder), a.LastUse.Compare(b.LastUse))
 	})
 	var victims []*Home
 	var sum int64
@@ -228,7 +245,7 @@ func (s *state) victims(device string, short int64) []*Home {
 
 func (s *state) evict(h *Home, reason string) {
 	h.Leaving = true
-	s.decision.Evictions = append(s.decision.Evictions, Eviction{h.Model, h.Device, reason})
+	s.decision.Evictions = append(s.decision.Evictions, Eviction{h.Model, h.Device, reason, h.Old})
 }
 
 func (s *state) refuse(h Home, message string) {
@@ -263,6 +280,8 @@ func (h Home) stays() string {
 	switch {
 	case h.Leaving:
 		return "leaving"
+	case h.Old:
+		return "until its next revision is there"
 	case !h.Loaded:
 		return "loading"
 	case h.busy():

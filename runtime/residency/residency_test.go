@@ -22,7 +22,11 @@ func show(d Decision) string {
 		s = append(s, "load "+l.Model)
 	}
 	for _, e := range d.Evictions {
-		s = append(s, "evict "+e.Model)
+		what := "evict "
+		if e.Old {
+			what += "old "
+		}
+		s = append(s, what+e.Model)
 	}
 	for _, r := range d.Refusals {
 		s = append(s, "refuse "+r.Model+": "+r.Message)
@@ -37,6 +41,10 @@ const mib = 1 << 20
 
 func resident(model string, held int64, idle time.Duration) Home {
 	return Home{Model: model, Device: "cpu-0", Need: held, Held: held, Loaded: true, LastUse: now.Add(-idle)}
+}
+
+func old(model string, held int64) Home {
+	return Home{Model: model, Device: "cpu-0", Need: held, Held: held, Loaded: true, Old: true, Running: 1, NeverEvict: true}
 }
 
 func wanted(model string, need int64) Home {
@@ -101,6 +109,21 @@ func TestDecide(t *testing.T) {
 				with(wanted("c", 2*mib), func(h *Home) { h.WaitingSince = now.Add(time.Second) }),
 			},
 			"refuse c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (8 MiB, leaving)."},
+		"a revision beside the one before it": {
+			[]Home{old("a", 4*mib), with(Home{Model: "a", Device: "cpu-0", Need: 6 * mib}, func(h *Home) { h.Required = true })},
+			"load a"},
+		"a revision that does not fit beside it": {
+			[]Home{old("a", 5*mib), resident("b", mib, time.Hour), with(Home{Model: "a", Device: "cpu-0", Need: 7 * mib}, func(h *Home) { h.Required = true })},
+			"evict old a"},
+		"a revision that waits for it": {
+			[]Home{with(old("a", 5*mib), func(h *Home) { h.Leaving = true }), wanted("a", 7*mib)},
+			""},
+		"a revision that does not fit without it either": {
+			[]Home{old("a", 4*mib), with(resident("b", 4*mib, 0), func(h *Home) { h.Required = true }), wanted("a", 8*mib)},
+			"refuse a: Needs 8 MiB; 2 MiB of 10 MiB is free on cpu-0; held by a (4 MiB, until its next revision is there), b (4 MiB, must stay resident)."},
+		"the former revision of another goes before anybody waits": {
+			[]Home{old("a", 4*mib), {Model: "a", Device: "cpu-0", Need: 4 * mib}, wanted("b", 7*mib), with(old("b", 2*mib), func(h *Home) { h.IdleAfter = time.Second })},
+			"evict old a"},
 		"idle for long enough": {
 			[]Home{with(resident("a", mib, time.Minute), func(h *Home) { h.IdleAfter = time.Minute })}, "evict a"},
 		"not yet": {

@@ -1,10 +1,12 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
@@ -18,19 +20,24 @@ type home struct {
 	w    *Worker
 	kick chan struct{} // next may have another answer
 
-	want      api.Home // the assignment's last word
-	gone      bool     // the assignment no longer names it
-	key       loadKey  // what path, footprint and loaded are of
-	path      string   // of the files, once they are here
-	footprint api.Footprint
-	context   api.Context        // after clamping
-	held      int64              // bytes in the device's account
-	admitted  bool               // they are for a load that has not ended
-	loaded    *Loaded            // while resident
-	broken    *fault             // why the engine gave it up, while it is loaded
-	evicted   string             // why it has to leave the device; empty: it may stay
-	cancel    context.CancelFunc // of the fetch, load or unload under way
-	unloading bool
+	want api.Home // the assignment's last word
+	gone bool     // the assignment no longer names it
+	// old is the revision before this one while that answers in its place;
+	// superseded is what such a home is, for good.
+	old        *home
+	superseded bool
+	key        loadKey // what path, footprint and loaded are of
+	path       string  // of the files, once they are here
+	footprint  api.Footprint
+	context    api.Context        // after clamping
+	held       int64              // bytes in the device's account
+	admitted   bool               // they are for a load that has not ended
+	loaded     *Loaded            // while resident
+	leaving    *Loaded            // while it ends its requests
+	broken     *fault             // why the engine gave it up, while it is loaded
+	evicted    string             // why it has to leave the device; empty: it may stay
+	cancel     context.CancelFunc // of the fetch, load or unload under way
+	unloading  bool
 
 	phase    api.Phase
 	reason   string
@@ -97,7 +104,7 @@ func (h *home) next(now time.Time) step {
 	switch {
 	case h.loaded != nil && (h.gone || stale || h.want.Draining || h.evicted != "" || h.broken != nil):
 		return stepUnload
-	case h.gone:
+	case h.gone || h.superseded && h.loaded == nil:
 		return stepQuit
 	case stale:
 		return stepReset
@@ -124,8 +131,12 @@ func (h *home) run() {
 		if step == stepQuit {
 			// A load that was admitted and never began, then the files.
 			h.release()
-			delete(w.homes, h.want.Model)
-			w.uncount(h.want.Model, now)
+			if h.superseded {
+				w.olds = slices.DeleteFunc(w.olds, func(o *home) bool { return o == h })
+			} else {
+				delete(w.homes, h.want.Model)
+				w.uncount(h.want.Model, now)
+			}
 			w.settle()
 			h.notify()
 			w.mu.Unlock()
@@ -306,6 +317,7 @@ func (h *home) load() {
 		h.failures = 0
 	}
 	h.set(api.PhaseResident, "", "")
+	h.retire("Its next revision is on the device.")
 	w.settle()
 }
 
@@ -328,7 +340,7 @@ func (h *home) unload() {
 		why = "It is loaded anew."
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
-	h.loaded, h.unloading, h.cancel = nil, true, cancel
+	h.loaded, h.leaving, h.unloading, h.cancel = nil, l, true, cancel
 	if h.broken == nil {
 		h.set(api.PhaseDraining, "", why)
 	}
@@ -346,6 +358,7 @@ func (h *home) unload() {
 		w.count(h.want.Model).add(s)
 		answered = s.OutputTokens > 0
 	}
+	h.leaving = nil
 	w.mu.Unlock()
 	l.close(ctx) // ends what has not ended by itself
 	cancel()
@@ -361,7 +374,7 @@ func (h *home) unload() {
 		h.failures = 0
 	}
 	h.stepFailed = broken != nil
-	if broken != nil && !h.gone && h.key == keyOf(h.want) {
+	if broken != nil && !h.gone && !h.superseded && h.key == keyOf(h.want) {
 		h.release()
 		h.loadFailed = true
 		h.failed(context.Background(), broken)
@@ -436,7 +449,19 @@ func (h *home) failed(ctx context.Context, err error) {
 		h.w.log.Warn("model failed", "model", h.want.Model, "reason", reason, "error", err, "retryIn", wait)
 	}
 	h.set(api.PhaseFailed, reason, err.Error())
+	h.retire("Its next revision failed.")
 	h.w.settle()
+}
+
+// retire makes the revision before this one leave the device, once its running
+// requests have ended. w.mu is held.
+func (h *home) retire(why string) {
+	if h.old == nil {
+		return
+	}
+	h.old.evicted = cmp.Or(h.old.evicted, why)
+	h.old.notify()
+	h.old = nil
 }
 
 // reasonOf is the wire's word for an error.
@@ -458,12 +483,12 @@ func (h *home) seen(draining bool) residency.Home {
 	s := residency.Home{
 		Model: h.want.Model, Device: h.key.device, Need: residency.Need(h.footprint), Held: h.held,
 		Leaving: h.held > 0 && (stale || h.evicted != "" || h.broken != nil || h.unloading), Loaded: h.loaded != nil,
-		Required: h.want.Resident, Running: h.users, LastUse: h.lastUse,
+		Required: h.want.Resident || h.old != nil, Running: h.users, LastUse: h.lastUse,
 		IdleAfter:     time.Duration(h.want.IdleSeconds * float64(time.Second)),
 		EvictionOrder: h.want.EvictionOrder, NeverEvict: h.want.NeverEvict,
 		Waiting: h.waiting, WaitingSince: h.waitingSince,
 	}
-	if !wantable && h.held == 0 {
+	if s.Old = h.superseded; s.Old || !wantable && h.held == 0 {
 		s.Required, s.Waiting = false, 0
 	}
 	return s
@@ -506,10 +531,11 @@ func (h *home) notify() {
 
 // stats of the engine; false if it is not on a device. w.mu is held.
 func (h *home) stats() (engine.Stats, bool) {
-	if h.loaded == nil {
+	l := cmp.Or(h.loaded, h.leaving)
+	if l == nil {
 		return engine.Stats{}, false
 	}
-	return h.loaded.Engine.Stats(h.loaded.Replica)
+	return l.Engine.Stats(l.Replica)
 }
 
 // tryLoad turns a panic, or a fault in a mapped file, into this model's failure.

@@ -82,8 +82,9 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 	if err := try(ctx, m, p); err != nil {
 		return nil, err
 	}
+	replica := d.replica(h.Model)
 	err = d.engine.Add(engine.Replica{
-		Name: h.Model, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
+		Name: replica, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
 		Vocabulary: m.Config.Vocabulary, Stop: m.Config.EOS,
 		StepTokens: residency.StepTokens, StepRows: rows, Sequences: rows,
 	})
@@ -92,7 +93,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 	}
 	held := p.Bytes()
 	return &Loaded{
-		Home: h, Model: m, Engine: d.engine, Replica: h.Model, MaxTokens: c.MaxTokens, program: p,
+		Home: h, Model: m, Engine: d.engine, Replica: replica, MaxTokens: c.MaxTokens, program: p,
 		footprint: api.Footprint{
 			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
 			KVFloorBytes:   residency.RoundUp(held.KV, d.Extent),
@@ -129,7 +130,7 @@ func try(ctx context.Context, m *model.Model, p backend.Program) error {
 func (w *Worker) broke(replica string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, h := range w.homes {
+	for h := range w.all() {
 		l := h.loaded
 		if l == nil || l.Replica != replica {
 			continue

@@ -71,6 +71,12 @@ func (w *Worker) state() api.State {
 
 // report is one home of a State. w.mu is held.
 func (h *home) report(now time.Time) api.HomeState {
+	if o := h.old; o != nil && o.serves() && (h.phase == api.PhaseIdle || h.phase == api.PhaseFetching) && !h.gone {
+		s := o.report(now)
+		s.ServedNames, s.WantResident = h.want.ServedNames, h.want.Resident
+		s.Waiting += h.waiting
+		return s
+	}
 	s := api.HomeState{
 		Model: h.want.Model, Revision: h.key.revision, ServedNames: h.want.ServedNames, Devices: h.want.Devices,
 		Tier: api.TierNone, Phase: h.phase, Reason: h.reason, Message: h.message, Progress: h.progress,
@@ -98,6 +104,14 @@ func (h *home) report(now time.Time) api.HomeState {
 	}
 	// Those that have the model and are not in a batch are queued, or between text and tokens.
 	s.Waiting += max(h.users-s.Running, 0)
+	for _, o := range h.w.olds { // what they do is the model's, too
+		if o != h && o.want.Model == h.want.Model {
+			stats, _ := o.stats()
+			s.Running += stats.Running
+			s.Completed += stats.Completed
+			s.Waiting += max(o.users-stats.Running, 0)
+		}
+	}
 	if h.users == 0 && h.waiting == 0 {
 		s.IdleSeconds = now.Sub(h.lastUse).Seconds()
 	}

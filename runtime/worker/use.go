@@ -29,11 +29,16 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 		if h == nil || h.gone || h.want.Draining || w.draining() {
 			return nil, nil, fmt.Errorf("%w: %s", ErrLacks, model)
 		}
-		if l := h.loaded; l != nil && h.evicted == "" && h.broken == nil && h.key == keyOf(h.want) {
-			h.users++
+		serving := h
+		if h.old != nil && h.loaded == nil {
+			serving = h.old // until then
+		}
+		if serving.serves() {
+			l := serving.loaded
+			serving.users++
 			l.users++
-			h.notify()
-			return l, w.giveBack(h, l), nil
+			serving.notify()
+			return l, w.giveBack(serving, l), nil
 		}
 		if counted != h {
 			stop()
@@ -59,6 +64,11 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 			return nil, nil, fmt.Errorf("wait for model %s: %w", model, ctx.Err())
 		}
 	}
+}
+
+// serves: it takes requests at once. Worker.mu is held.
+func (h *home) serves() bool {
+	return h.loaded != nil && !h.gone && !h.want.Draining && h.evicted == "" && h.broken == nil && h.key == keyOf(h.want)
 }
 
 // giveBack is what the user of a loaded model calls at the end.

@@ -10,10 +10,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
@@ -72,6 +74,7 @@ type Worker struct {
 
 	mu         sync.Mutex
 	homes      map[string]*home // model -> home; also those that are on their way out
+	olds       []*home          // former revisions of those, until they have left the device
 	running    sync.WaitGroup   // the homes' goroutines
 	assigned   bool             // an assignment has been taken
 	epoch      int64
@@ -89,7 +92,11 @@ type claimed struct {
 	device.Device
 	backend backend.Backend
 	engine  *engine.Engine
+	loads   atomic.Int64
 }
+
+// replica is a name in the engine for the next load of a model: two revisions may be there.
+func (d *claimed) replica(model string) string { return fmt.Sprintf("%s#%d", model, d.loads.Add(1)) }
 
 // Counters of one model since its home came here.
 type Counters struct {
@@ -177,7 +184,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.stopped = true
 	w.leaving = true
 	w.timer.Stop()
-	for _, h := range w.homes {
+	for h := range w.all() {
 		h.leave()
 	}
 	w.mu.Unlock()
@@ -220,14 +227,23 @@ func (w *Worker) Assign(a api.Assignment) *api.Refusal {
 	for _, want := range a.Homes {
 		named[want.Model] = true
 		h := w.homes[want.Model]
-		if h == nil {
+		switch {
+		case h == nil:
 			h = w.newHome(want)
+		case h.serves() && h.key != keyOf(want) && !want.Draining:
+			old := h
+			h = w.newHome(want)
+			h.old, old.superseded = old, true
+			w.olds = append(w.olds, old)
 		}
 		h.want, h.gone = want, false
 		h.interruptIfStale()
+		if want.Draining {
+			h.retire("The assignment drains it.")
+		}
 	}
-	for name, h := range w.homes {
-		if !named[name] {
+	for h := range w.all() {
+		if !named[h.want.Model] {
 			h.leave()
 		}
 	}
@@ -244,12 +260,12 @@ func (w *Worker) Drain(ctx context.Context) error {
 	w.log.Info("draining")
 	w.settle()
 	w.changedAll()
-	for _, h := range w.homes {
+	for h := range w.all() {
 		h.notify() // who waits for it goes elsewhere
 	}
 	for {
 		users := 0
-		for _, h := range w.homes {
+		for h := range w.all() {
 			users += h.users
 		}
 		if users == 0 {
@@ -288,7 +304,7 @@ func (w *Worker) settle() {
 		accounts[i] = residency.Account{Device: d.Name, Capacity: d.Capacity, Used: w.used(d.Name)}
 	}
 	homes := make([]residency.Home, 0, len(w.homes))
-	for _, h := range w.homes {
+	for h := range w.all() {
 		homes = append(homes, h.seen(w.draining()))
 	}
 	decision := residency.Decide(accounts, homes, now)
@@ -301,6 +317,10 @@ func (w *Worker) settle() {
 	for _, e := range decision.Evictions {
 		w.log.Info("home evicted", "model", e.Model, "device", e.Device, "reason", e.Reason)
 		h := w.homes[e.Model]
+		if e.Old {
+			h.retire(e.Reason)
+			continue
+		}
 		h.evicted = e.Reason
 		h.notify()
 	}
@@ -310,13 +330,14 @@ func (w *Worker) settle() {
 		if h := w.homes[r.Model]; h.phase != api.PhaseRefused || h.message != r.Message {
 			w.log.Warn("load refused", "model", r.Model, "device", r.Device, "reason", r.Message)
 			h.set(api.PhaseRefused, api.ReasonDoesNotFit, r.Message)
+			h.retire("Its next revision is refused.")
 		}
 	}
 	for _, h := range homes {
 		// No longer refused: it waits for memory that is on its way back, or nobody wants it at the moment and a request
 		// would wake it. Gateways send none to a home that is refused.
 		own := w.homes[h.Model]
-		if own.phase == api.PhaseRefused && !refused[h.Model] && (h.Required || h.Waiting > 0 || residency.Fits(accounts, homes, h.Model, now)) {
+		if !h.Old && own.phase == api.PhaseRefused && !refused[h.Model] && (h.Required || h.Waiting > 0 || residency.Fits(accounts, homes, h.Model, now)) {
 			own.set(api.PhaseIdle, "", "")
 		}
 	}
@@ -327,9 +348,25 @@ func (w *Worker) settle() {
 	}
 }
 
+// all homes, former revisions too. w.mu is held.
+func (w *Worker) all() iter.Seq[*home] {
+	return func(yield func(*home) bool) {
+		for _, h := range w.homes {
+			if !yield(h) {
+				return
+			}
+		}
+		for _, h := range w.olds {
+			if !yield(h) {
+				return
+			}
+		}
+	}
+}
+
 // used are the bytes admitted on a device: of what loads, is resident, or has not left yet.
 func (w *Worker) used(device string) (n int64) {
-	for _, h := range w.homes {
+	for h := range w.all() {
 		if h.key.device == device {
 			n += h.held
 		}
@@ -380,11 +417,11 @@ func (w *Worker) Counters() map[string]Counters {
 	for name, c := range w.counters {
 		all[name] = c.Counters
 	}
-	for name, h := range w.homes {
+	for h := range w.all() {
 		if s, ok := h.stats(); ok {
-			c := all[name]
+			c := all[h.want.Model]
 			c.add(s)
-			all[name] = c
+			all[h.want.Model] = c
 		}
 	}
 	return all

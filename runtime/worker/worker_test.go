@@ -154,14 +154,15 @@ func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c
 		defer o.mu.Unlock()
 		return o.stepErr[path]
 	}}
-	if err := d.engine.Add(engine.Replica{Name: h.Model, Program: p, Blocks: 64, BlockTokens: 16, MaxTokens: c.MaxTokens, Vocabulary: 4}); err != nil {
+	replica := d.replica(h.Model)
+	if err := d.engine.Add(engine.Replica{Name: replica, Program: p, Blocks: 64, BlockTokens: 16, MaxTokens: c.MaxTokens, Vocabulary: 4}); err != nil {
 		free()
 		return nil, err
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.loads[h.Model]++
-	return &Loaded{Home: h, Engine: d.engine, Replica: h.Model, MaxTokens: c.MaxTokens, program: p, footprint: f}, nil
+	return &Loaded{Home: h, Engine: d.engine, Replica: replica, MaxTokens: c.MaxTokens, program: p, footprint: f}, nil
 }
 
 // program gives token 1 for ever, one in 10 ms.
@@ -604,10 +605,13 @@ func TestRequestsEndBeforeTheirModelGoes(t *testing.T) {
 		release()
 		after(t, w, time.Second, "a:Resident")
 
-		// A new revision: the old request ends with the old one, a new request waits for the new.
+		// A new revision that does not fit beside the old one: the old request ends with the old one, a new request waits for the new.
+		other := o.home("b", 8*mib)
+		assign(t, w, o.home("a", mib), other)
+		after(t, w, time.Second, "a:Resident b:Resident")
 		old, release := use()
-		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }))
-		after(t, w, time.Second, "a:Draining")
+		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }), other)
+		after(t, w, time.Second, "a:Idle b:Resident")
 		got := make(chan *Loaded)
 		go func() {
 			l, release := use()
@@ -619,6 +623,8 @@ func TestRequestsEndBeforeTheirModelGoes(t *testing.T) {
 		if l := <-got; l == old || l.Home.Revision != "2" || l.footprint.WeightsBytes != 2*mib {
 			t.Errorf("%+v", l)
 		}
+		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }))
+		after(t, w, time.Second, "a:Resident")
 
 		// A request that does not end is ended after the drain time.
 		l, release := use()
@@ -648,6 +654,145 @@ func TestRequestsEndBeforeTheirModelGoes(t *testing.T) {
 		// Undone: it comes back.
 		assign(t, w, o.home("a", 2*mib, func(h *api.Home) { h.Revision = "2" }))
 		after(t, w, time.Second, "a:Resident")
+	})
+}
+
+// TestRevisionBesideTheOneBefore: where both fit, requests never wait: the old
+// revision answers until the new one is there, and ends what it runs.
+func TestRevisionBesideTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		use := func(revision string) (*Loaded, func()) {
+			t.Helper()
+			began := time.Now()
+			l, release, err := w.Use(t.Context(), "ns/a")
+			if err != nil || l.Home.Revision != revision || time.Since(began) > 0 {
+				t.Fatalf("revision %s after %s, %v; want %s at once", l.Home.Revision, time.Since(began), err, revision)
+			}
+			return l, release
+		}
+		stream := func(l *Loaded, tokens int) <-chan engine.Event {
+			t.Helper()
+			events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: tokens})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return events
+		}
+		finish := func(events <-chan engine.Event) (last engine.Event) {
+			for e := range events {
+				last = e
+			}
+			return last
+		}
+		revision := func(n string) func(*api.Home) { return func(h *api.Home) { h.Revision = n } }
+		used := func(want int64) {
+			t.Helper()
+			if got := w.State().Devices[0].UsedBytes; got != want*mib || o.used != want*mib {
+				t.Errorf("%d bytes, %d really; want %d MiB", got, o.used, want)
+			}
+		}
+
+		assign(t, w, o.home("a", 2*mib, revision("1")))
+		after(t, w, time.Second, "a:Resident")
+		l, release1 := use("1")
+		long := stream(l, 400) // 4 s
+		o.fetchTime = time.Second
+		assign(t, w, o.home("a", 3*mib, revision("2")))
+		after(t, w, 10*time.Millisecond, "a:Resident") // while the files come, it is the old one that is reported
+		if s := w.State().Homes[0]; s.Revision != "1" || s.Running != 1 {
+			t.Errorf("%+v", s)
+		}
+		_, release := use("1")
+		release()
+		after(t, w, time.Second, "a:Loading")
+		if s := w.State().Homes[0]; s.Revision != "2" || s.Running != 1 {
+			t.Errorf("%+v", s)
+		}
+		used(5)
+		l, release = use("1")
+		if e := finish(stream(l, 2)); e.Err != nil {
+			t.Error(e.Err)
+		}
+		release()
+		after(t, w, 100*time.Millisecond, "a:Resident")
+		if s := w.State().Homes[0]; s.Revision != "2" || s.Running != 1 || s.Waiting != 0 || s.Completed != 1 {
+			t.Errorf("%+v", s)
+		}
+		l, release = use("2")
+		if e := finish(stream(l, 2)); e.Err != nil {
+			t.Error(e.Err)
+		}
+		release()
+		used(5)
+
+		// Back to the first one while that still runs a request: loaded once more, beside both.
+		assign(t, w, o.home("a", 2*mib, revision("1")))
+		after(t, w, 1200*time.Millisecond, "a:Resident")
+		used(4)
+		l, release = use("1")
+		release()
+		if e := finish(long); e.Err != nil || e.Output != 400 {
+			t.Errorf("the long text: %+v", e)
+		}
+		release1()
+		after(t, w, 0, "a:Resident")
+		used(2)
+		if c := w.Counters()["ns/a"]; c.Completed != 3 || c.Loads != 3 {
+			t.Errorf("%+v", c)
+		}
+
+		// One that cannot be loaded: it says so, and the old one goes.
+		o.loadErr["/m/a"] = &fault{api.ReasonInvalidModel, "tensor missing"}
+		assign(t, w, o.home("a", 2*mib, revision("3")))
+		after(t, w, 1050*time.Millisecond, "a:Loading")
+		_, release = use("1")
+		release()
+		after(t, w, time.Second, "a:Failed(InvalidModel)")
+		used(0)
+		delete(o.loadErr, "/m/a")
+
+		// One that nobody wants resident takes over all the same, and sleeps when it is idle.
+		sleepy := func(h *api.Home) { h.Resident, h.IdleSeconds = false, 5 }
+		assign(t, w, o.home("a", 2*mib, revision("4")))
+		after(t, w, 3*time.Second, "a:Resident")
+		_, release4 := use("4")
+		assign(t, w, o.home("a", 2*mib, revision("5"), sleepy))
+		after(t, w, 2*time.Second, "a:Resident")
+		_, release = use("5")
+		release()
+		release4()
+		after(t, w, 6*time.Second, "a:Idle")
+		used(0)
+
+		// All of them go when the assignment says so, or their worker drains.
+		assign(t, w, o.home("a", 2*mib, revision("6")))
+		after(t, w, 3*time.Second, "a:Resident")
+		_, release6 := use("6")
+		assign(t, w, o.home("a", 2*mib, revision("7")))
+		after(t, w, 10*time.Millisecond, "a:Resident")
+		assign(t, w)
+		after(t, w, 2*time.Second, "")
+		used(2)
+		release6()
+		after(t, w, 0, "")
+		used(0)
+		assign(t, w, o.home("a", 2*mib, revision("8")))
+		after(t, w, 3*time.Second, "a:Resident")
+		_, release8 := use("8")
+		assign(t, w, o.home("a", 2*mib, revision("9")))
+		after(t, w, 2*time.Second, "a:Resident")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.Drain(ctx); err == nil {
+			t.Error("the drain did not wait for the request of the old revision")
+		}
+		release8()
+		if err := w.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
