@@ -34,6 +34,28 @@ END
 	devcluster down
 	exit "$code"
 }
+
+taken() { (: <"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
+
+# ours ADDRESS: an earlier demo, whose cluster is still up, forwards from there.
+ours() {
+	local pid
+	while read -r pid; do
+		tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "devtool forward $1 " && return
+	done 2>/dev/null < <(cat "$STATE/forwarders" 2>/dev/null)
+	return 1
+}
+
+# Before minutes of building: an address for the gateway, where no other program answers.
+for port in $(seq "$((${listen##*:} + 1))" "$((${listen##*:} + 20))"); do
+	if ours "$listen" || ! taken "$listen"; then break; fi
+	if [ -n "${LISTEN:-}" ]; then
+		echo "another program listens on $LISTEN; choose another address for LISTEN" >&2
+		exit 1
+	fi
+	listen=${listen%:*}:$port
+done
+
 trap finish EXIT
 
 say "a real Kubernetes on this machine"
@@ -56,7 +78,7 @@ kubectl wait --for=jsonpath={.status.models}=2 --timeout=60s ipool/cpu >/dev/nul
 
 say "a completion through the gateway"
 service=$(kubectl --namespace estiba get service estiba-gateway -o jsonpath='{.spec.clusterIP}:{.spec.ports[0].port}')
-(: <"/dev/tcp/${listen%:*}/${listen##*:}") 2>/dev/null || devcluster forward "$listen" "$service"
+ours "$listen" || devcluster forward "$listen" "$service"
 go run ./hack/demo --ask "http://$listen"
 
 say "where the models are"
