@@ -14,6 +14,7 @@ import (
 	"github.com/estiba/estiba/api/worker"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -171,6 +172,27 @@ func TestWorkerKilledMidLoad(t *testing.T) {
 	asking.end(s)
 }
 
+// seenLoading reports whether the operator knows that a worker loads a model.
+// It writes a status at once where the spec has changed, and then says all that
+// it knows; a change of the priority loads nothing anew.
+func (s *scene) seenLoading(model, worker string) bool {
+	s.Helper()
+	m := s.get(model)
+	before := m.DeepCopy()
+	m.Spec.Priority++
+	if err := s.client.Patch(context.Background(), &m, client.MergeFrom(before)); err != nil {
+		s.Fatal(err)
+	}
+	s.eventually("the operator has seen "+model+"'s priority", func() string {
+		if m = s.get(model); m.Status.ObservedGeneration != m.Generation {
+			return fmt.Sprintf("it has seen generation %d of %d", m.Status.ObservedGeneration, m.Generation)
+		}
+		return ""
+	})
+	c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady)
+	return c != nil && strings.HasPrefix(c.Message, "Loading") && strings.Contains(c.Message, worker)
+}
+
 // killMidLoad kills whichever worker of a pool loads a model, and returns its homes.
 func (s *scene) killMidLoad(pool, model string) []worker.HomeState {
 	s.Helper()
@@ -182,7 +204,9 @@ func (s *scene) killMidLoad(pool, model string) []worker.HomeState {
 			}
 			state := s.state(pool, &pod)
 			if h := home(state, s.namespace+"/"+model); h != nil && h.Phase == worker.PhaseLoading {
-				time.Sleep(200 * time.Millisecond) // the operator has seen it too
+				if !s.seenLoading(model, pod.Name) {
+					return "the operator has not seen it"
+				}
 				s.kill(s.T, &pod, syscall.SIGKILL)
 				s.restarted(pool, &pod, state.Instance)
 				homes = state.Homes
