@@ -158,7 +158,7 @@ func permissions() error {
 	// The guest's permissions end with one namespace.
 	guest := []rbacv1.Subject{{Kind: "User", APIGroup: "rbac.authorization.k8s.io", Name: guestUser}}
 	err = create(
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: tenant, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}},
 		&rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: "estiba-operator"}, Subjects: guest, RoleRef: role("ClusterRole", everywhere.Name)},
 		&rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "estiba-guest"}, Subjects: guest, RoleRef: role("Role", own.Name)},
 	)

@@ -332,8 +332,13 @@ func TestNotThePools(t *testing.T) {
 	}
 }
 
-// TestNamespaces: an operator for some namespaces needs no permissions elsewhere.
+// TestNamespaces: an operator for some namespaces needs no permissions
+// elsewhere. This one enforces the pod security standard "restricted".
 func TestNamespaces(t *testing.T) {
+	loose := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: "loose"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "x", Image: "x"}}}}
+	if err := cluster.client.Create(t.Context(), loose, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "restricted") {
+		t.Errorf("a pod without a security context: %v", err)
+	}
 	startAs(t, guestUser, controllers.RunOptions{Namespaces: []string{tenant}})
 	for _, manifest := range []string{pool("guests", "{}"), model("guest", "{source: {uri: 'file:///models/x'}}")} {
 		object := object(t, manifest)
