@@ -63,7 +63,6 @@ type story struct {
 	made        int
 	holding     bool
 	out         strings.Builder
-	warned      bool
 }
 
 // pod is a simulated worker.

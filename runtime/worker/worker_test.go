@@ -732,7 +732,7 @@ func TestRevisionBesideTheOneBefore(t *testing.T) {
 		assign(t, w, o.home("a", 2*mib, revision("1")))
 		after(t, w, 1200*time.Millisecond, "a:Resident")
 		used(4)
-		l, release = use("1")
+		_, release = use("1")
 		release()
 		if e := finish(long); e.Err != nil || e.Output != 400 {
 			t.Errorf("the long text: %+v", e)

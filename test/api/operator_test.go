@@ -160,7 +160,7 @@ func TestOperator(t *testing.T) {
 	}
 	removePods(t, "p")
 	p := create(t, pool("p", "{workers: {min: 0, max: 2}, modelRoots: [/models], template: {spec: {containers: [{name: worker, resources: {limits: {memory: 1Gi}}}]}}}"), &v1alpha1.InferencePool{})
-	m = ready(t, "a", v1alpha1.ReasonWaitingForWorker)
+	ready(t, "a", v1alpha1.ReasonWaitingForWorker)
 
 	t.Run("pod", func(t *testing.T) {
 		pod := pods(t, "p", 1)[0]
