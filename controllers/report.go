@@ -35,7 +35,7 @@ func (d *decision) modelStatus(m *model) v1alpha1.ModelStatus {
 		ObservedGeneration: m.Generation,
 		Selector:           v1alpha1.LabelModelPrefix + string(m.UID),
 		ServedNames:        m.names,
-		Trial:              m.trial,
+		Trial:              m.onRecord(),
 	}
 	if m.UID == "" {
 		s.Selector = ""
@@ -195,7 +195,7 @@ func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
 		v.Message = "Requests are answered with an error. Set spec.suspend to false to serve it."
 	case v1alpha1.ReasonQuarantined:
 		v.Stalled = true
-		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s, when the model was tried once more. Change the spec (source, precision or context) to try again.",
+		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s. Change the spec (source, precision or context) to try again.",
 			m.trial.Deaths, m.trial.Worker, m.trial.Since.UTC().Format(time.RFC3339))
 	case v1alpha1.ReasonNameConflict:
 		v.Stalled = true
@@ -237,7 +237,7 @@ func (d *decision) serving(m *model) (status.Verdict, bool) {
 	}
 	v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing}
 	v.Message = fmt.Sprintf("%d of %s %s requests.", n, count(max(n, wanted), "replica"), verb(n, "answers", "answer"))
-	v.Message += m.clamped()
+	v.Message += m.clamped() + m.note
 	v.Progressing = n < wanted && (m.missing == 0 || m.grows != nil)
 	if slices.ContainsFunc(m.homes, (*home).old) {
 		d.outOfDate(m, &v)
@@ -557,7 +557,7 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	ready := int(s.ReadyWorkers)
 	switch {
 	case p.Invalid != "":
-		return status.Verdict{Ready: false, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
+		return status.Verdict{Ready: s.ReadyWorkers > 0, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
 	case p.Taken != "":
 		return status.Verdict{Ready: s.ReadyWorkers > 0, Reason: v1alpha1.ReasonNameConflict, Stalled: true, Message: p.Taken}
 	case s.Workers == 0 && wanted == 0 && p.Blocked == "":
@@ -565,6 +565,10 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	case ready >= max(wanted, 1):
 		v := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing, Message: fmt.Sprintf("%s %s assignments.", count(ready, "worker"), verb(ready, "takes", "take"))}
 		v.Progressing = int(s.Workers) != wanted
+		if p.Unchecked != "" && slices.ContainsFunc(p.stations, func(w *station) bool { return !w.current() }) {
+			v.Progressing = true
+			v.Message += " The template has changed, and workers of the last one stay until the API server takes the new one: " + sentence(p.Unchecked)
+		}
 		return v
 	}
 	v := status.Verdict{Ready: ready > 0, Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true,

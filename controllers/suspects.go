@@ -19,6 +19,8 @@ import (
 const (
 	// quarantine is the number of deaths that ends the trial.
 	quarantine = 2
+	// probation is how long a death is remembered after its trial was passed.
+	probation = 10 * time.Minute
 	// passed is how long a model stays resident alone to pass without a request.
 	passed = 10 * time.Second
 )
@@ -39,6 +41,24 @@ func (s *station) tries() bool {
 		}
 	}
 	return false
+}
+
+// remember takes a trial over from the status.
+func (m *model) remember(t *v1alpha1.Trial, now time.Time) {
+	switch {
+	case !t.Passed:
+		m.trial = t
+	case now.Sub(t.Since.Time) < probation:
+		m.parole = t
+	}
+}
+
+// onRecord is what the status keeps of m's deaths.
+func (m *model) onRecord() *v1alpha1.Trial {
+	if m.trial != nil {
+		return m.trial
+	}
+	return m.parole
 }
 
 // suspect notes the deaths since the last decision, and who passed the trial.
@@ -63,23 +83,32 @@ func (d *decision) suspect() {
 		}
 		for _, s := range d.stations {
 			if d.acquits(s, m) {
-				m.trial = nil
+				m.parole, m.trial = m.trial, nil
+				m.parole.Passed = true
 				break
 			}
 		}
 	}
 }
 
-// died counts the death of a process against each model that it may be the fault of.
+// died counts the death of a process against each model that it may be the fault
+// of. One that has passed its trial answers for it at once if nobody else can.
 func (d *decision) died(s *station, last worker.State) {
-	for _, h := range last.Homes {
+	atWork := slices.DeleteFunc(slices.Clone(last.Homes), func(h worker.HomeState) bool {
+		return h.Phase != worker.PhaseLoading && h.Running == 0
+	})
+	for _, h := range atWork {
 		m := d.byKey[h.Model]
-		if m == nil || h.Revision != m.revision || h.Phase != worker.PhaseLoading && h.Running == 0 {
+		if m == nil || h.Revision != m.revision {
 			continue
 		}
-		if m.trial == nil {
+		switch {
+		case m.trial == nil && m.parole != nil && len(atWork) == 1:
+			m.trial, m.parole = m.parole, nil
+			m.trial.Passed = false
+		case m.trial == nil:
 			m.trial = &v1alpha1.Trial{Revision: m.revision}
-		} else if s.began(h).Before(m.trial.Since.Time) {
+		case s.began(h).Before(m.trial.Since.Time):
 			continue // it was not being tried here
 		}
 		if m.trial.Worker == s.Name && m.trial.Instance == last.Instance {

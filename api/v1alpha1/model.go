@@ -297,4 +297,8 @@ type Trial struct {
 	Worker string `json:"worker,omitempty"`
 	// +optional
 	Instance string `json:"instance,omitempty"`
+	// Passed says that the trial after the death was passed; the death is
+	// forgotten some time after it, and a further one before that counts.
+	// +optional
+	Passed bool `json:"passed,omitempty"`
 }
