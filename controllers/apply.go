@@ -318,6 +318,7 @@ func (r *Reconciler) forget(seen Seen) {
 	drop(r.pools, pools)
 	drop(r.furnished, pools)
 	drop(r.refused, pools)
+	drop(r.checked, pools)
 	pods := map[types.UID]bool{}
 	for _, p := range r.podOf {
 		pods[p.UID] = true

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -86,6 +87,8 @@ type model struct {
 	tokens   map[string]int
 	failure  *worker.InspectError // why the source has no footprint
 	trial    *v1alpha1.Trial
+	parole   *v1alpha1.Trial // a trial that was passed, not long ago
+	note     string          // what clients of this Model have to know about its names
 
 	load    scaling.Load
 	wanted  int // homes
@@ -186,7 +189,7 @@ func (d *decision) readModels() {
 			}
 		}
 		if t := m.Status.Trial; t != nil && t.Revision == e.revision {
-			e.trial = t.DeepCopy()
+			e.remember(t.DeepCopy(), d.seen.Now)
 		}
 		d.models = append(d.models, e)
 		d.byKey[e.key] = e
@@ -222,19 +225,26 @@ func matches(s *metav1.LabelSelector, l map[string]string) bool {
 	return err == nil && selector.Matches(labels.Set(l))
 }
 
-// giveNames gives each Model of a namespace the names it may use: of two that
-// want the same one, the older Model has it.
+// giveNames gives each Model the names that clients may send: of two that want
+// the same one, the older Model has it. One of another namespace, whose owner
+// may not know the older Model, is reached by its full name instead.
 func giveNames(models []*model) {
 	inOrder := slices.Clone(models)
 	slices.SortFunc(inOrder, older)
-	owner := map[string]*model{} // "namespace/served name" -> its Model
+	owner := map[string]*model{} // served name -> its Model
 	for _, m := range inOrder {
 		for _, n := range append([]string{m.Name}, m.Spec.ServedNames...) {
-			switch o := owner[m.Namespace+"/"+n]; {
+			switch o := owner[n]; {
 			case o == nil:
-				owner[m.Namespace+"/"+n] = m
+				owner[n] = m
 				m.names = append(m.names, n)
-			case o != m && m.conflict == "":
+			case o == m:
+			case o.Namespace != m.Namespace:
+				if !slices.Contains(m.names, m.key) {
+					m.names = append(m.names, m.key)
+					m.note = fmt.Sprintf(" The name %s belongs to the older Model %s; clients reach this one as %s.", n, o.key, m.key)
+				}
+			case m.conflict == "":
 				m.conflict = "The name " + n + " belongs to the older Model " + o.Name + "."
 			}
 		}

@@ -8,10 +8,12 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -26,6 +28,8 @@ const (
 	// confirm is how long a look at the lease is good for: a process that was
 	// stopped and goes on must not act on what it saw before.
 	confirm = 5 * time.Second
+	// checkTimeout bounds a look at a pod that is not made.
+	checkTimeout = 5 * time.Second
 	// unseen is how long what was written counts although the cache does not show
 	// it. Later the cache is right: someone else may have written since.
 	unseen = time.Minute
@@ -61,7 +65,7 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 		if s, written := r.pools[p.UID]; written && seen.Now.Sub(s.at) < unseen {
 			p.Status = s.status
 		}
-		seen.Pools = append(seen.Pools, r.pool(p))
+		seen.Pools = append(seen.Pools, r.pool(ctx, p))
 		owners[p.UID] = p.Namespace + "/" + p.Name
 	}
 	workers := r.workerPods(pods.Items, owners)
@@ -80,9 +84,12 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 }
 
 // pool is p with the hash of the pods that would be made for it.
-func (r *Reconciler) pool(p v1alpha1.InferencePool) Pool {
+func (r *Reconciler) pool(ctx context.Context, p v1alpha1.InferencePool) Pool {
 	all := Pool{InferencePool: p}
-	_, sum, err := workerPod(&p, r.options.WorkerImage)
+	pod, sum, err := workerPod(&p, r.options.WorkerImage)
+	if err == nil && p.DeletionTimestamp.IsZero() {
+		all.Unchecked = r.check(ctx, p.UID, pod, sum)
+	}
 	all.Hash, all.Taken = sum, r.furnished[p.UID].taken
 	switch refused := r.refused[p.UID]; {
 	case err != nil:
@@ -93,6 +100,42 @@ func (r *Reconciler) pool(p v1alpha1.InferencePool) Pool {
 		all.Blocked = refused.message
 	}
 	return all
+}
+
+// checked is the answer to a pod that was not to be made, only looked at.
+type checked struct {
+	hash string // of the pod's template
+	why  string // that is no answer; empty: it is one
+	at   time.Time
+}
+
+// check asks the API server, once per template, whether it would take the pod:
+// those that serve must not go before it does. One that is invalid counts as
+// refused. The result says why there is no answer yet.
+func (r *Reconciler) check(ctx context.Context, pool uid, pod *corev1.Pod, sum string) string {
+	c := r.checked[pool]
+	if c.hash == sum && (c.why == "" || r.now().Sub(c.at) < retry) {
+		return c.why
+	}
+	c = checked{hash: sum, at: r.now()}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err := r.client.Create(ctx, pod, client.DryRunAll)
+	switch {
+	case apierrors.IsInvalid(err):
+		r.refused[pool] = refusal{sum, err.Error(), true, r.now()}
+	case err != nil && !settled(err):
+		c.why = err.Error()
+	}
+	r.checked[pool] = c
+	return c.why
+}
+
+// settled reports whether an error, other than of an invalid pod, ends the
+// question. A full quota does: it may be the old pods that fill it. So does a
+// webhook that cannot be asked without consequences: there is no answer then.
+func settled(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota") || apierrors.IsBadRequest(err)
 }
 
 // ownedPod is a worker pod and the pool that it belongs to.

@@ -78,8 +78,11 @@ func (d *decision) scale() {
 		m.wanted, m.awake = count.Wanted, count.Wanted
 		if m.sleeps() {
 			// The worker wakes the first home when a request comes and lets it sleep again,
-			// without the operator; only further ones are kept awake from here.
-			m.wanted, m.awake = max(1, count.Wanted), max(0, count.Wanted-1)
+			// without the operator. Where more are wanted, all are kept awake from here.
+			m.wanted, m.awake = max(1, count.Wanted), 0
+			if count.Wanted > 1 {
+				m.awake = count.Wanted
+			}
 		}
 		if m.trial != nil {
 			m.awake = max(m.awake, 1)

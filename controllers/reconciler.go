@@ -70,6 +70,7 @@ type Reconciler struct {
 	pools     map[uid]written[v1alpha1.InferencePoolStatus]
 	furnished map[uid]furnished
 	refused   map[uid]refusal // pool -> why its last pod was not made
+	checked   map[uid]checked // pool -> what the API server says to its template
 	made      map[uid]made    // that the cache may not show yet
 	deleted   map[uid]bool    // pods that the cache may show as if they were to stay
 	podOf     map[string]*corev1.Pod
@@ -86,7 +87,7 @@ func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
 		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
 		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, changed: make(chan event.GenericEvent, 1),
 		models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{},
-		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, made: map[uid]made{}, deleted: map[uid]bool{},
+		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, checked: map[uid]checked{}, made: map[uid]made{}, deleted: map[uid]bool{},
 		podOf: map[string]*corev1.Pod{}, inspections: map[InspectKey]Inspected{},
 	}
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })

@@ -43,6 +43,8 @@ type Pool struct {
 	Hash string
 	// Invalid says why spec.template cannot be used; then no pods are made.
 	Invalid string
+	// Unchecked says why nobody knows yet whether the API server takes such pods; then no pod that is out of date goes.
+	Unchecked string
 	// Taken says which object, not the pool's, has a name that the pool needs; then no pods are made either.
 	Taken string
 	// Blocked says why the last pod could not be made (a quota, for example).

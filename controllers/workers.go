@@ -187,11 +187,21 @@ func (d *decision) resizePool(p *pool) {
 			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
 		}
 	}
+	held := p.barred() != "" || p.Unchecked != "" // nothing could come in the place of what goes
 	for _, r := range todo.Remove {
-		if s := d.byName[r.Worker]; s.current() || p.barred() == "" {
+		if s := d.byName[r.Worker]; s.current() || !held {
 			s.memory.Going = r.Reason
 			d.soon(d.seen.Now)
 		}
+	}
+	for _, s := range p.stations {
+		if held && s.memory.Going == scaling.OutOfDate && s.memory.DrainedSince.IsZero() {
+			s.memory.Going = ""
+			d.soon(d.seen.Now)
+		}
+	}
+	if p.Unchecked != "" {
+		d.soon(d.seen.Now.Add(retry))
 	}
 	for _, s := range p.present(d.seen.Now) {
 		s.memory.Pool = ""

@@ -138,10 +138,14 @@ func (g *Gateway) SetModels(models []Model) {
 		}
 		m.spec = spec
 		g.models[spec.Key] = m
+		named := false
 		for _, name := range spec.Names {
 			if g.names[name] == nil { // else an older Model has it
-				g.names[name] = m
+				g.names[name], named = m, true
 			}
+		}
+		if !named { // it is listed by its full name
+			g.names[spec.Key] = m
 		}
 	}
 	for key, m := range old {
@@ -239,11 +243,15 @@ func readiness(w worker.State, s worker.HomeState) routing.Readiness {
 	return routing.Unable
 }
 
-// lookup finds the model that has a name.
+// lookup finds the model that has a name: a served one, or else its full name,
+// "namespace/name", by which every Model can be reached.
 func (g *Gateway) lookup(name string) *model {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.names[name]
+	if m := g.names[name]; m != nil {
+		return m
+	}
+	return g.models[name]
 }
 
 // unknown refuses a name, and says which there are.

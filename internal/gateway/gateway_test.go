@@ -937,6 +937,21 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// TestFullNames: a Model whose name an older one of another namespace has is
+// listed, and reached, by its full name; so is every other.
+func TestFullNames(t *testing.T) {
+	run(t, Options{}, func(w *world) {
+		w.start("a", "one/m:Resident", says("one"))
+		w.start("b", "two/m:Resident", says("two"))
+		old, young := time.Unix(1, 0), time.Unix(2, 0)
+		w.models(Model{Key: "one/m", Names: []string{"m"}, Created: old}, Model{Key: "two/m", Names: []string{"m"}, Created: young})
+		for name, want := range map[string]string{"m": "one", "one/m": "one", "two/m": "two"} {
+			w.wants(w.post(`{"model":"`+name+`"}`), 200, "", want)
+		}
+		w.wants(w.get("/v1/models"), 200, "", `"two/m"`)
+	})
+}
+
 // TestNoMemory: bodies beyond the bound are refused, and it recovers.
 func TestNoMemory(t *testing.T) {
 	run(t, Options{}, func(w *world) {

@@ -10,7 +10,7 @@ func FromResources(resources []v1alpha1.Model) []Model {
 			Key:       r.Namespace + "/" + r.Name,
 			Names:     append([]string{r.Name}, r.Spec.ServedNames...),
 			Created:   r.CreationTimestamp.Time,
-			Suspended: r.Spec.Suspend,
+			Suspended: r.Spec.Suspend || r.Spec.Replicas != nil && *r.Spec.Replicas == 0,
 		}
 		for _, c := range r.Status.Conditions {
 			switch c.Type {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"crypto/subtle"
 	"encoding/json"
 	"fmt"
@@ -48,7 +49,7 @@ type listing struct {
 func (g *Gateway) listing(name string) (l listing, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	m := g.names[name]
+	m := cmp.Or(g.names[name], g.models[name])
 	if m == nil {
 		return listing{}, false
 	}
