@@ -9,7 +9,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/estiba/estiba/api/v1alpha1"
@@ -115,5 +117,95 @@ func TestRefusedPodWaits(t *testing.T) {
 	}
 	if again := f.again("b"); !again.IsZero() {
 		t.Errorf("another template waits until %v", again)
+	}
+}
+
+// judge is an API server that answers each pod with err.
+type judge struct {
+	client.Client
+	asked int
+	err   error
+}
+
+func (j *judge) Create(_ context.Context, _ client.Object, options ...client.CreateOption) error {
+	var o client.CreateOptions
+	o.ApplyOptions(options)
+	if len(o.DryRun) == 0 {
+		return errors.New("a pod was made")
+	}
+	j.asked++
+	return j.err
+}
+
+// A template is looked at once; without an answer, again after a while.
+func TestTemplateIsChecked(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	for name, c := range map[string]struct {
+		err                error
+		invalid, unchecked bool
+	}{
+		"taken":       {},
+		"invalid":     {err: apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "p-", nil), invalid: true},
+		"quota":       {err: apierrors.NewForbidden(pods, "p-", errors.New("exceeded quota: q"))},
+		"security":    {err: apierrors.NewForbidden(pods, "p-", errors.New("violates PodSecurity")), unchecked: true},
+		"webhook":     {err: apierrors.NewBadRequest("admission webhook does not support dry run")},
+		"busy":        {err: apierrors.NewTooManyRequests("later", 1), unchecked: true},
+		"unreachable": {err: errors.New("no connection"), unchecked: true},
+	} {
+		now := fixture.Epoch
+		server := &judge{err: c.err}
+		r := &Reconciler{client: server, now: func() time.Time { return now }, refused: map[uid]refusal{}, checked: map[uid]checked{}}
+		p := fixture.NewPool("p", 1, 1)
+		for range 2 {
+			if is := r.pool(t.Context(), p); (is.Invalid != "") != c.invalid || (is.Unchecked != "") != c.unchecked {
+				t.Errorf("%s: invalid %q, unchecked %q", name, is.Invalid, is.Unchecked)
+			}
+		}
+		if server.asked != 1 {
+			t.Errorf("%s: asked %d times", name, server.asked)
+		}
+		now = now.Add(retry)
+		server.err = nil
+		if is := r.pool(t.Context(), p); is.Unchecked != "" || (server.asked == 2) != c.unchecked {
+			t.Errorf("%s: asked %d times, unchecked %q", name, server.asked, is.Unchecked)
+		}
+		r.options.WorkerImage = "another"
+		if is := r.pool(t.Context(), p); is.Invalid != "" || server.asked < 2 {
+			t.Errorf("%s: another template: asked %d times, invalid %q", name, server.asked, is.Invalid)
+		}
+	}
+}
+
+// What is out of date stays while nothing could come in its place.
+func TestOutOfDateStays(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Pool)
+		goes   bool
+	}{
+		"taken":     {func(*Pool) {}, true},
+		"invalid":   {func(p *Pool) { p.Invalid = "no such volume" }, false},
+		"unchecked": {func(p *Pool) { p.Unchecked = "no connection" }, false},
+		"quota":     {func(p *Pool) { p.Blocked = "exceeded quota" }, true},
+	} {
+		m := fixture.NewModel("x")
+		seen := seenWith([]v1alpha1.Model{m}, reporting("w1", 5, 1, resident(m, 10)), reporting("w2", 5, 1))
+		seen.Pools[0].Hash = "next"
+		seen.Pools[0].Spec.Workers.Min = 2
+		c.change(&seen.Pools[0])
+		goes := false
+		for range 3 {
+			plan := Decide(seen)
+			seen.Memory = plan.Memory
+			goes = goes || len(plan.Delete) > 0
+			for _, w := range plan.Memory.Workers {
+				goes = goes || w.Going != ""
+			}
+			if s := plan.Pools[0]; !c.goes && s.ReadyWorkers != 2 {
+				t.Errorf("%s: status is %+v", name, s)
+			}
+		}
+		if goes != c.goes {
+			t.Errorf("%s: a worker goes: %v", name, goes)
+		}
 	}
 }

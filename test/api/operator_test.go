@@ -21,6 +21,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	metav1apply "k8s.io/client-go/applyconfigurations/meta/v1"
 	networkingv1apply "k8s.io/client-go/applyconfigurations/networking/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -291,6 +292,77 @@ func TestTemplate(t *testing.T) {
 			return s != nil && s.Status == metav1.ConditionTrue && s.Reason == v1alpha1.ReasonInvalidTemplate && strings.Contains(s.Message, c.message), fmt.Sprint(s)
 		})
 	}
+}
+
+// TestRefusedTemplate: workers of a template that works serve on while the API
+// server refuses the next one, and make way for one that it takes.
+func TestRefusedTemplate(t *testing.T) {
+	startOperator(t, false)
+	removePods(t, "mend")
+	p := create(t, pool("mend", "{workers: {min: 2, max: 2}}"), &v1alpha1.InferencePool{})
+	first := pods(t, "mend", 2)
+	for i := range first {
+		runWorker(t, &first[i], nil)
+	}
+	condition := func(kind, reason, text string) {
+		t.Helper()
+		eventually(t, kind+" "+reason, func() (bool, string) {
+			if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+				return false, err.Error()
+			}
+			c := status.Find(p.Status.Conditions, kind)
+			return c != nil && c.Status == metav1.ConditionTrue && c.Reason == reason && strings.Contains(c.Message, text), fmt.Sprint(c)
+		})
+	}
+	template := func(text string) {
+		t.Helper()
+		before := p.DeepCopy()
+		p.Spec.Template = &runtime.RawExtension{Raw: []byte(text)}
+		if err := cluster.client.Patch(t.Context(), p, client.MergeFrom(before)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	condition(v1alpha1.ConditionReady, v1alpha1.ReasonServing, "2 workers")
+	template(`{"spec": {"containers": [{"name": "worker", "volumeMounts": [{"name": "nowhere", "mountPath": "/models"}]}]}}`)
+	condition(v1alpha1.ConditionStalled, v1alpha1.ReasonInvalidTemplate, "nowhere")
+	time.Sleep(time.Second) // several decisions
+	for _, pod := range pods(t, "mend", 2) {
+		if !slices.ContainsFunc(first, func(was corev1.Pod) bool { return was.UID == pod.UID }) {
+			t.Errorf("pod %s was made of a template that the API server refuses", pod.Name)
+		}
+	}
+	if p.Status.ReadyWorkers != 2 {
+		t.Errorf("%d workers are ready, want 2", p.Status.ReadyWorkers)
+	}
+
+	template(`{"spec": {"volumes": [{"name": "nowhere", "emptyDir": {}}], "containers": [{"name": "worker", "volumeMounts": [{"name": "nowhere", "mountPath": "/models"}]}]}}`)
+	running := map[string]bool{}
+	for _, pod := range first {
+		running[pod.Name] = true
+	}
+	eventually(t, "two workers of the new template", func() (bool, string) {
+		var list corev1.PodList
+		if err := cluster.client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: "mend"}); err != nil {
+			return false, err.Error()
+		}
+		mended := 0
+		for i := range list.Items {
+			pod := &list.Items[i]
+			if !pod.DeletionTimestamp.IsZero() { // there is no kubelet that would let go of it
+				_ = cluster.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0))
+				continue
+			}
+			if !running[pod.Name] {
+				running[pod.Name] = true
+				runWorker(t, pod, nil)
+			}
+			if slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == "nowhere" }) {
+				mended++
+			}
+		}
+		return mended == 2 && len(list.Items) == 2, fmt.Sprint(mended, len(list.Items))
+	})
+	condition(v1alpha1.ConditionReady, v1alpha1.ReasonServing, "2 workers")
 }
 
 // TestNotThePools: a pool does not take over objects that it does not own, and
