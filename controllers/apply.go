@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,7 +29,8 @@ const (
 	reapply = 10 * time.Minute
 	// retry is how long after a refusal the API server is asked again.
 	retry = 5 * time.Second
-	// recount is the least time between two writes of a pool's counts.
+	// recount is the least time between two writes of what people look at first:
+	// where a Model is; a pool's counts, and what it waits for.
 	recount = 3 * time.Second
 )
 
@@ -114,6 +118,10 @@ type written[S any] struct {
 
 func (r *Reconciler) writeModel(ctx context.Context, m *v1alpha1.Model, after v1alpha1.ModelStatus, now time.Time) (time.Time, error) {
 	due := status.Due(m.Status, after, func(s v1alpha1.ModelStatus) ([]metav1.Condition, int64) { return s.Conditions, s.ObservedGeneration }, r.models[m.UID].at, now)
+	// Whoever has just lost a worker looks where the Model is now.
+	if soon := r.models[m.UID].at.Add(recount); due.After(soon) && !slices.EqualFunc(m.Status.Placements, after.Placements, samePlace) {
+		due = soon
+	}
 	// The trial is memory for the next decision: an acquittal that waited here
 	// would be forgotten.
 	if !equality.Semantic.DeepEqual(m.Status.Trial, after.Trial) {
@@ -136,7 +144,7 @@ func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, a
 		return s.Conditions, s.ObservedGeneration
 	}, r.pools[p.UID].at, now)
 	// Whoever has just created a Model looks at once how many there are.
-	if soon := r.pools[p.UID].at.Add(recount); due.After(soon) && counts(p.Status) != counts(after) {
+	if soon := r.pools[p.UID].at.Add(recount); due.After(soon) && (counts(p.Status) != counts(after) || says(p.Status) != says(after)) {
 		due = soon
 	}
 	if due.IsZero() || due.After(now) {
@@ -150,6 +158,16 @@ func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, a
 	r.metrics.writes.WithLabelValues("InferencePool").Inc()
 	r.announce(p, before, after.Conditions)
 	return time.Time{}, nil
+}
+
+func samePlace(a, b v1alpha1.Placement) bool { return a.Worker == b.Worker && a.State == b.State }
+
+// says is what the Ready condition of a pool says: why a pod is refused, or does not start.
+func says(s v1alpha1.InferencePoolStatus) string {
+	if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c != nil {
+		return c.Message
+	}
+	return ""
 }
 
 // counts are the whole numbers of a pool's status.
@@ -224,6 +242,18 @@ type refusal struct {
 	at      time.Time
 }
 
+// because is what the API server says of a pod, without the random end of its
+// name: or it would be another message each time.
+func because(err error, pod *corev1.Pod) string {
+	message := err.Error()
+	if s := apierrors.APIStatus(nil); errors.As(err, &s) && s.Status().Details != nil {
+		if name := s.Status().Details.Name; name != "" {
+			message = strings.ReplaceAll(message, strconv.Quote(name), strconv.Quote(pod.GenerateName))
+		}
+	}
+	return message
+}
+
 // again is when the same pod is to be tried once more: decisions come ten
 // times a second where there is traffic, and a quota lasts.
 func (f refusal) again(hash string) time.Time {
@@ -248,7 +278,7 @@ func (r *Reconciler) create(ctx context.Context, p *Pool, successor bool) error 
 		pod.Annotations[v1alpha1.AnnotationSuccessor] = "true"
 	}
 	if err := r.client.Create(ctx, pod); err != nil {
-		r.refused[p.UID] = refusal{sum, err.Error(), apierrors.IsInvalid(err), r.now()}
+		r.refused[p.UID] = refusal{sum, because(err, pod), apierrors.IsInvalid(err), r.now()}
 		if apierrors.IsInvalid(err) {
 			r.wake()
 			return nil

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/status"
 )
 
 // away is an API server that takes no status.
@@ -206,6 +209,72 @@ func TestOutOfDateStays(t *testing.T) {
 		}
 		if goes != c.goes {
 			t.Errorf("%s: a worker goes: %v", name, goes)
+		}
+	}
+}
+
+// taking is an API server that takes each status.
+type taking struct{ client.Client }
+
+func (taking) Status() client.SubResourceWriter { return takingStatus{} }
+
+type takingStatus struct{ client.SubResourceWriter }
+
+func (takingStatus) Patch(context.Context, client.Object, client.Patch, ...client.SubResourcePatchOption) error {
+	return nil
+}
+
+// Where a Model is, and what a pool says, are written soon; the rest has time.
+func TestStatusIsDue(t *testing.T) {
+	start := fixture.Epoch
+	r := &Reconciler{client: taking{}, metrics: newMetrics(prometheus.NewRegistry()), models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{}}
+	m, p := fixture.NewModel("x"), fixture.NewPool("p", 1, 1)
+	m.Status.Placements = []v1alpha1.Placement{{Worker: "w1", State: v1alpha1.PlacementResident, Reason: "room"}}
+	p.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonWaitingForWorker, Message: "0 of 1 worker is ready."}}
+	p.Status.Workers = 1
+	for name, c := range map[string]struct {
+		change func(*v1alpha1.ModelStatus)
+		pool   func(*v1alpha1.InferencePoolStatus)
+		wait   time.Duration
+	}{
+		"worker gone":   {change: func(s *v1alpha1.ModelStatus) { s.Placements = nil }, wait: recount},
+		"other worker":  {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].Worker = "w2" }, wait: recount},
+		"other state":   {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].State = v1alpha1.PlacementHost }, wait: recount},
+		"other words":   {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].Reason = "more room" }, wait: status.Interval},
+		"more memory":   {change: func(s *v1alpha1.ModelStatus) { s.Summary.Memory = "2Gi" }, wait: status.Interval},
+		"workers":       {pool: func(s *v1alpha1.InferencePoolStatus) { s.Workers = 2 }, wait: recount},
+		"refused":       {pool: func(s *v1alpha1.InferencePoolStatus) { s.Conditions[0].Message += " Exceeded quota." }, wait: recount},
+		"pool's memory": {pool: func(s *v1alpha1.InferencePoolStatus) { s.Summary.Memory = "2Gi / 4Gi" }, wait: status.Interval},
+	} {
+		write := func(now time.Time) (due time.Time, err error) {
+			if c.pool != nil {
+				after := p.Status.DeepCopy()
+				c.pool(after)
+				r.pools[p.UID] = written[v1alpha1.InferencePoolStatus]{p.Status, start}
+				due, err = r.writePool(t.Context(), &p, *after, now)
+				return due, err
+			}
+			after := m.Status.DeepCopy()
+			c.change(after)
+			r.models[m.UID] = written[v1alpha1.ModelStatus]{m.Status, start}
+			return r.writeModel(t.Context(), &m, *after, now)
+		}
+		if due, err := write(start.Add(time.Second)); err != nil || !due.Equal(start.Add(c.wait)) {
+			t.Errorf("%s: due at %v, %v, want after %v", name, due, err, c.wait)
+		}
+		if due, err := write(start.Add(c.wait)); err != nil || !due.IsZero() {
+			t.Errorf("%s: not written after %v: due at %v, %v", name, c.wait, due, err)
+		}
+	}
+}
+
+// The same refusal says the same, whatever name the pod was to have.
+func TestRefusalHasNoRandomName(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "p-"}}
+	for _, name := range []string{"p-abcde", "p-fghij", ""} {
+		err := apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, name, errors.New("exceeded quota: q"))
+		if got := because(err, pod); name != "" && got != `pods "p-" is forbidden: exceeded quota: q` || !strings.Contains(got, "exceeded quota") {
+			t.Errorf("%q: %s", name, got)
 		}
 	}
 }

@@ -123,9 +123,9 @@ func (r *Reconciler) check(ctx context.Context, pool uid, pod *corev1.Pod, sum s
 	err := r.client.Create(ctx, pod, client.DryRunAll)
 	switch {
 	case apierrors.IsInvalid(err):
-		r.refused[pool] = refusal{sum, err.Error(), true, r.now()}
+		r.refused[pool] = refusal{sum, because(err, pod), true, r.now()}
 	case err != nil && !settled(err):
-		c.why = err.Error()
+		c.why = because(err, pod)
 	}
 	r.checked[pool] = c
 	return c.why

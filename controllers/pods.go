@@ -198,12 +198,11 @@ func asWorker(pod *corev1.Pod, pool string) Worker {
 		w.Deleting = t.Time
 	}
 	w.Failed = pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
-	for _, c := range pod.Status.ContainerStatuses {
-		if c.Name != workerContainer {
-			continue
+	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if c.Name == workerContainer {
+			w.Running = c.State.Running != nil
 		}
-		w.Running = c.State.Running != nil
-		if s := c.State.Waiting; s != nil && s.Reason != "ContainerCreating" && s.Reason != "PodInitializing" {
+		if s := c.State.Waiting; w.Waiting == "" && s != nil && s.Reason != "ContainerCreating" && s.Reason != "PodInitializing" {
 			w.Waiting = strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", c.Name, s.Reason, s.Message), ": ")
 		}
 	}

@@ -116,6 +116,11 @@ func TestAsWorker(t *testing.T) {
 	if w.Unschedulable != "no node" || w.Waiting != "container worker: ImagePullBackOff: no such image" || !w.Deleting.Equal(now.Time) || !slices.Equal(w.Models, []uid{"u1", "u2"}) || w.Running {
 		t.Errorf("worker is %+v", w)
 	}
+	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "fetch", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such image"}}}}
+	pod.Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
+	if w := asWorker(pod, "default/p"); w.Waiting != "container fetch: ErrImagePull: no such image" {
+		t.Errorf("worker waits for %q", w.Waiting)
+	}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	if leaving(node) != "" {
 		t.Error("a plain node leaves")
