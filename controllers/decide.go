@@ -265,7 +265,7 @@ func (d *decision) readWorkers() {
 		if s.memory.Going == scaling.OutOfDate && s.memory.DrainedSince.IsZero() && s.current() {
 			s.memory.Going = ""
 		}
-		s.silent = w.Report != nil && !w.Connected && d.seen.Now.Sub(w.Heard) > silence
+		s.silent = s.silenced(d.seen.Now)
 		d.byName[w.Name] = s
 		d.stations = append(d.stations, s)
 	}

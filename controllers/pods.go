@@ -201,6 +201,7 @@ func asWorker(pod *corev1.Pod, pool string) Worker {
 	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if c.Name == workerContainer {
 			w.Running = c.State.Running != nil
+			w.Stopped = c.State.Terminated != nil || c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff"
 		}
 		if s := c.State.Waiting; w.Waiting == "" && s != nil && s.Reason != "ContainerCreating" && s.Reason != "PodInitializing" {
 			w.Waiting = strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", c.Name, s.Reason, s.Message), ": ")

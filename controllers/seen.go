@@ -64,6 +64,8 @@ type Worker struct {
 	Hash string // of the template it was made from
 	// Running: its process has started, so that a report is to be expected.
 	Running bool
+	// Stopped: its process has ended, and another one is to be started in the same pod.
+	Stopped bool
 	// Failed: the pod has ended for good and holds nothing.
 	Failed bool
 	// Deleting since: the pod is being deleted. Zero: it is not.

@@ -155,7 +155,8 @@ func (d *decision) acquits(s *station, m *model) bool {
 	return false
 }
 
-// silenced: nothing has been heard for so long that the worker counts as silent.
+// silenced: nothing has been heard for so long that the worker counts as
+// silent, or its process is known to have ended.
 func (s *station) silenced(now time.Time) bool {
-	return s.Report != nil && !s.Connected && now.Sub(s.Heard) > silence
+	return s.Report != nil && !s.Connected && (s.Stopped || now.Sub(s.Heard) > silence)
 }

@@ -36,7 +36,7 @@ func TestWorkerKilledMidStream(t *testing.T) {
 	s.answers("stream")
 	s.answers("stream-neighbour")
 	s.eventually("the trial is over", func() string {
-		if trial := s.get("stream").Status.Trial; trial != nil {
+		if trial := s.get("stream").Status.Trial; trial != nil && !trial.Passed {
 			return fmt.Sprintf("%+v", trial)
 		}
 		return ""
