@@ -41,6 +41,11 @@ func TestWorkerKilledMidStream(t *testing.T) {
 		}
 		return ""
 	})
+	// Again, with nothing else at work: its death is on record.
+	s.killMidStream("stream", "stream")
+	s.condition("stream", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonQuarantined)
+	s.ready("stream-neighbour")
+	s.answers("stream-neighbour")
 }
 
 // killMidStream kills the worker of a pool while it streams.
