@@ -127,6 +127,7 @@ func Run(ctx context.Context, o Options) error {
 	workers.Sync(nil) // nobody listens to what the workers say while they end
 	routes.Sync(nil)
 	gateways.Sync(nil)
+	client.CloseIdleConnections() // a server waits for new ones that nobody has used
 	hosts.closeAll()
 	if errors.Is(failed, http.ErrServerClosed) {
 		return nil
