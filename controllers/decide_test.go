@@ -362,6 +362,23 @@ func TestTrialOfOneAmongMany(t *testing.T) {
 	if trial := Decide(seen).Models[1].Trial; trial == nil || trial.Deaths != 1 {
 		t.Errorf("good is not on trial: %+v", trial)
 	}
+	// What the process wrote down before it died is newer than its last report.
+	next := *seen.Workers[2].Report
+	next.Previous = &worker.Previous{Instance: "w3.0"}
+	seen.Workers[2].Report = &next
+	if trial := Decide(seen).Models[1].Trial; trial != nil {
+		t.Errorf("good is on trial, although its request had ended: %+v", trial)
+	}
+	next.Previous = &worker.Previous{Instance: "w3.0", AtWork: []worker.AtWork{{Model: "default/good", Revision: Revision(&good), ResidentSeconds: 3}}}
+	last.Homes[0].Running = 0
+	seen.Memory = Memory{Workers: map[string]WorkerMemory{"w3": {Last: last}}}
+	if trial := Decide(seen).Models[1].Trial; trial == nil || trial.Deaths != 1 {
+		t.Errorf("good is not on trial, although it had a request that no report told of: %+v", trial)
+	}
+	next.Previous.Instance = "w3.-1" // an older death
+	if trial := Decide(seen).Models[1].Trial; trial != nil {
+		t.Errorf("good is on trial for an older death: %+v", trial)
+	}
 }
 
 // TestSecondDeath: the death of a worker on which the model had been resident

@@ -94,12 +94,10 @@ func (d *decision) suspect() {
 // died counts the death of a process against each model that it may be the fault
 // of. One that has passed its trial answers for it at once if nobody else can.
 func (d *decision) died(s *station, last worker.State) {
-	atWork := slices.DeleteFunc(slices.Clone(last.Homes), func(h worker.HomeState) bool {
-		return h.Phase != worker.PhaseLoading && h.Running == 0
-	})
+	atWork := s.atWork(last)
 	for _, h := range atWork {
-		m := d.byKey[h.Model]
-		if m == nil || h.Revision != m.revision {
+		m := d.byKey[h.model]
+		if m == nil || h.revision != m.revision {
 			continue
 		}
 		switch {
@@ -108,7 +106,7 @@ func (d *decision) died(s *station, last worker.State) {
 			m.trial.Passed = false
 		case m.trial == nil:
 			m.trial = &v1alpha1.Trial{Revision: m.revision}
-		case s.began(h).Before(m.trial.Since.Time):
+		case h.began.Before(m.trial.Since.Time):
 			continue // it was not being tried here
 		}
 		if m.trial.Worker == s.Name && m.trial.Instance == last.Instance {
@@ -120,10 +118,35 @@ func (d *decision) died(s *station, last worker.State) {
 	}
 }
 
-// began is when a home of the last report came to the device, as far as it
-// says; one that was loading began at the latest when that was heard.
-func (s *station) began(h worker.HomeState) time.Time {
-	return s.memory.Heard.Add(-time.Duration(h.ResidentSeconds * float64(time.Second)))
+// culprit is a model that was loading or running when its worker's process died.
+type culprit struct {
+	model, revision string
+	began           time.Time // came to the device; one that was loading, at the latest
+}
+
+// atWork is who may be at fault: by what the process that died wrote down, else
+// by its last report, which may be older than the request that was its end.
+func (s *station) atWork(last worker.State) []culprit {
+	var all []culprit
+	before := func(t time.Time, seconds float64) time.Time {
+		return t.Add(-time.Duration(seconds * float64(time.Second)))
+	}
+	if p := s.Report.Previous; p != nil && p.Instance == last.Instance {
+		for _, a := range p.AtWork {
+			began := s.memory.Heard // of the death nothing is known but that it was later
+			if a.ResidentSeconds > 0 {
+				began = before(s.Heard, a.ResidentSeconds)
+			}
+			all = append(all, culprit{a.Model, a.Revision, began})
+		}
+		return all
+	}
+	for _, h := range last.Homes {
+		if h.Phase == worker.PhaseLoading || h.Running > 0 {
+			all = append(all, culprit{h.Model, h.Revision, before(s.memory.Heard, h.ResidentSeconds)})
+		}
+	}
+	return all
 }
 
 // acquits reports whether m was loaded on s after the death, beside no other

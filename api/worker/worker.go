@@ -98,6 +98,22 @@ type State struct {
 	Draining   bool        `json:"draining,omitempty"`
 	Devices    []Device    `json:"devices"`
 	Homes      []HomeState `json:"homes"`
+	// Previous is set if the process before this one, in the same pod, did not end by itself.
+	Previous *Previous `json:"previous,omitempty"`
+}
+
+// Previous is what a process that died left behind.
+type Previous struct {
+	Instance string   `json:"instance"`
+	AtWork   []AtWork `json:"atWork,omitempty"` // when it died
+}
+
+// AtWork is a model that was loading, or had requests.
+type AtWork struct {
+	Model    string `json:"model"`
+	Revision string `json:"revision"`
+	// ResidentSeconds are from its load to this report; 0 if it was loading.
+	ResidentSeconds float64 `json:"residentSeconds,omitempty"`
 }
 
 // Device is one device of a worker, its account in extents.

@@ -94,9 +94,13 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 	}
 	log.Info("device claimed", "device", cpu.Name, "capacityBytes", cpu.Capacity, "extentBytes", cpu.Extent, "from", cpu.Description)
 	store := &source.Store{Roots: o.modelRoots, CacheDir: o.cacheDir, CacheSize: cacheSize}
+	if err := os.MkdirAll(o.cacheDir, 0o700); err != nil {
+		return fmt.Errorf("make --cache-dir: %w", err)
+	}
 	w, err := worker.New(worker.Options{
 		Name: o.name, Pool: o.pool, Version: Version(), Devices: []device.Device{cpu},
 		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: o.drain, Log: log,
+		Journal: filepath.Join(o.cacheDir, "at-work.json"), // where a pod keeps it when its container starts anew
 	})
 	if err != nil {
 		return err

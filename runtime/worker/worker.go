@@ -42,7 +42,10 @@ type Options struct {
 	Header func(ctx context.Context, src api.Source) (path string, done func(), err error)
 	// Drain is how long running requests may go on when their home goes away; 0 means 5 min.
 	Drain time.Duration
-	Log   *slog.Logger // nil means slog.Default()
+	// Journal is a file in which this process notes what it is doing, for the one that
+	// comes after it in the same place; empty: none.
+	Journal string
+	Log     *slog.Logger // nil means slog.Default()
 }
 
 // ErrLacks says that a model has no home here, or that the home or the worker
@@ -65,6 +68,8 @@ type Worker struct {
 	log      *slog.Logger
 	instance string
 	devices  []*claimed
+	journal  *journal      // nil: none
+	previous *api.Previous // what the process before this one left
 
 	// What tests replace: the parts that need a real model.
 	inspect func(path string) (model.Header, error)
@@ -146,6 +151,9 @@ func New(o Options) (*Worker, error) {
 		inspect: model.Inspect, reading: make(chan struct{}, 1),
 	}
 	w.load = w.loadModel
+	if err := w.openJournal(); err != nil {
+		return nil, err
+	}
 	for _, d := range o.Devices {
 		b, err := openBackend(d)
 		if err != nil {
@@ -189,6 +197,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.mu.Unlock()
 	w.running.Wait()
+	w.closeJournal()
 	stop()
 	engines.Wait()
 	for _, d := range w.devices {
@@ -383,6 +392,7 @@ func (w *Worker) device(name string) *claimed {
 
 // changedAll wakes those who watch the worker. w.mu is held.
 func (w *Worker) changedAll() {
+	w.note()
 	close(w.changed)
 	w.changed = make(chan struct{})
 }

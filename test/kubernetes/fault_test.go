@@ -84,6 +84,12 @@ func (s *scene) killMidStream(pool, model string) {
 		}
 	}
 	s.restarted(pool, pod, state.Instance)
+	s.eventually("the death is on record", func() string {
+		if trial := s.get(model).Status.Trial; trial == nil || trial.Instance != state.Instance {
+			return fmt.Sprintf("the trial is %+v", trial)
+		}
+		return ""
+	})
 }
 
 // host is the pod of the worker that a model is placed on.
