@@ -7,6 +7,9 @@ package arch
 // checkpoint has. Every size has been checked to be positive and bounded.
 type Config struct {
 	Architecture string // key of the map of architectures: "llama"
+	// Encoder: hidden states are all that the graph gives. A prompt is computed whole, in one
+	// step; there is no KV cache, and no token is generated.
+	Encoder      bool
 	Layers       int
 	Hidden       int // width of the residual stream
 	FFN          int // width of the feed-forward block

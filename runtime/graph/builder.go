@@ -53,12 +53,12 @@ func (b *Builder) Op(k Kind, a Attr, in ...Value) Value {
 	return v
 }
 
-// Graph ends building: hidden and logits are the results.
+// Graph ends building: hidden and logits are the results; logits are None for an encoder.
 func (b *Builder) Graph(hidden, logits Value) (*Graph, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	if hidden < first || logits < first {
+	if hidden < first || logits < first && logits != None {
 		return nil, errors.New("graph: a result must be made by an op")
 	}
 	g := b.g

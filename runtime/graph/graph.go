@@ -57,6 +57,9 @@ func Kinds() []Kind {
 // the weights, in that order.
 type Value int
 
+// None is no value: the logits of an encoder.
+const None Value = -1
+
 // Node is one op as data.
 type Node struct {
 	Kind Kind
@@ -88,13 +91,14 @@ type Weight struct {
 	GGUF  string       // its name in GGUF files
 }
 
-// Graph is a decoder: from tokens to rows of logits.
+// Graph is a decoder, from tokens to rows of logits, or an encoder, from tokens to rows
+// of the hidden state.
 type Graph struct {
 	Weights []Weight
 	Shapes  []tensor.Shape // of each value; the first axis may be Tokens or Wanted
 	Nodes   []Node         // in an order in which they can run
 	Hidden  Value          // [Wanted, C]: the final-norm hidden state
-	Logits  Value          // [Wanted, V]
+	Logits  Value          // [Wanted, V]; None for an encoder
 }
 
 // IsWeight says whether v is a weight.
@@ -116,8 +120,17 @@ func (g *Graph) Cache() Cache {
 	return c
 }
 
-// Vocabulary is the width of the logits.
-func (g *Graph) Vocabulary() int { return g.Shapes[g.Logits][1] }
+// Encoder says whether the graph gives hidden states only. It keeps nothing in a cache:
+// a sequence is computed in one step, from its start to its end.
+func (g *Graph) Encoder() bool { return g.Logits == None }
+
+// Vocabulary is the width of the logits; 0 for an encoder.
+func (g *Graph) Vocabulary() int {
+	if g.Encoder() {
+		return 0
+	}
+	return g.Shapes[g.Logits][1]
+}
 
 // Width is the size of the last axis of a value.
 func (g *Graph) Width(v Value) int {
@@ -198,7 +211,11 @@ func (g *Graph) Check() error {
 			return fmt.Errorf("graph: weight %q is never read", w.Name)
 		}
 	}
-	for _, v := range []Value{g.Hidden, g.Logits} {
+	results := []Value{g.Hidden, g.Logits}
+	if g.Encoder() {
+		results = results[:1]
+	}
+	for _, v := range results {
 		if v < 0 || int(v) >= len(made) || !made[v] || g.IsWeight(v) || g.Shapes[v][0] != Wanted {
 			return fmt.Errorf("graph: result %d is no row for each wanted token", v)
 		}

@@ -24,7 +24,10 @@ func (g *Graph) Plan() Plan {
 			last[v] = i
 		}
 	}
-	last[g.Hidden], last[g.Logits] = len(g.Nodes), len(g.Nodes)
+	last[g.Hidden] = len(g.Nodes)
+	if !g.Encoder() {
+		last[g.Logits] = len(g.Nodes)
+	}
 
 	p := Plan{Slot: make([]int, len(g.Shapes))}
 	for v := range p.Slot {
