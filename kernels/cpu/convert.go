@@ -19,20 +19,23 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-// Matrix is weights [Rows, Cols], rows contiguous. A vector is a matrix of one row.
+// Matrix is weights [Rows, Cols], rows contiguous, Cols a multiple of the format's
+// block. A vector is a matrix of one row.
 type Matrix struct {
 	DType      tensor.DType
 	Rows, Cols int
 	Data       []byte // DType.Bytes(Rows*Cols) long
 }
 
-// piece of a row that is decoded at once, on the stack. A multiple of lanes.
+// piece of a row that is decoded at once, on the stack. A multiple of lanes and of
+// every format's block.
 const piece = 256
 
-// row i's numbers from column from on, as bytes.
+// row i's numbers from column from on, as bytes; from is a multiple of piece.
 func (m Matrix) row(i, from int) []byte {
-	size := int(m.DType.Bytes(1))
-	return m.Data[(i*m.Cols+from)*size : (i+1)*m.Cols*size]
+	at := int(m.DType.Bytes(int64(from)))
+	size := int(m.DType.Bytes(int64(m.Cols)))
+	return m.Data[i*size+at : (i+1)*size]
 }
 
 // Row writes row i [Cols] as float32 to dst.
@@ -40,8 +43,8 @@ func (m Matrix) Row(dst []float32, i int) {
 	decode(dst[:m.Cols], m.row(i, 0), m.DType)
 }
 
-// decode writes the first len(dst) numbers of src. It panics on a format that is
-// not F32, F16 or BF16, which a backend refuses before.
+// decode writes the first len(dst) numbers of src, whole blocks. It panics on a
+// format that is none, which a backend refuses before.
 func decode(dst []float32, src []byte, d tensor.DType) {
 	switch d {
 	case tensor.F32:
@@ -56,6 +59,22 @@ func decode(dst []float32, src []byte, d tensor.DType) {
 		for i := range dst {
 			dst[i] = BF16(binary.LittleEndian.Uint16(src[2*i:]))
 		}
+	case tensor.Q8_0:
+		decodeQ8(dst, src)
+	case tensor.Q4_0:
+		decodeQ4(dst, src)
+	case tensor.Q4_1:
+		decodeQ41(dst, src)
+	case tensor.Q5_0:
+		decodeQ5(dst, src)
+	case tensor.Q5_1:
+		decodeQ51(dst, src)
+	case tensor.Q4_K:
+		decodeQ4K(dst, src)
+	case tensor.Q5_K:
+		decodeQ5K(dst, src)
+	case tensor.Q6_K:
+		decodeQ6K(dst, src)
 	default:
 		panic(fmt.Sprintf("cpu: no kernel for %v", d))
 	}

@@ -12,10 +12,21 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-var dtypes = []tensor.DType{tensor.F32, tensor.F16, tensor.BF16}
+var dtypes = tensor.DTypes()
 
 // sizes meet the edges of lanes, pieces and tiles.
 var sizes = []int{1, 2, 3, 7, 8, 9, 15, 64, 172, 255, 256, 257, 777}
+
+// sizesOf are sizes of rows in a format: whole blocks.
+func sizesOf(d tensor.DType) []int {
+	switch d.Block() {
+	case 1:
+		return sizes
+	case 32:
+		return []int{32, 64, 224, 256, 288, 800}
+	}
+	return []int{256, 512, 1280}
+}
 
 func random(r *rand.Rand, n int) []float32 {
 	x := make([]float32, n)
@@ -28,6 +39,9 @@ func random(r *rand.Rand, n int) []float32 {
 // matrix has random weights that begin at an odd address.
 func matrix(r *rand.Rand, d tensor.DType, rows, cols int) cpu.Matrix {
 	data := make([]byte, 1, 1+d.Bytes(int64(rows*cols)))
+	if d.Block() > 1 {
+		return cpu.Matrix{DType: d, Rows: rows, Cols: cols, Data: blocks(r, d, rows*cols, data)[1:]}
+	}
 	for range rows * cols {
 		x := math.Float32bits(float32(r.NormFloat64()))
 		switch d {
@@ -40,6 +54,29 @@ func matrix(r *rand.Rand, d tensor.DType, rows, cols int) cpu.Matrix {
 		}
 	}
 	return cpu.Matrix{DType: d, Rows: rows, Cols: cols, Data: data[1:]}
+}
+
+// blocks appends blocks of random bits, with scales of at most 2^-4 where a
+// block's numbers go beyond a few units.
+func blocks(r *rand.Rand, d tensor.DType, n int, data []byte) []byte {
+	halves := []int{0} // where in a block
+	switch d {
+	case tensor.Q4_1, tensor.Q5_1, tensor.Q4_K, tensor.Q5_K:
+		halves = []int{0, 2}
+	case tensor.Q6_K:
+		halves = []int{208}
+	}
+	size := int(d.Bytes(int64(d.Block())))
+	for range n / d.Block() {
+		at := len(data)
+		for range size {
+			data = append(data, byte(r.Uint32()))
+		}
+		for _, h := range halves {
+			binary.LittleEndian.PutUint16(data[at+h:], uint16(r.UintN(0x2c00)|r.UintN(2)<<15))
+		}
+	}
+	return data
 }
 
 // near fails unless got is want to within tolerance of want's norm, or of that of
@@ -65,6 +102,24 @@ func TestF16(t *testing.T) {
 	}
 }
 
+// TestRow wants every bit of the twin: products of halves and of few bits are exact, a sum is rounded once.
+func TestRow(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	for _, d := range dtypes {
+		for _, n := range sizesOf(d) {
+			w := matrix(r, d, 7, n)
+			want, got := make([]float32, n), make([]float32, n)
+			for i := range w.Rows {
+				w.RowRef(want, i)
+				w.Row(got, i)
+				if !slices.Equal(got, want) {
+					t.Fatalf("%v [%d], row %d:\ngot  %v\nwant %v", d, n, i, got, want)
+				}
+			}
+		}
+	}
+}
+
 func TestDot(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, n := range append(sizes, 0) {
@@ -82,8 +137,8 @@ func TestDot(t *testing.T) {
 func TestMatMul(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, d := range dtypes {
-		for _, k := range sizes {
-			for _, shape := range [][2]int{{1, 1}, {1, 5}, {3, 7}, {8, 3}, {9, 2}, {17, 4}} {
+		for _, k := range sizesOf(d) {
+			for _, shape := range [][2]int{{1, 1}, {1, 5}, {3, 7}, {8, 3}, {32, 2}, {35, 4}} {
 				rows, n := shape[0], shape[1]
 				x, w := random(r, rows*k), matrix(r, d, n, k)
 				want, got := make([]float32, rows*n), make([]float32, rows*n)
@@ -106,7 +161,7 @@ func TestMatMul(t *testing.T) {
 func TestRMSNorm(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	for _, d := range dtypes {
-		for _, n := range sizes {
+		for _, n := range sizesOf(d) {
 			x, w := random(r, n), matrix(r, d, 1, n)
 			want, got := make([]float32, n), slices.Clone(x)
 			cpu.RMSNormRef(want, x, w, 1e-5)

@@ -57,8 +57,12 @@ func (i Info) Supported() error {
 	if i.DType != tensor.Invalid {
 		return nil
 	}
-	return fmt.Errorf("%s: tensor %q: %w: format %s is not among F32, F16 and BF16; convert the model to one of these",
-		i.File, i.Name, ErrUnsupported, i.Stored)
+	var names []string
+	for _, d := range tensor.DTypes() {
+		names = append(names, d.String())
+	}
+	return fmt.Errorf("%s: tensor %q: %w: format %s is not among %s; convert the model to one of these",
+		i.File, i.Name, ErrUnsupported, i.Stored, strings.Join(names, " "))
 }
 
 // Header is what the headers of a checkpoint's files say.

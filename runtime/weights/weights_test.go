@@ -268,8 +268,8 @@ func TestStoredFormats(t *testing.T) {
 			got := map[string]int{}
 			for _, i := range h.Tensors {
 				got[i.Stored]++
-				if err := i.Supported(); (err != nil) != (i.Stored == "Q8_0") {
-					t.Errorf("%s %s: %v", i.Name, i.Stored, err)
+				if err := i.Supported(); err != nil {
+					t.Error(err)
 				}
 			}
 			if d := cmp.Diff(want, got); d != "" {

@@ -36,11 +36,9 @@ func New(name string, o Options) *Backend {
 // Name of the device.
 func (b *Backend) Name() string { return b.name }
 
-// Supports every kind of op, on float32, float16 and bfloat16 weights.
+// Supports every kind of op, on weights of every format.
 func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
-	switch d {
-	case tensor.F32, tensor.F16, tensor.BF16:
-	default:
+	if d.Block() == 0 {
 		return false
 	}
 	switch k {
@@ -106,6 +104,9 @@ func matrix(w graph.Weight, weights backend.Weights) (kernels.Matrix, error) {
 	n, ok := t.Shape.Elements()
 	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
 		return kernels.Matrix{}, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
+	}
+	if row := w.Shape[len(w.Shape)-1]; row%t.DType.Block() != 0 {
+		return kernels.Matrix{}, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, row, t.DType, t.DType.Block())
 	}
 	m := kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
 	if len(w.Shape) == 2 {
