@@ -63,6 +63,7 @@ var rules = map[string]rule{
 	"runtime/kvcache":   {ours: pureRuntime, pure: true},
 	"runtime/sampling":  {ours: pureRuntime, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
+	"runtime/quantize":  {ours: []string{"runtime/tensor", "kernels/cpu"}, pure: true},
 
 	"runtime/backend":             {ours: underRuntime, deny: kubernetes},
 	"runtime/backend/cpu":         {ours: underRuntime, deny: kubernetes},

@@ -70,6 +70,8 @@ func TestCases(t *testing.T) {
 		{"hf-f32", "f32"},
 		{"stories260K-f32.gguf", "f32"},
 		{"stories260K-f16.gguf", "gguf-f16"},
+		{"stories260K-q8_0.gguf", "gguf-q8_0"},
+		{"stories260K-q4_0.gguf", "gguf-q4_0"},
 		{"hf-bf16", "bf16-weights"},
 	} {
 		path := fixture.Shared(t, "models/stories260K/"+file.path)

@@ -287,8 +287,8 @@ func TestSharedModels(t *testing.T) {
 	for path, want := range map[string]error{
 		"models/stories260K/hf-bf16":                  nil,
 		"models/stories260K/stories260K-f32.gguf":     nil,
-		"models/stories260K/stories260K-q8_0.gguf":    ErrUnsupported,
-		"models/stories260K/stories260K-q4_0.gguf":    ErrUnsupported,
+		"models/stories260K/stories260K-q8_0.gguf":    nil,
+		"models/stories260K/stories260K-q4_0.gguf":    nil,
 		"golden/llama-mha-untied":                     nil,
 		"golden/qwen2-tied":                           ErrUnsupported,
 		"golden/bert-embedding":                       ErrUnsupported,
