@@ -74,7 +74,7 @@ type Request struct {
 	MaxTokens    int
 	Sampling     sampling.Params
 	Stop         []int32 // end tokens beside the model's
-	IgnoreStop   bool    // no token ends the text
+	IgnoreStop   bool    // the model's end tokens do not end the text
 	PromptLogits bool    // the last event has the logits of every position of the prompt
 	PromptOnly   bool    // the text ends with its prompt
 }
@@ -257,8 +257,10 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 		s.MaxTokens = home.MaxTokens
 	}
 	if !r.IgnoreStop {
-		s.Stop = append(append(s.Stop, home.Stop...), r.Stop...)
+		s.Stop = append(s.Stop, home.Stop...)
 	}
+	s.Stop = append(s.Stop, r.Stop...)
+	r.Sampling.Ends = s.Stop
 	if err := e.batcher.Add(s); err != nil {
 		return nil, err
 	}

@@ -24,6 +24,9 @@ type Params struct {
 
 	Bias map[int32]float64 // added to these tokens' logits
 
+	MinTokens int     // none of Ends is chosen while the output has fewer
+	Ends      []int32 // tokens that end a text
+
 	// Logprobs asks for the natural logarithm of the probability of the chosen
 	// token, and of the TopLogprobs likeliest, before anything above changes them.
 	Logprobs    bool
@@ -52,6 +55,7 @@ type Sampler struct {
 	params Params
 	prompt map[int32]bool // tokens, if the repetition penalty needs them
 	counts map[int32]int  // of the output, if a penalty needs them
+	output int            // tokens chosen so far
 	drawn  uint64         // random numbers so far
 }
 
@@ -92,6 +96,7 @@ func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
 	if s.counts != nil {
 		s.counts[id]++
 	}
+	s.output++
 	token := Token{ID: id}
 	if s.params.Logprobs {
 		token.Logprob, token.Top = logprobs(logits, id, s.params.TopLogprobs)
@@ -101,10 +106,11 @@ func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
 
 func (p Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
 
-// adjust applies bias and penalties to a copy, if there are any.
+// adjust applies bias and penalties, and what must not be chosen yet, to a copy, if there are any.
 func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
 	p := s.params
-	if len(p.Bias) == 0 && s.counts == nil {
+	early := s.output < p.MinTokens && len(p.Ends) > 0
+	if len(p.Bias) == 0 && s.counts == nil && !early {
 		return logits
 	}
 	row := append(scratch.row[:0], logits...)
@@ -135,6 +141,11 @@ func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
 	}
 	for id, n := range s.counts {
 		change(id, func(x float64) float64 { return x - p.Presence - float64(n)*p.Frequency })
+	}
+	if early {
+		for _, id := range p.Ends {
+			change(id, func(float64) float64 { return math.Inf(-1) })
+		}
 	}
 	return row
 }

@@ -62,6 +62,31 @@ func TestPenalties(t *testing.T) {
 }
 
 // TestSeed: the same seed gives the same text whatever else is sampled in between.
+func TestMinTokens(t *testing.T) {
+	for name, c := range map[string]struct {
+		p    Params
+		want []int32
+	}{
+		"the end waits":       {Params{MinTokens: 2, Ends: []int32{2, 9, -1}}, []int32{1, 1, 2}},
+		"drawn":               {Params{MinTokens: 2, Ends: []int32{2}, Temperature: 1e-9}, []int32{1, 1, 2}},
+		"against a bias":      {Params{MinTokens: 2, Ends: []int32{2}, Bias: map[int32]float64{2: 100}}, []int32{1, 1, 2}},
+		"nothing ends a text": {Params{MinTokens: 2}, []int32{2, 2, 2}},
+	} {
+		s := New(c.p, nil)
+		var got []int32
+		for range 3 {
+			token, err := s.Sample([]float32{1, 3, 5}, &Scratch{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, token.ID)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
 func TestSeed(t *testing.T) {
 	row := make([]float32, 100)
 	r := rand.New(rand.NewPCG(1, 1))
