@@ -48,6 +48,7 @@ var rules = map[string]rule{
 	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/source", "runtime/device", "runtime/server", "runtime/worker"}},
 	"internal/inspect":    {ours: []string{"api/worker", "runtime/..."}, deny: kubernetes},
 	"internal/run":        {ours: []string{"runtime/..."}, deny: kubernetes},
+	"internal/synth":      {ours: []string{"runtime/..."}, deny: kubernetes},
 	"internal/top":        {ours: []string{"api/..."}},
 	"internal/fixture":    {ours: []string{"api/...", "runtime/tensor"}},
 	"internal/archtest":   {ours: []string{"internal/fixture"}},

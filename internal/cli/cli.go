@@ -46,6 +46,7 @@ var commands = []func() *cobra.Command{
 	runCommand,
 	tokenizeCommand,
 	serveCommand,
+	synthCommand,
 	topCommand,
 	versionCommand,
 	workerCommand,
