@@ -52,7 +52,7 @@ type Output struct {
 	Token    int32 // NoToken: none
 	Finish   Finish
 	Err      error // of FinishError
-	Cached   int   // when finished: tokens of the prompt whose keys and values were there already
+	Cached   int   // tokens of the prompt whose keys and values were there already
 }
 
 // NoToken stands where a step gave no token: the text has ended.
@@ -227,7 +227,7 @@ func (b *Batcher) Commit(batch Batch, tokens []int32) []Output {
 			outputs = append(outputs, b.end(s, FinishStop, nil))
 		case span.Next:
 			s.tokens = append(s.tokens, tokens[i])
-			o := Output{Sequence: s.ID, Token: tokens[i]}
+			o := Output{Sequence: s.ID, Token: tokens[i], Cached: s.cached}
 			if s.output() == s.MaxTokens {
 				o = b.end(s, FinishLength, nil)
 				o.Token = tokens[i]

@@ -97,7 +97,7 @@ func TestScenarios(t *testing.T) {
 					if o.Finish != "" {
 						fmt.Fprintf(&out, " %s", o.Finish)
 					}
-					if o.Cached > 0 {
+					if o.Finish != "" && o.Cached > 0 {
 						fmt.Fprintf(&out, " cached=%d", o.Cached)
 					}
 					if o.Err != nil {

@@ -81,14 +81,15 @@ type Request struct {
 
 // Event is one token of a request, or its end.
 type Event struct {
-	At    time.Time      // when it came to be, whenever it is read
-	Token sampling.Token // while Finish is empty
+	At      time.Time      // when it came to be, whenever it is read
+	Started time.Time      // when the request's first step began; zero: it has had none
+	Cached  int            // tokens of the prompt, not computed but taken over
+	Token   sampling.Token // while Finish is empty
 
 	// Finish is set in the last event, which has no token. The rest is of that event.
 	Finish         batching.Finish
 	Err            error // with FinishError and FinishCancelled
 	Prompt, Output int   // tokens
-	Cached         int   // of the prompt, not computed but taken over
 	PromptLogits   []float32
 }
 
@@ -125,7 +126,8 @@ type request struct {
 	unwatch func() bool
 	events  *stream
 	sampler *sampling.Sampler
-	output  int // tokens delivered
+	started time.Time // of its first step
+	output  int       // tokens delivered
 
 	// Of the step's goroutine.
 	choice sampling.Token
@@ -312,8 +314,13 @@ func (e *Engine) next() work {
 		return work{}
 	}
 	w := work{batch: batch, replica: e.replicas[batch.Replica]}
+	now := time.Now()
 	for _, s := range batch.Spans {
-		w.requests = append(w.requests, e.requests[s.Sequence])
+		q := e.requests[s.Sequence]
+		if q.started.IsZero() {
+			q.started = now
+		}
+		w.requests = append(w.requests, q)
 	}
 	e.stepping = w.replica
 	return w
@@ -503,14 +510,14 @@ func (e *Engine) deliver(outputs []batching.Output) {
 		q := e.requests[o.Sequence]
 		if o.Token != batching.NoToken {
 			q.output++
-			q.events.send(Event{At: now, Token: q.choice})
+			q.events.send(Event{At: now, Started: q.started, Cached: o.Cached, Token: q.choice})
 		}
 		if o.Finish == "" {
 			continue
 		}
 		delete(e.requests, q.id)
 		q.unwatch()
-		last := Event{At: now, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, Cached: o.Cached}
+		last := Event{At: now, Started: q.started, Cached: o.Cached, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output}
 		if o.Finish == batching.FinishStop || o.Finish == batching.FinishLength {
 			last.PromptLogits = q.logits
 		}
