@@ -2,23 +2,32 @@ package cpu
 
 import "math"
 
-// KV is one layer of a paged cache: Data is [blocks, 2, BlockTokens, Width], first
-// the keys of a block, then its values; Width is heads*dim.
+// KV is one layer of a paged cache. A block of it is [2, BlockTokens, Width], first
+// the keys, then the values; Width is heads*dim. Blocks begin every Stride numbers of
+// Data, since a block has its other layers between; 0 means that there are none.
 type KV struct {
 	Data               []float32
 	BlockTokens, Width int
+	Stride             int
 }
 
 // Key of a position in a block [Width].
 func (c KV) Key(block int32, slot int) []float32 {
-	at := (int(block)*2*c.BlockTokens + slot) * c.Width
+	at := int(block)*c.stride() + slot*c.Width
 	return c.Data[at : at+c.Width : at+c.Width]
 }
 
 // Value of a position in a block [Width].
 func (c KV) Value(block int32, slot int) []float32 {
-	at := ((int(block)*2+1)*c.BlockTokens + slot) * c.Width
+	at := int(block)*c.stride() + (c.BlockTokens+slot)*c.Width
 	return c.Data[at : at+c.Width : at+c.Width]
+}
+
+func (c KV) stride() int {
+	if c.Stride == 0 {
+		return 2 * c.BlockTokens * c.Width
+	}
+	return c.Stride
 }
 
 // step is how many positions attention takes at once.

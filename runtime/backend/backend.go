@@ -19,8 +19,12 @@ type Backend interface {
 	// Supports says whether the device runs ops of a kind on weights of a format.
 	Supports(graph.Kind, tensor.DType) bool
 	// Compile checks that it can do every op (the error names the one it cannot),
-	// takes the weights and allocates the KV cache and the workspace.
+	// takes the weights and allocates the workspace, and the KV cache if it is the
+	// program's own.
 	Compile(context.Context, *graph.Graph, Weights, Limits) (Program, error)
+	// Discard gives back the memory behind extents of the slab that hold nothing of use.
+	// No program may be running.
+	Discard(extents []int32)
 	Close() error
 }
 
@@ -37,7 +41,10 @@ type Limits struct {
 	MaxTokens   int // tokens of one step, over all its spans
 	MaxRows     int // rows of logits of one step
 	BlockTokens int // positions in one KV block
-	Blocks      int // KV blocks: 0 <= Span.Blocks[i] < Blocks
+	Blocks      int // KV blocks of the program's own: 0 <= Span.Blocks[i] < Blocks. 0: they lie in the slab
+	// PerExtent is how many KV blocks lie in one extent of the device's slab, a power of
+	// two, where Blocks is 0: block b begins at byte b*Extent/PerExtent of the slab.
+	PerExtent int
 	// Exact asks for reference arithmetic: float32 activations, a fixed order of
 	// sums, so that a row does not depend on what shares the batch.
 	Exact bool
@@ -54,7 +61,7 @@ type Program interface {
 	Close() error
 }
 
-// Bytes that a program holds on its device.
+// Bytes that a program holds on its device. KV is what is its own, not what it has of the slab.
 type Bytes struct{ Weights, KV, Workspace int64 }
 
 // Out is the result of a batch; the caller reuses it.

@@ -17,12 +17,17 @@ import (
 // Options of a backend.
 type Options struct {
 	Threads int // goroutines that compute; 0 means GOMAXPROCS
+	// Extents of Extent bytes are the slab for the KV blocks of programs that have none
+	// of their own. Extent is a power of two.
+	Extents int
+	Extent  int64
 }
 
 // Backend is the processor. It implements backend.Backend.
 type Backend struct {
 	name string
 	pool *pool
+	slab slab
 }
 
 // New gives the processor under a device name such as "cpu-0".
@@ -30,7 +35,7 @@ func New(name string, o Options) *Backend {
 	if o.Threads < 1 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	return &Backend{name: name, pool: newPool(o.Threads)}
+	return &Backend{name: name, pool: newPool(o.Threads), slab: slab{extents: o.Extents, extent: o.Extent}}
 }
 
 // Name of the device.
@@ -57,8 +62,8 @@ func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.W
 	if err := g.Check(); err != nil {
 		return fail(err)
 	}
-	if limits.MaxTokens < 1 || limits.MaxRows < 1 || limits.BlockTokens < 1 || limits.Blocks < 1 {
-		return fail(fmt.Errorf("limits %+v: each must be at least 1", limits))
+	if limits.MaxTokens < 1 || limits.MaxRows < 1 {
+		return fail(fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits))
 	}
 	p := &program{device: b.name, pool: b.pool, graph: g, limits: limits, plan: g.Plan(), cache: g.Cache(), rotations: g.Rotations()}
 	for _, w := range g.Weights {
@@ -86,11 +91,14 @@ func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.W
 			return fail(fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d))
 		}
 	}
-	if err := p.claim(); err != nil {
+	if err := p.claim(&b.slab); err != nil {
 		return fail(err)
 	}
 	return p, nil
 }
+
+// Discard gives the memory behind extents of the slab back to the system.
+func (b *Backend) Discard(extents []int32) { b.slab.discard(extents) }
 
 // matrix is a weight as the kernels take it; a vector is a matrix of one row.
 func matrix(w graph.Weight, weights backend.Weights) (kernels.Matrix, error) {
@@ -118,5 +126,5 @@ func matrix(w graph.Weight, weights backend.Weights) (kernels.Matrix, error) {
 // Close ends the goroutines. Programs must have been closed.
 func (b *Backend) Close() error {
 	b.pool.close()
-	return nil
+	return b.slab.close()
 }

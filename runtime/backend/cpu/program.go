@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime/debug"
 	"slices"
 
@@ -27,7 +28,7 @@ type program struct {
 	bytes      backend.Bytes
 	closed     bool
 
-	kv        memory      // [layers][blocks][2][block tokens][cache width]
+	kv        own         // blocks of [layers][2][block tokens][cache width]
 	workspace memory      // slots, then angles
 	slots     [][]float32 // of plan.Slots
 	angles    [][]float32 // of rotations: [MaxTokens][cosines, sines of head dim/2]
@@ -36,15 +37,18 @@ type program struct {
 	tokens   []int32 // all spans' tokens, one after the other
 	position []int   // of each token in its sequence
 	blocks   [][]int32
-	wanted   []int // tokens whose logits are asked for
-	writer   []int // of each KV block: 1 + the span that writes to it
+	wanted   []int         // tokens whose logits are asked for
+	writer   map[int32]int // KV block -> the span that writes to it
 	logits   []float32
 }
 
 // claim takes the memory of the cache and the workspace.
-func (p *program) claim() (err error) {
+func (p *program) claim(s *slab) (err error) {
 	l := p.limits
-	if p.kv, err = claim(p.cache.Layers, l.Blocks, 2, l.BlockTokens, p.cache.Width); err != nil {
+	if p.cache.Layers > 0 && (l.BlockTokens < 1 || l.Blocks < 0) {
+		return fmt.Errorf("KV cache: %d blocks of %d tokens", l.Blocks, l.BlockTokens)
+	}
+	if p.kv, err = claimKV(s, product(p.cache.Layers, 2, l.BlockTokens, p.cache.Width), l.Blocks, l.PerExtent); err != nil {
 		return fmt.Errorf("KV cache: %w", err)
 	}
 	floats := int(p.plan.Floats(l.MaxTokens, l.MaxRows))
@@ -70,7 +74,7 @@ func (p *program) claim() (err error) {
 	for _, r := range p.rotations {
 		p.angles = append(p.angles, take(l.MaxTokens*r.HeadDim))
 	}
-	p.writer = make([]int, l.Blocks)
+	p.writer = map[int32]int{}
 	p.bytes.KV = int64(len(p.kv.bytes))
 	p.bytes.Workspace = p.graph.WorkspaceBytes(l.MaxTokens, l.MaxRows) // with the logits, which Out holds
 	return nil
@@ -137,16 +141,15 @@ func (p *program) take(b batching.Batch) error {
 			return fmt.Errorf("span %d of sequence %d: %d blocks of %d do not cover positions %d to %d", i, s.Sequence, len(s.Blocks), p.limits.BlockTokens, s.Start, end-1)
 		}
 		for _, block := range s.Blocks {
-			if block < 0 || int(block) >= p.limits.Blocks {
-				return fmt.Errorf("span %d of sequence %d: block %d of %d", i, s.Sequence, block, p.limits.Blocks)
+			if block < 0 || int(block) >= p.kv.count {
+				return fmt.Errorf("span %d of sequence %d: block %d of %d", i, s.Sequence, block, p.kv.count)
 			}
 		}
 		for at := s.Start / p.limits.BlockTokens; at <= (end-1)/p.limits.BlockTokens; at++ {
-			if w := &p.writer[s.Blocks[at]]; *w != 0 {
-				return fmt.Errorf("spans %d and %d both write to block %d", *w-1, i, s.Blocks[at])
-			} else {
-				*w = i + 1
+			if other, ok := p.writer[s.Blocks[at]]; ok {
+				return fmt.Errorf("spans %d and %d both write to block %d", other, i, s.Blocks[at])
 			}
+			p.writer[s.Blocks[at]] = i
 		}
 		for j, token := range s.Tokens {
 			if token < 0 || int(token) >= p.vocabulary {
@@ -253,8 +256,8 @@ func (p *program) node(n graph.Node) error {
 func (p *program) attention(n graph.Node) error {
 	a := n.Attr
 	q, k, v, y := p.value(n.In[0]), p.value(n.In[1]), p.value(n.In[2]), p.value(n.Out)
-	size := 2 * p.limits.Blocks * p.limits.BlockTokens * p.cache.Width
-	layer := kernels.KV{Data: p.kv.floats[a.Layer*size : (a.Layer+1)*size], BlockTokens: p.limits.BlockTokens, Width: p.cache.Width}
+	layer := kernels.KV{BlockTokens: p.limits.BlockTokens, Width: p.cache.Width, Stride: p.kv.stride}
+	layer.Data = p.kv.blocks[a.Layer*2*layer.BlockTokens*layer.Width:]
 	most := 0
 	for t, position := range p.position {
 		block, slot := p.blocks[t][position/layer.BlockTokens], position%layer.BlockTokens
@@ -281,6 +284,19 @@ func (p *program) weightNames(n graph.Node) string {
 		}
 	}
 	return names
+}
+
+// product of sizes; negative if it is too large.
+func product(sizes ...int) int {
+	n := uint64(1)
+	for _, s := range sizes {
+		hi, lo := bits.Mul64(n, uint64(s))
+		if hi != 0 || lo > 1<<45 {
+			return -1
+		}
+		n = lo
+	}
+	return int(n)
 }
 
 func resize(s []float32, n int) []float32 { return slices.Grow(s[:0], n)[:n] }
