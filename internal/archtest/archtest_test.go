@@ -48,6 +48,7 @@ var rules = map[string]rule{
 	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/source", "runtime/device", "runtime/server", "runtime/worker"}},
 	"internal/inspect":    {ours: []string{"api/worker", "runtime/..."}, deny: kubernetes},
 	"internal/run":        {ours: []string{"runtime/..."}, deny: kubernetes},
+	"internal/eval":       {ours: []string{"runtime/..."}, deny: kubernetes},
 	"internal/synth":      {ours: []string{"runtime/..."}, deny: kubernetes},
 	"internal/top":        {ours: []string{"api/..."}},
 	"internal/fixture":    {ours: []string{"api/...", "runtime/tensor"}},
@@ -64,6 +65,7 @@ var rules = map[string]rule{
 	"runtime/kvcache":   {ours: pureRuntime, pure: true},
 	"runtime/sampling":  {ours: pureRuntime, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
+	"runtime/eval":      {ours: pureRuntime, pure: true},
 	"runtime/quantize":  {ours: []string{"runtime/tensor", "kernels/cpu"}, pure: true},
 
 	"runtime/backend":             {ours: underRuntime, deny: kubernetes},
