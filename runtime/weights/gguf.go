@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/estiba/estiba/runtime/tensor"
 )
@@ -24,11 +25,14 @@ const (
 	maxVocabulary = 1 << 20
 )
 
-// ggufLong are the long arrays that somebody reads: one entry for each token.
-var ggufLong = map[string]bool{"tokenizer.ggml.tokens": true, "tokenizer.ggml.scores": true, "tokenizer.ggml.token_type": true}
+// ggufLong are the long arrays that somebody reads: one entry for each token, or
+// two or three merges for one.
+var ggufLong = map[string]bool{
+	"tokenizer.ggml.tokens": true, "tokenizer.ggml.scores": true, "tokenizer.ggml.token_type": true, "tokenizer.ggml.merges": true,
+}
 
-// Unread stands in Header.Fields for an array that nobody reads, such as a
-// vocabulary's merges, and that is too long to be kept all the same.
+// Unread stands in Header.Fields for an array that nobody reads and that is too
+// long, or of strings.
 type Unread struct{ Len uint64 }
 
 // ggmlType is a tensor format of GGUF: so many bytes for a block of so many elements.
@@ -63,8 +67,8 @@ func readGGUF(path string) (*Header, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	if n, ok := fields["split.count"].(uint16); ok && n > 1 {
-		return nil, fmt.Errorf("read %s: field split.count: %w: the model is split over %d files; merge them into one", path, ErrUnsupported, n)
+	if n, ok := fields["split.count"]; ok && n != uint16(0) && n != uint16(1) {
+		return nil, fmt.Errorf("read %s: field split.count: %w: the model is split over %v files; merge them into one (llama-gguf-split --merge does)", path, ErrUnsupported, n)
 	}
 	for i := range infos {
 		infos[i].File = path
@@ -156,6 +160,7 @@ type ggufReader struct {
 	at  int64 // bytes read
 	max int64 // bytes that may be read
 	err error
+	buf []byte // of the last string
 }
 
 func newGGUFReader(file io.ReaderAt, size int64) *ggufReader {
@@ -185,15 +190,39 @@ func (r *ggufReader) take(n int) []byte {
 	return b
 }
 
-func (r *ggufReader) u32() uint32 { return binary.LittleEndian.Uint32(r.take(4)) }
-func (r *ggufReader) u64() uint64 { return binary.LittleEndian.Uint64(r.take(8)) }
+func (r *ggufReader) u32() uint32 { return uint32(r.number(4)) }
+func (r *ggufReader) u64() uint64 { return r.number(8) }
 
-func (r *ggufReader) string() string {
-	n := r.u64()
+// number of so many bytes, without memory of its own.
+func (r *ggufReader) number(bytes int) uint64 {
+	var b [8]byte
+	if r.room(uint64(bytes)) {
+		got, err := r.r.Peek(bytes)
+		if err != nil {
+			r.err = err
+			return 0
+		}
+		copy(b[:], got)
+		r.r.Discard(bytes)
+		r.at += int64(bytes)
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (r *ggufReader) string() string { return r.text(r.u64()) }
+
+// text is a string of n bytes.
+func (r *ggufReader) text(n uint64) string {
 	if !r.room(n) {
 		return ""
 	}
-	return string(r.take(int(n)))
+	r.buf = slices.Grow(r.buf[:0], int(n))[:n]
+	if _, err := io.ReadFull(r.r, r.buf); err != nil {
+		r.err = err
+		return ""
+	}
+	r.at += int64(n)
+	return string(r.buf)
 }
 
 // discard passes over n bytes.
@@ -213,10 +242,7 @@ func (r *ggufReader) name(what string, most uint64) string {
 	if r.err == nil && n >= most {
 		r.err = fmt.Errorf("%w: the name of a %s at byte %d has %d bytes", ErrInvalid, what, at, n)
 	}
-	if !r.room(n) {
-		return ""
-	}
-	return string(r.take(int(n)))
+	return r.text(n)
 }
 
 func (r *ggufReader) fields(count uint64) (map[string]any, error) {
@@ -291,29 +317,29 @@ func (r *ggufReader) array(key string) any {
 	}
 	switch kind {
 	case 0:
-		return slice(r, n, 1, func(b []byte) uint8 { return b[0] })
+		return values(r, n, 1, func(b []byte) uint8 { return b[0] })
 	case 1:
-		return slice(r, n, 1, func(b []byte) int8 { return int8(b[0]) })
+		return values(r, n, 1, func(b []byte) int8 { return int8(b[0]) })
 	case 2:
-		return slice(r, n, 2, binary.LittleEndian.Uint16)
+		return values(r, n, 2, binary.LittleEndian.Uint16)
 	case 3:
-		return slice(r, n, 2, func(b []byte) int16 { return int16(binary.LittleEndian.Uint16(b)) })
+		return values(r, n, 2, func(b []byte) int16 { return int16(binary.LittleEndian.Uint16(b)) })
 	case 4:
-		return slice(r, n, 4, binary.LittleEndian.Uint32)
+		return values(r, n, 4, binary.LittleEndian.Uint32)
 	case 5:
-		return slice(r, n, 4, func(b []byte) int32 { return int32(binary.LittleEndian.Uint32(b)) })
+		return values(r, n, 4, func(b []byte) int32 { return int32(binary.LittleEndian.Uint32(b)) })
 	case 6:
-		return slice(r, n, 4, func(b []byte) float32 { return math.Float32frombits(binary.LittleEndian.Uint32(b)) })
+		return values(r, n, 4, func(b []byte) float32 { return math.Float32frombits(binary.LittleEndian.Uint32(b)) })
 	case 7:
-		return slice(r, n, 1, func(b []byte) bool { return b[0] != 0 })
+		return values(r, n, 1, func(b []byte) bool { return b[0] != 0 })
 	case ggufString:
 		return r.strings(n)
 	case 10:
-		return slice(r, n, 8, binary.LittleEndian.Uint64)
+		return values(r, n, 8, binary.LittleEndian.Uint64)
 	case 11:
-		return slice(r, n, 8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b)) })
+		return values(r, n, 8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b)) })
 	case 12:
-		return slice(r, n, 8, func(b []byte) float64 { return math.Float64frombits(binary.LittleEndian.Uint64(b)) })
+		return values(r, n, 8, func(b []byte) float64 { return math.Float64frombits(binary.LittleEndian.Uint64(b)) })
 	}
 	if r.err == nil {
 		r.err = fmt.Errorf("%w: an array of value type %d", ErrUnsupported, kind)
@@ -334,8 +360,8 @@ func (r *ggufReader) unread(n, width uint64) Unread {
 	return Unread{n}
 }
 
-// slice reads n values of width bytes.
-func slice[T any](r *ggufReader, n uint64, width int, get func([]byte) T) []T {
+// values reads n values of width bytes.
+func values[T any](r *ggufReader, n uint64, width int, get func([]byte) T) []T {
 	if n > math.MaxInt64/8 || !r.room(n*uint64(width)) {
 		r.room(math.MaxUint64)
 		return nil

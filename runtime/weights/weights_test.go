@@ -231,6 +231,7 @@ func TestGGUFHeader(t *testing.T) {
 		"field twice":     {fixture.GGUF([]fixture.Field{{Key: "k", Value: true}, {Key: "k", Value: true}}, nil, nil), ErrInvalid, "twice"},
 		"alignment 3":     {fixture.GGUF([]fixture.Field{{Key: "general.alignment", Value: uint32(3)}}, nil, nil), ErrInvalid, "alignment"},
 		"alignment text":  {fixture.GGUF([]fixture.Field{{Key: "general.alignment", Value: "x"}}, nil, nil), ErrInvalid, "alignment"},
+		"split":           {fixture.GGUF([]fixture.Field{{Key: "split.count", Value: uint32(2)}}, nil, nil), ErrUnsupported, "merge"},
 		"unknown type":    {fixture.GGUF(nil, []fixture.GGUFTensor{{Name: "a", Dims: []uint64{1}, Type: 77}}, data), ErrUnsupported, "77"},
 		"five axes":       {fixture.GGUF(nil, []fixture.GGUFTensor{{Name: "a", Dims: make([]uint64, 5)}}, data), ErrInvalid, "5 axes"},
 		"negative axis":   {fixture.GGUF(nil, []fixture.GGUFTensor{{Name: "a", Dims: []uint64{1 << 63, 2}}}, data), ErrInvalid, `"a"`},
@@ -331,6 +332,7 @@ func TestUnreadFields(t *testing.T) {
 		{Key: "tokenizer.ggml.tokens", Value: []string{"a", "bc"}},
 		{Key: "tokenizer.ggml.scores", Value: long},
 		{Key: "tokenizer.ggml.merges", Value: []string{"a b", "", "c d"}},
+		{Key: "names", Value: []string{"a", "b"}},
 		{Key: "long", Value: long},
 		{Key: "short", Value: []int32{1, 2}},
 		{Key: "last", Value: "x"},
@@ -340,7 +342,7 @@ func TestUnreadFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]any{
-		"tokenizer.ggml.tokens": []string{"a", "bc"}, "tokenizer.ggml.scores": long, "tokenizer.ggml.merges": Unread{3},
+		"tokenizer.ggml.tokens": []string{"a", "bc"}, "tokenizer.ggml.scores": long, "tokenizer.ggml.merges": []string{"a b", "", "c d"}, "names": Unread{2},
 		"long": Unread{maxGGUFArray + 1}, "short": []int32{1, 2}, "last": "x",
 	}
 	if d := cmp.Diff(want, h.Fields); d != "" {
