@@ -412,17 +412,24 @@ func TestMetrics(t *testing.T) {
 		`estiba_model_requests_total{model="default/stories",worker="w0"} 1`,
 		`estiba_model_output_tokens_total{model="default/stories",worker="w0"} 8`,
 		`estiba_model_loads_total{model="default/stories",worker="w0"} 1`,
-		`vllm:num_requests_running{model_name="stories",worker="w0"} 0`,
-		`vllm:num_requests_waiting{model_name="stories",worker="w0"} 0`,
-		`vllm:kv_cache_usage_perc{model_name="stories",worker="w0"} `,
-		`vllm:generation_tokens_total{model_name="stories",worker="w0"} 8`,
+		`vllm:num_requests_running{engine="0",model_name="stories",worker="w0"} 0`,
+		`vllm:num_requests_waiting{engine="0",model_name="stories",worker="w0"} 0`,
+		`vllm:kv_cache_usage_perc{engine="0",model_name="stories",worker="w0"} `,
+		`vllm:generation_tokens_total{engine="0",model_name="stories",worker="w0"} 8`,
+		`vllm:num_preemptions_total{engine="0",model_name="stories",worker="w0"} 0`,
+		`vllm:request_success_total{engine="0",finished_reason="length",model_name="stories",worker="w0"} 1`,
+		`vllm:time_to_first_token_seconds_count{engine="0",model_name="stories",worker="w0"} 1`,
+		`vllm:inter_token_latency_seconds_bucket{engine="0",model_name="stories",worker="w0",le="80"} 7`,
+		`vllm:request_queue_time_seconds_count{engine="0",model_name="stories",worker="w0"} 1`,
+		`vllm:request_generation_tokens_sum{engine="0",model_name="stories",worker="w0"} 8`,
+		`estiba_model_first_token_seconds_count{model="default/stories",worker="w0"} 1`,
 	} {
 		if !strings.Contains(body, line) {
 			t.Errorf("no %s", line)
 		}
 	}
 	if t.Failed() {
-		t.Log(regexp.MustCompile(`(?m)^(estiba|vllm).*$`).FindAllString(body, -1))
+		t.Log(regexp.MustCompile(`(?m)^(estiba|vllm)[^ ]*[^+0-9]"?} .*$`).FindAllString(body, -1))
 	}
 }
 

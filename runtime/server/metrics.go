@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	api "github.com/estiba/estiba/api/worker"
@@ -10,7 +12,10 @@ import (
 // collector reads a worker's state when it is asked for metrics. The label
 // model is a home's ("namespace/name"), so there are as many as Models. The names
 // that begin with vllm: are those that dashboards and scalers for vLLM read.
-type collector struct{ w *worker.Worker }
+type collector struct {
+	w        *worker.Worker
+	measured *measured
+}
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, append([]string{"worker"}, labels...), nil)
@@ -33,32 +38,89 @@ var (
 	modelLoadFailures = desc("estiba_model_load_failures_total", "Loads that were admitted and failed.", "model")
 	modelLoadSeconds  = desc("estiba_model_load_seconds_total", "Time taken by the loads that succeeded.", "model")
 
-	vllmRunning = desc("vllm:num_requests_running", "Requests in the batch.", "model_name")
-	vllmWaiting = desc("vllm:num_requests_waiting", "Requests queued.", "model_name")
-	vllmKVUsage = desc("vllm:kv_cache_usage_perc", "KV blocks in use, as a share from 0 to 1.", "model_name")
-	vllmPrompt  = desc("vllm:prompt_tokens_total", "Tokens of the prompts of requests ended.", "model_name")
-	vllmOutput  = desc("vllm:generation_tokens_total", "Tokens generated for requests ended.", "model_name")
-	vllmQueries = desc("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.", "model_name")
-	vllmHits    = desc("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", "model_name")
+	modelQueries   = desc("estiba_model_prefix_queries_total", "Tokens of prompts looked up in the prefix cache.", "model")
+	modelHits      = desc("estiba_model_prefix_hits_total", "Tokens found in the prefix cache.", "model")
+	modelPreempted = desc("estiba_model_preemptions_total", "Times that a request gave up its KV blocks to an older one.", "model")
+	modelTexts     = desc("estiba_model_texts_total", "Texts ended, by the reason.", "model", "reason")
+
+	vllmRunning   = vllm("vllm:num_requests_running", "Requests in the batch.")
+	vllmWaiting   = vllm("vllm:num_requests_waiting", "Requests queued.")
+	vllmKVUsage   = vllm("vllm:kv_cache_usage_perc", "KV blocks in use, as a share from 0 to 1.")
+	vllmPreempted = vllm("vllm:num_preemptions_total", "Times that a request gave up its KV blocks.")
+	vllmPrompt    = vllm("vllm:prompt_tokens_total", "Tokens of the prompts of requests ended.")
+	vllmOutput    = vllm("vllm:generation_tokens_total", "Tokens generated for requests ended.")
+	vllmQueries   = vllm("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.")
+	vllmHits      = vllm("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.")
+	vllmSuccess   = vllm("vllm:request_success_total", "Texts ended, by the reason.", "finished_reason")
 )
+
+func vllm(name, help string, labels ...string) *prometheus.Desc {
+	return desc(name, help, append([]string{"model_name", "engine"}, labels...)...)
+}
+
+// shown is a histogram under one of its names.
+type shown struct {
+	of   size
+	desc *prometheus.Desc
+}
+
+var modelSizes = []shown{
+	{firstToken, desc("estiba_model_first_token_seconds", "From a request's arrival at the worker to its first token.", "model")},
+	{betweenTokens, desc("estiba_model_between_tokens_seconds", "From one token of a text to the next.", "model")},
+	{requestTime, desc("estiba_model_request_seconds", "From a request's arrival at the worker to the end of a text.", "model")},
+	{queueTime, desc("estiba_model_queue_seconds", "From a request's arrival at the worker to its first step.", "model")},
+}
+
+var vllmSizes = []shown{
+	{firstToken, vllm("vllm:time_to_first_token_seconds", "From a request's arrival to its first token.")},
+	{betweenTokens, vllm("vllm:inter_token_latency_seconds", "From one token of a text to the next.")},
+	{betweenTokens, vllm("vllm:time_per_output_token_seconds", "The older name of vllm:inter_token_latency_seconds.")},
+	{perToken, vllm("vllm:request_time_per_output_token_seconds", "The mean time between a text's tokens.")},
+	{requestTime, vllm("vllm:e2e_request_latency_seconds", "From a request's arrival to the end of a text.")},
+	{queueTime, vllm("vllm:request_queue_time_seconds", "From a request's arrival to its first step.")},
+	{prefillTime, vllm("vllm:request_prefill_time_seconds", "From the first step to the first token.")},
+	{decodeTime, vllm("vllm:request_decode_time_seconds", "From the first token to the last.")},
+	{inferenceTime, vllm("vllm:request_inference_time_seconds", "From the first step to the last token.")},
+	{promptTokens, vllm("vllm:request_prompt_tokens", "Tokens of a text's prompt.")},
+	{outputTokens, vllm("vllm:request_generation_tokens", "Tokens of a text.")},
+}
+
+// engineLabel is what vLLM counts its engines by; here each model has one.
+const engineLabel = "0"
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		deviceCapacity, deviceUsed,
 		modelRunning, modelWaiting, modelResident, modelMemory, modelKVBlocks, modelKVUsed, modelRequests, modelPrompt, modelOutput, modelLoads, modelLoadFailures, modelLoadSeconds,
-		vllmRunning, vllmWaiting, vllmKVUsage, vllmPrompt, vllmOutput, vllmQueries, vllmHits,
+		modelQueries, modelHits, modelPreempted, modelTexts,
+		vllmRunning, vllmWaiting, vllmKVUsage, vllmPreempted, vllmPrompt, vllmOutput, vllmQueries, vllmHits, vllmSuccess,
 	} {
 		ch <- d
+	}
+	for _, s := range slices.Concat(modelSizes, vllmSizes) {
+		ch <- s.desc
 	}
 }
 
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s, counters := c.w.State(), c.w.Counters()
-	gauge := func(d *prometheus.Desc, v float64, label string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, s.Worker, label)
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{s.Worker}, labels...)...)
 	}
-	count := func(d *prometheus.Desc, v float64, label string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, s.Worker, label)
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{s.Worker}, labels...)...)
+	}
+	c.measured.keep(func(home string) bool { _, ok := counters[home]; return ok })
+	measures := func(home string, show []shown, reasons *prometheus.Desc, labels ...string) {
+		m := c.measured.of(home)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for reason, n := range m.finished {
+			count(reasons, float64(n), append(slices.Clone(labels), reason)...)
+		}
+		for _, h := range show {
+			ch <- m.histogram(h.desc, h.of, append([]string{s.Worker}, labels...)...)
+		}
 	}
 	for _, d := range s.Devices {
 		gauge(deviceCapacity, float64(d.CapacityBytes), d.Name)
@@ -88,18 +150,24 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		named[name] = true
 		n := counters[h.Model]
-		gauge(vllmRunning, float64(h.Running), name)
-		gauge(vllmWaiting, float64(h.Waiting), name)
-		gauge(vllmKVUsage, usage, name)
-		count(vllmPrompt, float64(n.PromptTokens), name)
-		count(vllmOutput, float64(n.OutputTokens), name)
-		count(vllmQueries, float64(n.PrefixQueries), name)
-		count(vllmHits, float64(n.PrefixHits), name)
+		gauge(vllmRunning, float64(h.Running), name, engineLabel)
+		gauge(vllmWaiting, float64(h.Waiting), name, engineLabel)
+		gauge(vllmKVUsage, usage, name, engineLabel)
+		count(vllmPreempted, float64(n.Preempted), name, engineLabel)
+		count(vllmPrompt, float64(n.PromptTokens), name, engineLabel)
+		count(vllmOutput, float64(n.OutputTokens), name, engineLabel)
+		count(vllmQueries, float64(n.PrefixQueries), name, engineLabel)
+		count(vllmHits, float64(n.PrefixHits), name, engineLabel)
+		measures(h.Model, vllmSizes, vllmSuccess, name, engineLabel)
 	}
 	for model, n := range counters {
 		count(modelRequests, float64(n.Completed), model)
 		count(modelPrompt, float64(n.PromptTokens), model)
 		count(modelOutput, float64(n.OutputTokens), model)
+		count(modelQueries, float64(n.PrefixQueries), model)
+		count(modelHits, float64(n.PrefixHits), model)
+		count(modelPreempted, float64(n.Preempted), model)
+		measures(model, modelSizes, modelTexts, model)
 		count(modelLoads, float64(n.Loads), model)
 		count(modelLoadFailures, float64(n.LoadFailures), model)
 		count(modelLoadSeconds, n.LoadSeconds, model)

@@ -47,14 +47,31 @@ type OpenAI struct {
 type Loaded struct {
 	Engine    *engine.Engine
 	Replica   string               // its name there
+	MaxTokens int                  // context
 	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer files
 	Template  *template.Template   // nil: chats are rendered as ChatML
+	Measures  *Measures            // nil: nothing is measured
+}
+
+// asked is a request that has been read and checked.
+type asked interface {
+	modelName() string // as the client calls it
+	// answer answers, or gives the error that is the answer.
+	answer(context.Context, http.ResponseWriter, call) *apiError
+}
+
+// call is a request's model, and what else is known when it begins.
+type call struct {
+	Loaded
+	arrived time.Time
 }
 
 // Routes adds the endpoints to a mux.
 func (o *OpenAI) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/chat/completions", o.endpoint(parseChat))
 	mux.HandleFunc("POST /v1/completions", o.endpoint(parseCompletion))
+	mux.HandleFunc("POST /tokenize", o.endpoint(parseTokenize))
+	mux.HandleFunc("POST /detokenize", o.endpoint(parseDetokenize))
 	mux.HandleFunc("GET /v1/models", o.models)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, &apiError{status: http.StatusNotFound, Type: "invalid_request_error", Code: "not_found",
@@ -110,9 +127,10 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 }
 
 // endpoint answers requests that parse understands: find the home, read the
-// body, submit, then stream or collect.
-func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.HandlerFunc {
+// body, then let the request answer itself.
+func (o *OpenAI) endpoint(parse func([]byte) (asked, *apiError)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		arrived := time.Now()
 		id := r.Header.Get(api.HeaderRequestID)
 		if id == "" {
 			id = rand.Text()
@@ -166,27 +184,19 @@ func (o *OpenAI) endpoint(parse func([]byte) (*request, *apiError)) http.Handler
 			return
 		}
 		if home == "" {
-			l, release, err := o.Use(ctx, req.model)
+			l, release, err := o.Use(ctx, req.modelName())
 			if err != nil {
-				fail(w, useError(err, req.model, false))
+				fail(w, useError(err, req.modelName(), false))
 				return
 			}
 			defer release()
 			loaded = l
 		}
-		texts, e := start(ctx, loaded, req)
-		if e != nil {
+		if e := req.answer(ctx, w, call{Loaded: loaded, arrived: arrived}); e != nil {
 			if e.status == api.StatusLacks && home == "" {
-				e = useError(worker.ErrLacks, req.model, false)
+				e = useError(worker.ErrLacks, req.modelName(), false)
 			}
 			fail(w, e)
-			return
-		}
-		a := newAnswer(req)
-		if req.stream {
-			a.stream(ctx, w, texts)
-		} else {
-			a.collect(ctx, w, texts)
 		}
 	}
 }
@@ -230,7 +240,7 @@ func useError(err error, model string, gateway bool) *apiError {
 // submitError says why the engine did not take a request.
 func submitError(err error) *apiError {
 	if long, ok := errors.AsType[*engine.TooLongError](err); ok {
-		e := invalid("messages", "This model's maximum context length is %d tokens. The prompt has %d tokens, and at least one more must fit. Shorten it.",
+		e := invalid("prompt", "This model's maximum context length is %d tokens. The prompt has %d tokens, and at least one more must fit. Shorten it.",
 			long.MaxTokens, long.Prompt)
 		e.Code = "context_length_exceeded"
 		return e
@@ -265,59 +275,6 @@ func stepError(err error) *apiError {
 }
 
 func capitalized(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
-
-// start submits all of a request's prompts, or none.
-func start(ctx context.Context, l Loaded, req *request) ([]*text, *apiError) {
-	if l.Tokenizer == nil {
-		return nil, invalid("model", "The model %q has no tokenizer files, so it reads and writes no text.", req.model)
-	}
-	prompts, e := req.encode(l)
-	if e != nil {
-		return nil, e
-	}
-	var texts []*text
-	for _, ids := range prompts {
-		// Of its own, so that a text that is cut at a stop string ends without its neighbours.
-		own, cancel := context.WithCancel(ctx)
-		events, err := l.Engine.Submit(own, engine.Request{
-			Replica: l.Replica, Prompt: ids, MaxTokens: req.maxTokens, Sampling: req.sampling, IgnoreStop: req.ignoreStop,
-		})
-		if err != nil { // those before it end with ctx
-			cancel()
-			e := submitError(err)
-			if e.Param == "messages" && !req.chat {
-				e.Param = "prompt"
-			}
-			return nil, e
-		}
-		texts = append(texts, newText(events, cancel, l.Tokenizer, ids, req))
-	}
-	return texts, nil
-}
-
-// encode turns a request's prompts into ids.
-func (req *request) encode(l Loaded) ([][]int32, *apiError) {
-	if !req.chat {
-		prompts := make([][]int32, len(req.prompts))
-		for i, p := range req.prompts {
-			if prompts[i] = p.ids; p.ids == nil {
-				prompts[i] = l.Tokenizer.Encode(p.text, true)
-			}
-		}
-		return prompts, nil
-	}
-	// A checkpoint's own template writes the special tokens that it wants;
-	// ChatML knows nothing of a model's begin token.
-	chat, special := l.Template, false
-	if chat == nil {
-		chat, special = template.ChatML(), true
-	}
-	rendered, err := chat.Render(req.messages, true)
-	if err != nil {
-		return nil, invalid("messages", "The model's chat template refuses these messages: %v.", err)
-	}
-	return [][]int32{l.Tokenizer.Encode(rendered, special)}, nil
-}
 
 // models lists the homes under the names that clients send.
 func (o *OpenAI) models(w http.ResponseWriter, _ *http.Request) {

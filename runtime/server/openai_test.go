@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -117,7 +118,7 @@ func newFake(t *testing.T, says string, change func(*script, *engine.Replica)) *
 			switch model {
 			case "default/stories", "stories":
 				f.held++
-				return Loaded{Engine: f.engine, Replica: r.Name, Tokenizer: tok}, func() { f.held-- }, nil
+				return Loaded{Engine: f.engine, Replica: r.Name, MaxTokens: r.MaxTokens, Tokenizer: tok}, func() { f.held-- }, nil
 			case "default/asleep": // does not wake
 				<-ctx.Done()
 				return Loaded{}, nil, ctx.Err()
@@ -208,6 +209,36 @@ func TestAnswers(t *testing.T) {
 			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"message":{"content":" there was a","refusal":null,"role":"assistant"}}],"model":"stories","object":"chat.completion",
 			"usage":{"completion_tokens":3,"prompt_tokens":74,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":77}}`,
 		},
+		"three of each, echoed": {
+			"/v1/completions", `{"model":"stories","prompt":["Once",[1,403]],"temperature":0,"max_tokens":1,"n":2,"seed":3,"echo":true}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"text":"Once there"},{"finish_reason":"length","index":1,"logprobs":null,"text":"Once there"},
+			{"finish_reason":"length","index":2,"logprobs":null,"text":"Once there"},{"finish_reason":"length","index":3,"logprobs":null,"text":"Once there"}],
+			"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":4,"prompt_tokens":4,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":8}}`,
+		},
+		"the prompt only": {
+			"/v1/completions", `{"model":"stories","prompt":"Once upon","max_tokens":0,"echo":true}`,
+			`{"choices":[{"finish_reason":"length","index":0,"logprobs":null,"text":"Once upon"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":0,"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":3}}`,
+		},
+		"stop string kept": {
+			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop":["was a","s"],"include_stop_str_in_output":true,"min_tokens":2}`,
+			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there was"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":2,"prompt_tokens":2,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":4}}`,
+		},
+		"no stop string so early": {
+			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop":["there"],"min_tokens":2}`,
+			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there was a little girl"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":7,"prompt_tokens":2,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":9}}`,
+		},
+		"end token": {
+			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop_token_ids":[261],"ignore_eos":true}`,
+			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there was"}],"model":"stories","object":"text_completion",
+			"usage":{"completion_tokens":2,"prompt_tokens":2,"prompt_tokens_details":{"cached_tokens":0},"total_tokens":4}}`,
+		},
+		"tokenize":         {"/tokenize", `{"model":"stories","prompt":"Once upon a time","return_token_strs":false}`, `{"count":5,"max_model_len":256,"tokens":[1,403,407,261,378],"token_strs":null}`},
+		"tokenize nothing": {"/tokenize", `{"model":"stories","prompt":"","add_special_tokens":false}`, `{"count":0,"max_model_len":256,"tokens":[],"token_strs":null}`},
+		"detokenize":       {"/detokenize", `{"model":"stories","tokens":[403,407,261,378]}`, `{"prompt":"Once upon a time"}`},
 		"stop string": {
 			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop":["zebra","s a li"]}`,
 			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there wa"}],"model":"stories","object":"text_completion",
@@ -328,6 +359,9 @@ func TestErrors(t *testing.T) {
 		"lacks":              {path: "completions", model: "default/nobody", status: 421, code: "model_not_here", says: "default/nobody"},
 		"a long name":        {path: "completions", body: `{"model":"` + strings.Repeat("é", 5000) + `","prompt":"x"}`, status: 404, param: "model", code: "model_not_found", says: " …"},
 		"refused":            {path: "completions", model: "default/refused", status: 503, code: "model_unavailable", says: "1 GiB is free"},
+		"tokenize nothing":   {path: "../tokenize", body: `{"model":"stories"}`, status: 400, param: "prompt", says: "required"},
+		"detokenize nothing": {path: "../detokenize", body: `{"model":"stories"}`, status: 400, param: "tokens", says: "required"},
+		"detokenize no ids":  {path: "../detokenize", body: `{"model":"stories","tokens":[-1]}`, status: 400, param: "tokens", says: "-1"},
 		"no prompt":          {path: "completions", body: `{"model":"stories"}`, status: 400, param: "prompt", says: "required"},
 		"empty ids":          {path: "completions", body: `{"model":"stories","prompt":[]}`, status: 400, param: "prompt"},
 		"null ids":           {path: "completions", body: `{"model":"stories","prompt":[1,null]}`, status: 400, param: "prompt"},
@@ -337,19 +371,33 @@ func TestErrors(t *testing.T) {
 		"too large":          {path: "completions", body: `{"model":"stories","prompt":"` + strings.Repeat("a", 10<<20) + `"}`, status: 413, code: "request_too_large", says: "8 MiB"},
 		"no messages":        {path: "chat/completions", body: `{"model":"stories"}`, status: 400, param: "messages", says: "required"},
 		"empty messages":     {path: "chat/completions", body: `{"model":"stories","messages":[]}`, status: 400, param: "messages"},
-		"role":               {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"tool","content":"x"}]}`, status: 400, param: "messages[0].role"},
+		"role":               {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"robot","content":"x"}]}`, status: 400, param: "messages[0].role"},
+		"older role":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"function","name":"f","content":"x"}]}`, status: 400, param: "messages[0].role", says: "tool_call_id"},
 		"image":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, status: 400, param: "messages[0].content"},
-		"no content":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"system","content":""},{"role":"user"}]}`, status: 400, param: "messages[1].content", says: "messages[1]: content is required"},
+		"no content":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"system","content":""},{"role":"user"}]}`, status: 400, param: "messages[1].content", says: "messages[1].content is required"},
 		"null content":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"assistant","content":null}]}`, status: 400, param: "messages[0].content"},
-		"tool calls":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[1]}]}`, status: 400, param: "messages[1].tool_calls"},
+		"tool calls":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[1]}]}`, status: 400, param: "messages[1].tool_calls[0]"},
+		"arguments":          {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}]}`, status: 400, param: "messages[0].tool_calls[0].function.arguments"},
+		"calls of a user":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}`, status: 400, param: "messages[0].tool_calls"},
+		"twice":              {path: "completions", body: `{"model":"stories","prompt":"x","prompt":"y"}`, status: 400, says: `"prompt" is there twice`},
+		"too deep":           {path: "completions", body: `{"model":"stories","prompt":` + strings.Repeat("[", 1<<20), status: 400, says: "deeper than 128"},
+		"unknown":            {path: "completions", body: `{"model":"stories","prompt":"x","tempretature":1}`, status: 400, param: "tempretature", says: "known here"},
+		"another endpoint's": {path: "completions", body: `{"model":"stories","prompt":"x","max_completion_tokens":1}`, status: 400, param: "max_completion_tokens"},
+		"older name":         {path: "completions", body: `{"model":"stories","prompt":"x","guided_json":{}}`, status: 400, param: "guided_json", says: "structured_outputs with json"},
+		"functions":          {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"functions":[{"name":"f"}]}`, status: 400, param: "functions", says: "send tools"},
+		"bias of no token":   {path: "completions", body: `{"model":"stories","prompt":"x","logit_bias":{"512":1}}`, status: 400, param: "logit_bias", says: "512"},
+		"end of no token":    {path: "completions", body: `{"model":"stories","prompt":"x","stop_token_ids":[512]}`, status: 400, param: "stop_token_ids", says: "512"},
+		"stream option":      {path: "completions", body: `{"model":"stories","prompt":"x","stream_options":{"more":1}}`, status: 400, param: "stream_options.more"},
+		"many texts":         {path: "completions", body: `{"model":"stories","prompt":["x","y"],"n":65}`, status: 400, param: "n", says: "128"},
+		"both prompts":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"continue_final_message":true,"add_generation_prompt":true}`, status: 400, param: "continue_final_message"},
 		"max_tokens":         {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":"many"}`, status: 400, param: "max_tokens"},
 		"no tokens":          {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":0}`, status: 400, param: "max_tokens"},
 		"temperature":        {path: "completions", body: `{"model":"stories","prompt":"x","temperature":2.5}`, status: 400, param: "temperature", says: "from 0 to 2"},
-		"n":                  {path: "completions", body: `{"model":"stories","prompt":"x","n":2}`, status: 400, param: "n"},
-		"echo":               {path: "completions", body: `{"model":"stories","prompt":"x","echo":true}`, status: 400, param: "echo"},
+		"n":                  {path: "completions", body: `{"model":"stories","prompt":"x","n":129}`, status: 400, param: "n"},
+		"echo":               {path: "completions", body: `{"model":"stories","prompt":"x","echo":true,"logprobs":1}`, status: 400, param: "echo"},
 		"tools":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{}]}`, status: 400, param: "tools"},
 		"response_format":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}`, status: 400, param: "response_format"},
-		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"}}`, status: 400, param: "structured_outputs", says: "leave it out"},
+		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"}}`, status: 400, param: "structured_outputs"},
 		"logit_bias":         {path: "completions", body: `{"model":"stories","prompt":"x","logit_bias":{"a":1}}`, status: 400, param: "logit_bias"},
 		"empty stop":         {path: "completions", body: `{"model":"stories","prompt":"x","stop":""}`, status: 400, param: "stop"},
 		"top_logprobs":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"top_logprobs":2}`, status: 400, param: "top_logprobs"},
@@ -358,7 +406,7 @@ func TestErrors(t *testing.T) {
 		if c.model != "" {
 			headers = append(headers, api.HeaderModel, c.model)
 		}
-		w := f.post("/v1/"+c.path, c.body, headers...)
+		w := f.post(path.Join("/v1", c.path), c.body, headers...)
 		var e struct {
 			Error struct {
 				Message, Type string
@@ -698,12 +746,15 @@ func TestCut(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"model":"m","prompt":["a",[1,2]],"stop":["x"],"logit_bias":{"1":2},"seed":-1}`))
+	f.Add([]byte(`{"model":"m","prompt":["a",[1,2]],"stop":["x"],"logit_bias":{"1":2},"seed":-1,"n":3,"echo":true}`))
 	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]}],"stream_options":{"include_usage":true}}`))
-	f.Add([]byte(`{"model":"m","prompt":"a","top_p":0,"top_k":50}`))
-	f.Add([]byte(`{"n":1,"tools":[],"response_format":{"type":"text"},"x":null}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"assistant","tool_calls":[{"id":"a","function":{"name":"f","arguments":"{\\"x\\":[1]}"}}]}]}`))
+	f.Add([]byte(`{"model":"m","prompt":"a","top_p":0,"top_k":50,"min_tokens":3,"stop_token_ids":[1]}`))
+	f.Add([]byte(`{"n":1,"tools":[],"response_format":{"type":"text"},"x":null,"x":1}`))
+	f.Add([]byte(`{"model":"m","tokens":[1,2]}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"a":[[[[]]]]},"continue_final_message":true}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for _, parse := range []func([]byte) (*request, *apiError){parseChat, parseCompletion} {
+		for _, parse := range []func([]byte) (asked, *apiError){parseChat, parseCompletion, parseTokenize, parseDetokenize} {
 			r, err := parse(body)
 			if err != nil {
 				if err.status != http.StatusBadRequest || err.Message == "" {
@@ -714,15 +765,24 @@ func FuzzParse(f *testing.F) {
 				}
 				continue
 			}
-			p := r.sampling
-			if r.model == "" || len(r.messages)+len(r.prompts) == 0 || r.maxTokens < 0 || p.Temperature < 0 || p.TopP < 0 || p.TopP > 1 || p.TopK < 0 {
-				t.Fatalf("%s gave %+v", body, r)
+			if !json.Valid(bytes.TrimSpace(body)) || r.modelName() == "" {
+				t.Fatalf("took %q", body)
+			}
+			g, ok := r.(*generation)
+			if !ok {
+				continue
+			}
+			p := g.sampling
+			if len(g.dialog.messages)+len(g.prompts) == 0 || g.maxTokens < 0 || g.n*max(1, len(g.prompts)) > maxTexts || p.Temperature < 0 || p.TopP < 0 || p.TopP > 1 || p.TopK < 0 {
+				t.Fatalf("%s gave %+v", body, g)
 			}
 			if p.TopP == 0 && p.TopK != 1 {
 				t.Fatalf("%s: top_p 0 leaves nothing but the likeliest token, not %d", body, p.TopK)
 			}
-			if !json.Valid(bytes.TrimSpace(body)) {
-				t.Fatalf("took %q", body)
+			for _, m := range g.dialog.messages {
+				if text, e := json.Marshal(m); e != nil || !json.Valid(text) {
+					t.Fatalf("%s gave %s: %v", body, text, e)
+				}
 			}
 		}
 	})

@@ -32,12 +32,13 @@ type Options struct {
 
 // Server answers for a worker. It is an http.Handler.
 type Server struct {
-	worker *worker.Worker
-	token  func() (string, error)
-	log    *slog.Logger
-	mux    *http.ServeMux
-	ending context.Context // ends the streams of states
-	end    context.CancelFunc
+	worker   *worker.Worker
+	measured measured
+	token    func() (string, error)
+	log      *slog.Logger
+	mux      *http.ServeMux
+	ending   context.Context // ends the streams of states
+	end      context.CancelFunc
 }
 
 // New is the HTTP side of a worker, which somebody else runs.
@@ -48,9 +49,9 @@ func New(w *worker.Worker, o Options) *Server {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
-	o.Registry.MustRegister(collector{w})
-	s := &Server{worker: w, token: o.Token, log: o.Log, mux: http.NewServeMux()}
+	s := &Server{worker: w, measured: measured{all: map[string]*Measures{}}, token: o.Token, log: o.Log, mux: http.NewServeMux()}
 	s.ending, s.end = context.WithCancel(context.Background())
+	o.Registry.MustRegister(collector{w, &s.measured})
 	openai := &OpenAI{Use: s.use, Homes: func() []api.HomeState { return w.State().Homes }}
 	openai.Routes(s.mux)
 	s.control()
@@ -85,7 +86,10 @@ func (s *Server) use(ctx context.Context, model string) (Loaded, func(), error) 
 	if err != nil {
 		return Loaded{}, nil, err
 	}
-	return Loaded{Engine: l.Engine, Replica: l.Replica, Tokenizer: l.Model.Tokenizer, Template: l.Model.Template}, release, nil
+	return Loaded{
+		Engine: l.Engine, Replica: l.Replica, MaxTokens: l.MaxTokens, Tokenizer: l.Model.Tokenizer, Template: l.Model.Template,
+		Measures: s.measured.of(l.Home.Model),
+	}, release, nil
 }
 
 // ready means able to take assignments.

@@ -110,6 +110,7 @@ type Counters struct {
 	PromptTokens, OutputTokens int64
 	PrefixQueries, PrefixHits  int64 // tokens
 	Completed                  int64
+	Preempted                  int64 // times that a request gave up its KV blocks
 }
 
 const (
@@ -443,4 +444,5 @@ func (c *Counters) add(s engine.Stats) {
 	c.PrefixQueries += s.Prefix.Queries
 	c.PrefixHits += s.Prefix.Hits
 	c.Completed += s.Completed
+	c.Preempted += s.Preempted
 }

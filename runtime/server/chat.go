@@ -1,0 +1,194 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/estiba/estiba/runtime/template"
+)
+
+// dialog is a chat as a template takes it.
+type dialog struct {
+	messages []object // contents are strings, arguments of tool calls are objects
+	kwargs   object   // variables of the template
+	generate bool     // the text ends where an answer begins
+	resume   bool     // the text ends with the last message's content
+	around   bool     // the tokenizer's special tokens are put around it
+}
+
+// dialog reads what is rendered of a request.
+func (f *fields) dialog() dialog {
+	d := dialog{messages: f.messages(), around: f.boolean("add_special_tokens", false)}
+	d.resume = f.boolean("continue_final_message", false)
+	d.generate = f.boolean("add_generation_prompt", !d.resume)
+	if d.resume && d.generate {
+		f.fail("continue_final_message", "continue_final_message and add_generation_prompt exclude each other")
+	}
+	if raw, ok := f.take("chat_template_kwargs"); ok {
+		part, o := f.within("chat_template_kwargs", raw)
+		f.join(part)
+		d.kwargs = o
+	}
+	return d
+}
+
+// roles are who may speak.
+const roles = "system, developer, user, assistant or tool"
+
+func (f *fields) messages() []object {
+	raw, ok := f.take("messages")
+	if !ok {
+		f.fail("messages", "messages is required: a list of objects with role and content")
+		return nil
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(raw, &list) != nil || len(list) == 0 {
+		f.fail("messages", "messages must be a list, not empty, of objects with role and content")
+		return nil
+	}
+	messages := make([]object, len(list))
+	for i, raw := range list {
+		part, o := f.within(fmt.Sprintf("messages[%d]", i), raw)
+		messages[i] = part.message(o)
+		if f.join(part); f.err != nil {
+			return nil
+		}
+	}
+	return messages
+}
+
+// message checks one and brings it into the form that templates read. Members
+// that are not known here are theirs to read, too.
+func (f *fields) message(o object) object {
+	role := f.text("role")
+	switch role {
+	case "system", "developer", "user", "assistant", "tool":
+	case "function":
+		f.fail("role", "role function is not supported: send the role tool, with tool_call_id")
+	default:
+		f.fail("role", "role must be %s", roles)
+	}
+	calls, called := f.toolCalls(role)
+	content, written := f.content()
+	if !written && (role != "assistant" || !called) {
+		f.fail("content", "content is required: a string or a list of parts")
+	}
+	for _, name := range []string{"audio", "refusal", "function_call"} { // a client sends back what it got: null
+		if _, ok := f.take(name); ok {
+			f.fail(name, "%s is not supported; leave it out", name)
+		}
+	}
+	o = o.without("audio", "refusal", "function_call", "annotations", "parsed", "tool_calls").set("content", quoted(content))
+	if called {
+		o = o.set("tool_calls", calls)
+	}
+	return o
+}
+
+// content is a string or a list of parts of type text; false if there is none.
+func (f *fields) content() (string, bool) {
+	raw, ok := f.take("content")
+	var s string
+	if !ok || json.Unmarshal(raw, &s) == nil {
+		return s, ok
+	}
+	var parts []struct {
+		Type string  `json:"type"`
+		Text *string `json:"text"`
+	}
+	if json.Unmarshal(raw, &parts) != nil {
+		f.fail("content", "content must be a string or a list of parts")
+	}
+	for _, p := range parts {
+		if p.Type != "text" || p.Text == nil {
+			f.fail("content", "content may have only parts of type text, with a text")
+			break
+		}
+		s += *p.Text
+	}
+	return s, true
+}
+
+// toolCalls are those that an assistant made earlier. Their arguments, which
+// clients send as the text of an object, become that object, as templates want it.
+func (f *fields) toolCalls(role string) (json.RawMessage, bool) {
+	raw, ok := f.take("tool_calls")
+	if !ok || string(raw) == "[]" {
+		return nil, false
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(raw, &list) != nil || len(list) == 0 || role != "assistant" {
+		f.fail("tool_calls", "tool_calls must be a list of calls, in a message of the assistant")
+		return nil, false
+	}
+	calls := make([]object, len(list))
+	for i, raw := range list {
+		part, o := f.within(fmt.Sprintf("tool_calls[%d]", i), raw)
+		calls[i] = part.toolCall(o)
+		if f.join(part); f.err != nil {
+			return nil, false
+		}
+	}
+	whole, err := json.Marshal(calls)
+	if err != nil {
+		panic(err) // each part has been read as JSON
+	}
+	return whole, true
+}
+
+func (f *fields) toolCall(o object) object {
+	if kind := f.text("type"); kind != "function" && kind != "" {
+		f.fail("type", "type must be function")
+	}
+	raw, ok := f.take("function")
+	if !ok {
+		f.fail("function", "function is required: an object with name and arguments")
+		return nil
+	}
+	part, function := f.within("function", raw)
+	if part.text("name") == "" {
+		part.fail("name", "name is required: the function that was called")
+	}
+	arguments, _ := part.take("arguments")
+	var text string
+	if json.Unmarshal(arguments, &text) == nil { // else an object already
+		arguments = json.RawMessage(strings.TrimSpace(text))
+	}
+	if len(arguments) == 0 {
+		arguments = json.RawMessage("{}")
+	}
+	if _, err := parseObject(arguments); err != nil {
+		part.fail("arguments", "arguments must be the text of a JSON object: %s", err)
+	}
+	f.join(part)
+	function = function.without("parsed_arguments").set("arguments", arguments)
+	whole, err := function.MarshalJSON()
+	if err != nil {
+		panic(err)
+	}
+	return o.without("index").set("type", quoted("function")).set("function", whole)
+}
+
+// encode renders a chat and gives its ids.
+func (d dialog) encode(l Loaded) ([]int32, *apiError) {
+	// A checkpoint's own template writes the special tokens that it wants;
+	// ChatML knows nothing of a model's begin token.
+	chat, special := l.Template, d.around
+	if chat == nil {
+		chat, special = template.ChatML(), true
+	}
+	messages := make([]template.Message, len(d.messages))
+	for i, m := range d.messages {
+		json.Unmarshal(m.value("role"), &messages[i].Role)
+		json.Unmarshal(m.value("content"), &messages[i].Content)
+		if messages[i].Role == "developer" {
+			messages[i].Role = "system" // what it was called before
+		}
+	}
+	rendered, err := chat.Render(messages, d.generate)
+	if err != nil {
+		return nil, invalid("messages", "The model's chat template refuses these messages: %v.", err)
+	}
+	return l.Tokenizer.Encode(rendered, special), nil
+}
