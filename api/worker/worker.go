@@ -19,6 +19,9 @@ const (
 
 	// HeaderModel names the home ("namespace/name") that a forwarded request is for.
 	HeaderModel = "Estiba-Model"
+	// HeaderTenant says whose a forwarded request is, for fairness among tenants on a
+	// device. Without it, it is the home's namespace's.
+	HeaderTenant = "Estiba-Tenant"
 	// HeaderRequestID is echoed, and made up where it is missing.
 	HeaderRequestID = "X-Request-Id"
 	// StatusLacks (421) answers a request for a model that the worker lacks or

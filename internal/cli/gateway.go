@@ -63,6 +63,7 @@ number of gateways may run.`,
 	f.StringVar(&o.keyFile, "key-file", "", "file with the installation's key, the data of the Secret estiba-key (required); read again when it changes")
 	f.IntVar(&o.MaxHeld, "max-held", 256, "requests that may wait for a worker, per model; more are answered 429")
 	f.DurationVar(&o.HoldTimeout, "hold-timeout", 2*time.Minute, "how long a request may wait for a worker before it is answered 503")
+	f.StringVar(&o.TenantHeader, "tenant-header", "", "request header that says whose a request is, set by a proxy in front; devices are shared fairly between tenants (default: a model's namespace is the tenant)")
 	f.StringVar(&o.Name, "name", "", "name of this gateway in its reports (default: the host's name, which is the pod's)")
 	f.DurationVar(&o.drain, "drain", 5*time.Minute, "how long running requests may go on after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

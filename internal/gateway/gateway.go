@@ -40,12 +40,15 @@ type Model struct {
 
 // Options of a Gateway. The zero value works.
 type Options struct {
-	Name        string               // under which it reports what it holds
-	MaxHeld     int                  // requests that wait for a worker, per model; 0 means 256
-	HoldTimeout time.Duration        // how long one waits; 0 means 2 minutes
-	Token       func() string        // that readers of its report must show; nil: it is not served
-	Registry    *prometheus.Registry // nil: one of its own
-	Log         *slog.Logger         // nil: nothing is logged
+	Name        string        // under which it reports what it holds
+	MaxHeld     int           // requests that wait for a worker, per model; 0 means 256
+	HoldTimeout time.Duration // how long one waits; 0 means 2 minutes
+	// TenantHeader names a header that says whose a request is, set by a proxy in
+	// front that knows. Empty, or absent in a request: it is the Model's namespace's.
+	TenantHeader string
+	Token        func() string        // that readers of its report must show; nil: it is not served
+	Registry     *prometheus.Registry // nil: one of its own
+	Log          *slog.Logger         // nil: nothing is logged
 }
 
 // Gateway is an http.Handler.

@@ -288,11 +288,11 @@ func TestRoutes(t *testing.T) {
 		w.models(m, Model{Key: "ns/n", Names: []string{"n", "alias"}})
 		w.wants(w.post(ask), 200, "", "b")
 		w.wants(w.post(`{"model":"alias"}`), 200, "", "a")
-		for _, path := range []string{"/v1/completions", "/v1/embeddings"} {
+		for i, path := range []string{"/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"} {
 			w.wants(w.do(w.Context(), "POST", path, ask, nil), 200, "", "b")
-		}
-		if got := b.got[2].URL.Path; got != "/v1/embeddings" {
-			w.Errorf("path %s", got)
+			if got := b.got[i+1].URL.Path; got != path {
+				w.Errorf("path %s, not %s", got, path)
+			}
 		}
 		b.report("ns/m:Draining")
 		w.wants(w.post(ask), 200, "", "a")
@@ -736,7 +736,7 @@ func TestClientReadsNothing(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
-	run(t, Options{}, func(w *world) {
+	run(t, Options{TenantHeader: "X-Who"}, func(w *world) {
 		a := w.start("a", "ns/m:Resident", func(rw http.ResponseWriter, r *http.Request) {
 			rw.Header().Set("Estiba-Secret", "x")
 			rw.Header().Set("X-Request-Id", "of the worker")
@@ -745,13 +745,14 @@ func TestHeaders(t *testing.T) {
 		})
 		w.models(m)
 		got := w.do(w.Context(), "POST", "/v1/completions?x=1", ask, http.Header{
-			"Authorization": {"Bearer client"}, "Estiba-Model": {"ns/other"}, "Estiba-Else": {"x"},
+			"Authorization": {"Bearer client"}, "Estiba-Model": {"ns/other"}, "Estiba-Else": {"x"}, "Estiba-Tenant": {"forged"}, "X-Who": {"team"},
 			"Connection": {"X-Hop"}, "X-Hop": {"x"}, "Te": {"trailers"}, "X-Request-Id": {"id-1"},
 			"Accept-Encoding": {"gzip"}, "X-Mine": {"m"}, "Content-Type": {"application/json"},
 		})
 		w.wants(got, 200, "", "a")
 		want := http.Header{
 			"Authorization": {"Bearer token of a"}, "Estiba-Model": {"ns/m"}, "X-Request-Id": {"id-1"},
+			"Estiba-Tenant": {"team"}, "X-Who": {"team"},
 			"X-Mine": {"m"}, "Content-Type": {"application/json"}, "Content-Length": {"13"},
 			"User-Agent": {"Go-http-client/1.1"},
 		}

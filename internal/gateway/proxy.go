@@ -153,7 +153,7 @@ func (g *Gateway) send(ctx context.Context, q *request, h *home) (res *http.Resp
 		Method:        http.MethodPost,
 		URL:           &to,
 		Host:          to.Host,
-		Header:        outgoing(q.r.Header, h.token, q.m.key, q.id),
+		Header:        outgoing(q.r.Header, h.token, q.m.key, q.id, g.tenant(q.r.Header)),
 		Body:          q.body.reader(),
 		GetBody:       func() (io.ReadCloser, error) { return q.body.reader(), nil },
 		ContentLength: int64(q.body.size),
@@ -185,8 +185,8 @@ func passes(name string, connection []string) bool {
 
 // outgoing are the headers that a worker gets. The client's key stays here, the
 // pool's token goes; answers come uncompressed, since an error may have to follow them.
-func outgoing(from http.Header, token, key, id string) http.Header {
-	to := make(http.Header, len(from)+4)
+func outgoing(from http.Header, token, key, id, tenant string) http.Header {
+	to := make(http.Header, len(from)+5)
 	for name, values := range from {
 		if name != "Authorization" && name != "Accept-Encoding" && name != "Expect" && passes(name, from["Connection"]) {
 			to[name] = values
@@ -198,7 +198,18 @@ func outgoing(from http.Header, token, key, id string) http.Header {
 	to["Authorization"] = []string{"Bearer " + token}
 	to[worker.HeaderModel] = []string{key}
 	to[worker.HeaderRequestID] = []string{id}
+	if tenant != "" {
+		to[worker.HeaderTenant] = []string{tenant}
+	}
 	return to
+}
+
+// tenant is whose a request is, if somebody in front of the gateway says so.
+func (g *Gateway) tenant(from http.Header) string {
+	if g.o.TenantHeader == "" {
+		return ""
+	}
+	return shortened(from.Get(g.o.TenantHeader))
 }
 
 var chunks = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}

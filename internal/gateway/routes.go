@@ -20,6 +20,8 @@ func (g *Gateway) routes() *http.ServeMux {
 	mux.HandleFunc("/v1/chat/completions", g.infer)
 	mux.HandleFunc("/v1/completions", g.infer)
 	mux.HandleFunc("/v1/embeddings", g.infer)
+	mux.HandleFunc("/tokenize", g.infer)
+	mux.HandleFunc("/detokenize", g.infer)
 	mux.HandleFunc("GET /v1/models", g.list)
 	mux.HandleFunc("GET /v1/models/{id...}", g.show)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
