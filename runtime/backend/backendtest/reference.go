@@ -42,7 +42,7 @@ func Reference(g *graph.Graph, weights backend.Weights, tokens []int32) (logits,
 		switch n.Kind {
 		case graph.Embed:
 			for t, id := range tokens {
-				matrices[n.In[0]].Row(row(y, t), int(id))
+				matrices[n.In[0]].RowRef(row(y, t), int(id))
 			}
 		case graph.RMSNorm:
 			for t := range tokens {

@@ -34,6 +34,7 @@ func Run(t *testing.T, b backend.Backend) {
 			}
 		}
 	})
+	t.Run("formats", func(t *testing.T) { formats(t, b) })
 	t.Run("sizes", func(t *testing.T) { sizes(t, b) })
 	t.Run("refusals", func(t *testing.T) { refusals(t, b) })
 	t.Run("cancellation", func(t *testing.T) { cancellation(t, b) })

@@ -1,0 +1,89 @@
+package backendtest
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/quantize"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// formats takes a small model, and a table and a product of other sizes, through every block format.
+func formats(t *testing.T, b backend.Backend) {
+	c := arch.Config{
+		Architecture: "llama", Layers: 1, Hidden: 256, FFN: 256, Heads: 2, KVHeads: 1, HeadDim: 16, TiedOutput: true,
+		Vocabulary: 29, MaxPositions: 512, NormEps: 1e-5, RopeTheta: 500, BOS: -1,
+	}
+	model, err := arch.Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range tensor.DTypes() {
+		if d.Block() == 1 {
+			continue
+		}
+		t.Run(d.String(), func(t *testing.T) {
+			if !b.Supports(graph.MatMul, d) || !b.Supports(graph.Embed, d) {
+				t.Skipf("%s does not support %v", b.Name(), d)
+			}
+			Model(t, b, model, Stored(model, d, 1))
+			for _, width := range []int{d.Block(), 3 * d.Block(), 256 + d.Block()} {
+				for _, n := range []int{1, 33} {
+					var gb graph.Builder
+					x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight("table", tensor.Shape{11, width}, "", ""))
+					y := gb.Op(graph.MatMul, graph.Attr{}, x, gb.Weight("w", tensor.Shape{n, width}, "", ""))
+					h := gb.Op(graph.Rows, graph.Attr{}, y)
+					g, err := gb.Graph(h, h)
+					if err != nil {
+						t.Fatal(err)
+					}
+					tokens := []int32{3, 1, 4, 1, 5, 9, 2, 6, 10, 0, 8}
+					w := Stored(g, d, uint64(n))
+					want, _, err := Reference(g, w, tokens)
+					if err != nil {
+						t.Fatal(err)
+					}
+					p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3})
+					got := p.run(t, span(0, tokens, []int32{2, 0, 1}))
+					near(t, fmt.Sprintf("[%d,%d] of %v", n, width, d), got, want, 1e-5)
+				}
+			}
+		})
+	}
+}
+
+// Stored gives a graph random weights as GGUF files have them: matrices in a format,
+// if their rows are whole blocks of it, and the rest in float32. They start
+// at odd addresses.
+func Stored(g *graph.Graph, d tensor.DType, seed uint64) backend.Weights {
+	r := rand.New(rand.NewPCG(seed, 8))
+	all := map[string]tensor.Tensor{}
+	for _, w := range g.Weights {
+		n, _ := w.Shape.Elements()
+		row := w.Shape[len(w.Shape)-1]
+		format, scale, shift := d, 1.5/math.Sqrt(float64(row)), 0.0
+		if len(w.Shape) == 1 {
+			scale, shift = 0.2, 1
+		}
+		if len(w.Shape) == 1 || row%d.Block() != 0 {
+			format = tensor.F32
+		}
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(r.NormFloat64()*scale + shift)
+		}
+		all[w.Name] = tensor.Tensor{Name: w.Name, DType: format, Shape: w.Shape, Data: quantize.Append(make([]byte, 1), format, x)[1:]}
+	}
+	return func(name string) (tensor.Tensor, error) {
+		t, ok := all[name]
+		if !ok {
+			return t, fmt.Errorf("no weight %q", name)
+		}
+		return t, nil
+	}
+}
