@@ -64,6 +64,7 @@ var rules = map[string]rule{
 	"runtime/batching":  {ours: pureRuntime, pure: true},
 	"runtime/kvcache":   {ours: pureRuntime, pure: true},
 	"runtime/sampling":  {ours: pureRuntime, pure: true},
+	"runtime/toolcall":  {ours: []string{"runtime/grammar"}, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
 	"runtime/eval":      {ours: pureRuntime, pure: true},
 	"runtime/quantize":  {ours: []string{"runtime/tensor", "kernels/cpu"}, pure: true},

@@ -1,0 +1,216 @@
+package toolcall
+
+import (
+	"encoding/json"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// kinds are the JSON types that a schema allows, a bit each.
+type kinds uint8
+
+const (
+	kindString kinds = 1 << iota
+	kindNumber
+	kindInteger
+	kindBoolean
+	kindNull
+	kindObject
+	kindArray
+	kindAny kinds = 1<<iota - 1
+)
+
+var kindNames = map[string]kinds{
+	"string": kindString, "number": kindNumber | kindInteger, "integer": kindInteger, "boolean": kindBoolean,
+	"null": kindNull, "object": kindObject, "array": kindArray,
+}
+
+// schema is as much of one as tells types apart.
+type schema struct {
+	Type       json.RawMessage   `json:"type"`
+	Ref        string            `json:"$ref"`
+	Enum       []json.RawMessage `json:"enum"`
+	Const      json.RawMessage   `json:"const"`
+	AnyOf      []json.RawMessage `json:"anyOf"`
+	OneOf      []json.RawMessage `json:"oneOf"`
+	AllOf      []json.RawMessage `json:"allOf"`
+	Nullable   bool              `json:"nullable"`
+	Properties json.RawMessage   `json:"properties"`
+}
+
+// maxSchemaSteps bounds what references that lead round in circles, or multiply, may cost.
+const maxSchemaSteps = 256
+
+// property is one of the arguments of a tool, in the order of its schema.
+type property struct {
+	name   string
+	schema json.RawMessage
+	kinds  kinds
+}
+
+// properties are the arguments that a schema of an object names. A schema that cannot be
+// read names none.
+func properties(parameters json.RawMessage) []property {
+	steps := maxSchemaSteps
+	s, ok := resolve(parameters, parameters, &steps)
+	if !ok {
+		return nil
+	}
+	var list []property
+	for _, m := range members(s.Properties) {
+		list = append(list, property{m.name, m.value, kindsOf(parameters, m.value, &steps)})
+	}
+	return list
+}
+
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// members are an object's, in the order in which they are written.
+func members(object json.RawMessage) []member {
+	var list []member
+	d := json.NewDecoder(strings.NewReader(string(object)))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return nil
+	}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil
+		}
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return nil
+		}
+		list = append(list, member{name.(string), value})
+	}
+	return list
+}
+
+// resolve reads a schema, and where it refers to another part of root, that one.
+func resolve(root, raw json.RawMessage, steps *int) (s schema, ok bool) {
+	for *steps > 0 {
+		*steps--
+		s = schema{}
+		if json.Unmarshal(raw, &s) != nil {
+			return s, false
+		}
+		if s.Ref == "" {
+			return s, true
+		}
+		path, local := strings.CutPrefix(s.Ref, "#")
+		if !local {
+			return s, false
+		}
+		raw = root
+		for key := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+			if key == "" {
+				continue
+			}
+			var at map[string]json.RawMessage
+			if json.Unmarshal(raw, &at) != nil {
+				return s, false
+			}
+			raw = at[strings.NewReplacer("~1", "/", "~0", "~").Replace(key)]
+		}
+	}
+	return s, false
+}
+
+func kindsOf(root, raw json.RawMessage, steps *int) kinds {
+	s, ok := resolve(root, raw, steps)
+	if !ok {
+		return kindAny
+	}
+	allowed := kindAny
+	var one string
+	var several []string
+	switch {
+	case json.Unmarshal(s.Type, &one) == nil:
+		several = []string{one}
+	case json.Unmarshal(s.Type, &several) != nil:
+		several = nil
+	}
+	if len(several) > 0 {
+		allowed = 0
+		for _, name := range several {
+			k, known := kindNames[name]
+			if !known {
+				k = kindAny
+			}
+			allowed |= k
+		}
+	}
+	if s.Const != nil {
+		s.Enum = append(s.Enum, s.Const)
+	}
+	if len(s.Enum) > 0 {
+		var k kinds
+		for _, v := range s.Enum {
+			k |= kindOf(string(v))
+		}
+		allowed &= k
+	}
+	for _, list := range [][]json.RawMessage{s.AnyOf, s.OneOf} {
+		if len(list) > 0 {
+			var k kinds
+			for _, sub := range list {
+				k |= kindsOf(root, sub, steps)
+			}
+			allowed &= k
+		}
+	}
+	for _, sub := range s.AllOf {
+		allowed &= kindsOf(root, sub, steps)
+	}
+	if s.Nullable {
+		allowed |= kindNull
+	}
+	if allowed == 0 { // contradicts itself
+		return kindAny
+	}
+	return allowed
+}
+
+// kindOf is the type of valid JSON.
+func kindOf(v string) kinds {
+	switch v = strings.TrimSpace(v); {
+	case v == "":
+		return 0
+	case v[0] == '"':
+		return kindString
+	case v[0] == '{':
+		return kindObject
+	case v[0] == '[':
+		return kindArray
+	case v[0] == 't' || v[0] == 'f':
+		return kindBoolean
+	case v[0] == 'n':
+		return kindNull
+	}
+	if x, err := strconv.ParseFloat(v, 64); err == nil && x == math.Trunc(x) {
+		return kindNumber | kindInteger
+	}
+	return kindNumber
+}
+
+// argument is a value that was written as bare text, as JSON: a string where the schema wants
+// one, otherwise the JSON that it is, or the constant that Python writes. Text that is none
+// of that is a string, whatever the schema says.
+func argument(text string, allowed kinds) string {
+	if allowed == kindString {
+		return quote(text)
+	}
+	v := strings.TrimSpace(text)
+	switch {
+	case (v == "True" || v == "False") && allowed&kindBoolean != 0, v == "None" && allowed&kindNull != 0:
+		v = map[string]string{"True": "true", "False": "false", "None": "null"}[v]
+	}
+	if !json.Valid([]byte(v)) || kindOf(v)&allowed == 0 && allowed&kindString != 0 {
+		return quote(text)
+	}
+	return v
+}
