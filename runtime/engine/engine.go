@@ -77,6 +77,9 @@ type Request struct {
 	IgnoreStop   bool    // the model's end tokens do not end the text
 	PromptLogits bool    // the last event has the logits of every position of the prompt
 	PromptOnly   bool    // the text ends with its prompt
+	// PromptLogprobs: the first event has the logprobs of the prompt's tokens, and of
+	// Sampling.TopLogprobs others at each. The first token has none: nothing is before it.
+	PromptLogprobs bool
 }
 
 // Event is one token of a request, or its end.
@@ -85,6 +88,8 @@ type Event struct {
 	Started time.Time      // when the request's first step began; zero: it has had none
 	Cached  int            // tokens of the prompt, not computed but taken over
 	Token   sampling.Token // while Finish is empty
+	// PromptLogprobs are in the first event, of the prompt's tokens but the first.
+	PromptLogprobs []sampling.Token
 
 	// Finish is set in the last event, which has no token. The rest is of that event.
 	Finish         batching.Finish
@@ -130,8 +135,9 @@ type request struct {
 	output  int       // tokens delivered
 
 	// Of the step's goroutine.
-	choice sampling.Token
-	logits []float32
+	choice   sampling.Token
+	logits   []float32
+	logprobs []sampling.Token // of the prompt
 }
 
 // New is an engine without replicas; Run makes it work.
@@ -253,7 +259,7 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 		}
 	}
 	s := batching.Sequence{
-		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits, PromptOnly: r.PromptOnly,
+		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits || r.PromptLogprobs, PromptOnly: r.PromptOnly,
 	}
 	if r.MaxTokens == 0 && !r.PromptLogits && !r.PromptOnly {
 		s.MaxTokens = home.MaxTokens
@@ -382,7 +388,12 @@ func (e *Engine) sample(w work) []choice {
 			last = logits(1)
 		case batching.AllRows:
 			all := logits(len(span.Tokens))
-			q.logits = append(q.logits, all...)
+			if q.PromptLogits {
+				q.logits = append(q.logits, all...)
+			}
+			if q.PromptLogprobs {
+				q.logprobs = append(q.logprobs, promptLogprobs(q, span, all, w.replica.Vocabulary)...)
+			}
 			last = all[len(all)-w.replica.Vocabulary:]
 		}
 		if span.Next {
@@ -392,6 +403,16 @@ func (e *Engine) sample(w work) []choice {
 		}
 	}
 	return choices
+}
+
+// promptLogprobs are those of the tokens that follow a span's in its prompt.
+func promptLogprobs(q *request, span batching.Span, rows []float32, vocabulary int) (list []sampling.Token) {
+	for i := range span.Tokens {
+		if next := span.Start + i + 1; next < len(q.Prompt) {
+			list = append(list, sampling.Logprobs(rows[i*vocabulary:(i+1)*vocabulary], q.Prompt[next], q.Sampling.TopLogprobs))
+		}
+	}
+	return list
 }
 
 func (e *Engine) commit(w work, choices []choice) {
@@ -510,14 +531,15 @@ func (e *Engine) deliver(outputs []batching.Output) {
 		q := e.requests[o.Sequence]
 		if o.Token != batching.NoToken {
 			q.output++
-			q.events.send(Event{At: now, Started: q.started, Cached: o.Cached, Token: q.choice})
+			q.events.send(Event{At: now, Started: q.started, Cached: o.Cached, Token: q.choice, PromptLogprobs: q.logprobs})
+			q.logprobs = nil
 		}
 		if o.Finish == "" {
 			continue
 		}
 		delete(e.requests, q.id)
 		q.unwatch()
-		last := Event{At: now, Started: q.started, Cached: o.Cached, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output}
+		last := Event{At: now, Started: q.started, Cached: o.Cached, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, PromptLogprobs: q.logprobs}
 		if o.Finish == batching.FinishStop || o.Finish == batching.FinishLength {
 			last.PromptLogits = q.logits
 		}

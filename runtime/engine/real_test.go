@@ -7,10 +7,13 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/sampling"
 )
 
 // golden is a case of an independent program's greedy texts.
@@ -142,6 +145,30 @@ func TestPromptLogitsOfModel(t *testing.T) {
 		_, one := read(submit(t, e, t.Context(), Request{Replica: "m", Prompt: prompt[:n], PromptLogits: true}))
 		if !slices.Equal(one.PromptLogits, all.PromptLogits[:n*vocabulary]) {
 			t.Errorf("the rows of %d tokens differ from those of %d", n, len(prompt))
+		}
+	}
+}
+
+// TestPromptLogprobsOfModel: a prompt's logprobs are those of its rows, and come with
+// the first event, whether more follow or not.
+func TestPromptLogprobsOfModel(t *testing.T) {
+	e := startReal(t, fixture.Model("stories260K/hf-f32"), 40)
+	prompt := []int32{1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298}
+	const vocabulary = 512
+	_, all := read(submit(t, e, t.Context(), Request{Replica: "m", Prompt: prompt, PromptLogits: true}))
+	var want []sampling.Token
+	for i, id := range prompt[1:] {
+		want = append(want, sampling.Logprobs(all.PromptLogits[i*vocabulary:][:vocabulary], id, 2))
+	}
+	for _, r := range []Request{{PromptOnly: true}, {MaxTokens: 3}} {
+		r.Replica, r.Prompt, r.PromptLogprobs = "m", prompt, true
+		r.Sampling.Logprobs, r.Sampling.TopLogprobs = true, 2
+		first := true
+		for ev := range submit(t, e, t.Context(), r) {
+			if diff := cmp.Diff(want, ev.PromptLogprobs); first && diff != "" || !first && ev.PromptLogprobs != nil {
+				t.Errorf("%+v: %s", r, diff)
+			}
+			first = false
 		}
 	}
 }

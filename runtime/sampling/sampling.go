@@ -260,6 +260,14 @@ func (s *Sampler) random() float64 {
 	return float64((z^z>>31)>>11) / (1 << 53)
 }
 
+// Logprobs is a token that was not chosen but given, such as one of a prompt, as Sample
+// would return it: with its logprob by the row before it, and the n likeliest there.
+func Logprobs(logits []float32, id int32, n int) Token {
+	t := Token{ID: id}
+	t.Logprob, t.Top = logprobs(logits, id, n)
+	return t
+}
+
 // logprobs of the chosen token and of the n likeliest.
 func logprobs(logits []float32, id int32, n int) (chosen float64, top []Logprob) {
 	best, ok := argmax(logits)
