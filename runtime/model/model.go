@@ -40,6 +40,9 @@ type Header struct {
 	Parameters   int64    // numbers in the weights; a table that is used twice counts once
 	WeightsBytes int64    // that the weights take, as stored
 	Stored       []string // formats of the weights, such as "F16"; the one with most bytes first
+	// Pooling is how the checkpoint's embeddings are made of hidden states: "mean", "cls", "last",
+	// or a name of what cannot be done here. Empty if it does not say.
+	Pooling string
 }
 
 // Inspect reads a model's headers and configuration, and checks them as Open does, without
@@ -166,6 +169,9 @@ func (m *Model) folder(dir string, _ *weights.Header, text bool) error {
 	if m.Config, err = arch.ParseHF(config, generation); err != nil {
 		return fmt.Errorf("read %s: %w", dir, err) // the error names the file
 	}
+	if m.Pooling, err = pooling(dir); err != nil {
+		return err
+	}
 	if !text {
 		return nil
 	}
@@ -224,6 +230,7 @@ func (m *Model) gguf(path string, w *weights.Header, text bool) error {
 	if m.Config, err = arch.ParseGGUF(w.Fields); err != nil {
 		return fail(err)
 	}
+	m.Pooling = poolingOfGGUF(m.Config.Architecture, w.Fields)
 	_, output := w.Lookup("output.weight")
 	m.Config.TiedOutput = !output
 	if !text {
