@@ -63,6 +63,7 @@ func TestSynthCommand(t *testing.T) {
 		{"stories15m --quant q4_0 --json --out " + out, 0, `"parameters":15191712`},
 		{"stories15m --out " + filepath.Join(out, "m.gguf"), 1, "not a directory"},
 		{"stories15m", 2, "--out"},
+		{"stories15m --out m.bin", 2, ".gguf"},
 		{"zeppelin --out " + out, 2, "tinyllama-1.1b"},
 		{"stories15m --quant Q2_K --out " + out, 2, "Q4_K"},
 		{"", 2, "accepts 1 arg"},

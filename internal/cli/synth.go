@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,8 +33,8 @@ Matrices whose rows are no whole blocks of the format are stored as Q5_0 instead
 				return usageError{fmt.Errorf("no shape %q: give one of %s", args[0], strings.Join(synth.Shapes(), ", "))}
 			case !ok || !slices.Contains(synth.Quants(), d):
 				return usageError{fmt.Errorf("--quant is %q: give one of %s", quant, strings.Join(quants, ", "))}
-			case o.Out == "":
-				return usageError{errors.New("give --out, the file to write")}
+			case !strings.HasSuffix(strings.ToLower(o.Out), ".gguf"):
+				return usageError{fmt.Errorf("--out is %q: give the file to write, with a name that ends in .gguf", o.Out)}
 			}
 			o.Quant = d
 			return synth.Run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], o)

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/synth"
+	"github.com/estiba/estiba/runtime/tensor"
 )
 
 func evaluate(t *testing.T, path, reference, text string) Result {
@@ -88,6 +90,28 @@ func TestQuality(t *testing.T) {
 				t.Errorf("%d positions, want %d", got.Positions, want.Positions)
 			}
 		})
+	}
+}
+
+// TestFormats: the fewer bits a format has, the further it is from float32.
+func TestFormats(t *testing.T) {
+	s := synth.Shape{Architecture: "llama", Layers: 2, Hidden: 256, FFN: 512, Heads: 4, KVHeads: 2, HeadDim: 64, Vocabulary: 500, Context: 256, NormEps: 1e-5, RopeTheta: 1e4}
+	dir := t.TempDir()
+	write := func(d tensor.DType) string {
+		path := filepath.Join(dir, d.String()+".gguf")
+		if _, err := synth.Write(context.Background(), io.Discard, "little", s, synth.Options{Quant: d, Out: path, Seed: 3}); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	reference := write(tensor.F32)
+	for d, bounds := range map[tensor.DType][2]float64{
+		tensor.F32: {0, 0}, tensor.F16: {1e-9, 1e-6}, tensor.BF16: {1e-7, 1e-4}, tensor.Q8_0: {1e-6, 1e-3}, tensor.Q4_K: {1e-4, 0.05}, tensor.Q4_0: {1e-4, 0.1},
+	} {
+		r := evaluate(t, write(d), reference, "The quick brown fox jumps over the lazy dog.")
+		if r.MeanKL < bounds[0] || r.MeanKL > bounds[1] || r.SameTop < 0.6 {
+			t.Errorf("%v: %+v", d, r)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/runtime/arch"
@@ -32,6 +33,7 @@ func formats(t *testing.T, b backend.Backend) {
 				t.Skipf("%s does not support %v", b.Name(), d)
 			}
 			Model(t, b, model, Stored(model, d, 1))
+			parts(t, b, d)
 			for _, width := range []int{d.Block(), 3 * d.Block(), 256 + d.Block()} {
 				for _, n := range []int{1, 33} {
 					var gb graph.Builder
@@ -54,6 +56,26 @@ func formats(t *testing.T, b backend.Backend) {
 				}
 			}
 		})
+	}
+}
+
+// parts wants a table refused whose rows are no whole blocks.
+func parts(t *testing.T, b backend.Backend, d tensor.DType) {
+	var gb graph.Builder
+	x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight("table", tensor.Shape{d.Block(), d.Block() + 1}, "", ""))
+	h := gb.Op(graph.Rows, graph.Attr{}, x)
+	g, err := gb.Graph(h, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape := g.Weights[0].Shape
+	n, _ := shape.Elements()
+	w := func(string) (tensor.Tensor, error) {
+		return tensor.Tensor{Name: "table", DType: d, Shape: shape, Data: make([]byte, d.Bytes(n))}, nil
+	}
+	_, err = b.Compile(t.Context(), g, w, backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1})
+	if err == nil || !strings.Contains(err.Error(), "table") || !strings.Contains(err.Error(), d.String()) {
+		t.Errorf("part of a block: %v", err)
 	}
 }
 
