@@ -3,6 +3,7 @@ package toolcall
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -37,6 +38,10 @@ type schema struct {
 	AllOf      []json.RawMessage `json:"allOf"`
 	Nullable   bool              `json:"nullable"`
 	Properties json.RawMessage   `json:"properties"`
+	Required   json.RawMessage   `json:"required"`
+	Pattern    string            `json:"pattern"`
+	MinLength  float64           `json:"minLength"`
+	MaxLength  *float64          `json:"maxLength"`
 }
 
 // maxSchemaSteps bounds what references that lead round in circles, or multiply, may cost.
@@ -44,9 +49,10 @@ const maxSchemaSteps = 256
 
 // property is one of the arguments of a tool, in the order of its schema.
 type property struct {
-	name   string
-	schema json.RawMessage
-	kinds  kinds
+	name     string
+	schema   json.RawMessage
+	kinds    kinds
+	required bool
 }
 
 // properties are the arguments that a schema of an object names. A schema that cannot be
@@ -57,9 +63,18 @@ func properties(parameters json.RawMessage) []property {
 	if !ok {
 		return nil
 	}
+	var required []string
+	if json.Unmarshal(s.Required, &required) != nil {
+		required = nil
+	}
 	var list []property
 	for _, m := range members(s.Properties) {
-		list = append(list, property{m.name, m.value, kindsOf(parameters, m.value, &steps)})
+		list = append(list, property{m.name, m.value, kindsOf(parameters, m.value, &steps), slices.Contains(required, m.name)})
+	}
+	for _, name := range required {
+		if !slices.ContainsFunc(list, func(p property) bool { return p.name == name }) {
+			list = append(list, property{name, json.RawMessage("{}"), kindAny, true})
+		}
 	}
 	return list
 }
@@ -125,25 +140,7 @@ func kindsOf(root, raw json.RawMessage, steps *int) kinds {
 	if !ok {
 		return kindAny
 	}
-	allowed := kindAny
-	var one string
-	var several []string
-	switch {
-	case json.Unmarshal(s.Type, &one) == nil:
-		several = []string{one}
-	case json.Unmarshal(s.Type, &several) != nil:
-		several = nil
-	}
-	if len(several) > 0 {
-		allowed = 0
-		for _, name := range several {
-			k, known := kindNames[name]
-			if !known {
-				k = kindAny
-			}
-			allowed |= k
-		}
-	}
+	allowed := s.types()
 	if s.Const != nil {
 		s.Enum = append(s.Enum, s.Const)
 	}
@@ -166,14 +163,38 @@ func kindsOf(root, raw json.RawMessage, steps *int) kinds {
 	for _, sub := range s.AllOf {
 		allowed &= kindsOf(root, sub, steps)
 	}
-	if s.Nullable {
-		allowed |= kindNull
-	}
 	if allowed == 0 { // contradicts itself
 		return kindAny
 	}
 	return allowed
 }
+
+// types are those of the keyword type; all without it.
+func (s *schema) types() kinds {
+	var one string
+	var several []string
+	switch {
+	case json.Unmarshal(s.Type, &one) == nil && one != "":
+		several = []string{one}
+	case json.Unmarshal(s.Type, &several) != nil || len(several) == 0:
+		return kindAny
+	}
+	var allowed kinds
+	for _, name := range several {
+		k, known := kindNames[name]
+		if !known {
+			k = kindAny
+		}
+		allowed |= k
+	}
+	if s.Nullable {
+		allowed |= kindNull
+	}
+	return allowed
+}
+
+// bare says that a value is a string, or perhaps null: it is written without quotes.
+func (k kinds) bare() bool { return k&^kindNull == kindString }
 
 // kindOf is the type of valid JSON.
 func kindOf(v string) kinds {
@@ -205,12 +226,17 @@ func argument(text string, allowed kinds) string {
 		return quote(text)
 	}
 	v := strings.TrimSpace(text)
-	switch {
-	case (v == "True" || v == "False") && allowed&kindBoolean != 0, v == "None" && allowed&kindNull != 0:
-		v = map[string]string{"True": "true", "False": "false", "None": "null"}[v]
+	if word, ok := constants[v]; ok && kindOf(word)&allowed != 0 {
+		v = word
 	}
-	if !json.Valid([]byte(v)) || kindOf(v)&allowed == 0 && allowed&kindString != 0 {
+	switch {
+	case v == "null" && allowed&kindNull != 0:
+		return v
+	case allowed.bare(), !json.Valid([]byte(v)), kindOf(v)&allowed == 0 && allowed&kindString != 0:
 		return quote(text)
 	}
 	return v
 }
+
+// constants are Python's spellings of JSON's.
+var constants = map[string]string{"True": "true", "False": "false", "None": "null"}
