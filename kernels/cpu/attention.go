@@ -2,52 +2,52 @@ package cpu
 
 import "math"
 
-// KV is one layer of a paged cache. A block of it is [2, BlockTokens, Width], first
-// the keys, then the values; Width is heads*dim. Blocks begin every Stride numbers of
-// Data, since a block has its other layers between; 0 means that there are none.
+// KV is keys and values in blocks: the key of position slot in a block begins at number
+// block*Stride + slot*Width of Keys, its value there in Values. Width is heads*dim.
 type KV struct {
-	Data               []float32
-	BlockTokens, Width int
-	Stride             int
+	Keys, Values               []float32
+	BlockTokens, Width, Stride int
+}
+
+// Paged is one layer of a paged cache. A block of it is [2, blockTokens, width], first the keys,
+// then the values; blocks begin every stride numbers of data, since a block has its other layers
+// between.
+func Paged(data []float32, blockTokens, width, stride int) KV {
+	return KV{Keys: data, Values: data[blockTokens*width:], BlockTokens: blockTokens, Width: width, Stride: stride}
 }
 
 // Key of a position in a block [Width].
-func (c KV) Key(block int32, slot int) []float32 {
-	at := int(block)*c.stride() + slot*c.Width
-	return c.Data[at : at+c.Width : at+c.Width]
-}
+func (c KV) Key(block int32, slot int) []float32 { return c.row(c.Keys, block, slot) }
 
 // Value of a position in a block [Width].
-func (c KV) Value(block int32, slot int) []float32 {
-	at := int(block)*c.stride() + (c.BlockTokens+slot)*c.Width
-	return c.Data[at : at+c.Width : at+c.Width]
-}
+func (c KV) Value(block int32, slot int) []float32 { return c.row(c.Values, block, slot) }
 
-func (c KV) stride() int {
-	if c.Stride == 0 {
-		return 2 * c.BlockTokens * c.Width
-	}
-	return c.Stride
+func (c KV) row(data []float32, block int32, slot int) []float32 {
+	at := int(block)*c.Stride + slot*c.Width
+	return data[at : at+c.Width : at+c.Width]
 }
 
 // step is how many positions attention takes at once.
 const step = 64
 
-// Attend computes y [dim], the attention of a query q [dim] to the first n
-// positions of a sequence: softmax(scale * q·k) v, of the key and value head
-// that starts at number head of a cached row. blocks is the sequence's block
-// table. It takes positions in steps that depend on the block size alone, with the running
-// maximum of arXiv:1805.02867, so memory does not grow with n.
-func Attend(y, q []float32, kv KV, blocks []int32, n, head int, scale float32) {
+// Attend computes y [dim], the attention of a query q [dim] to positions from to to of a
+// sequence, to beyond from: softmax(cap(scale * q·k)) v, of the key and value head that starts at
+// number head of a cached row. softCap is 0, or cap(s) is softCap * tanh(s/softCap). blocks is the
+// sequence's block table. It takes positions in steps that depend on from and the block size alone,
+// with the running maximum of arXiv:1805.02867, so memory does not grow with the positions.
+func Attend(y, q []float32, kv KV, blocks []int32, from, to, head int, scale, softCap float32) {
 	clear(y)
 	largest, sum := float32(math.Inf(-1)), float32(0)
 	var scores [step]float32
-	for at := 0; at < n; {
+	for at := from; at < to; {
 		block, slot := blocks[at/kv.BlockTokens], at%kv.BlockTokens
-		here := scores[:min(step, kv.BlockTokens-slot, n-at)]
+		here := scores[:min(step, kv.BlockTokens-slot, to-at)]
 		largestNow := largest
 		for i := range here {
 			here[i] = scale * Dot(q, kv.Key(block, slot+i)[head:head+len(q)])
+			if softCap != 0 {
+				here[i] = capped(here[i], softCap)
+			}
 			largestNow = max(largestNow, here[i])
 		}
 		if largestNow > largest {
@@ -73,21 +73,26 @@ func Attend(y, q []float32, kv KV, blocks []int32, n, head int, scale float32) {
 }
 
 // AttendRef is Attend by its definition, in float64.
-func AttendRef(y, q []float32, kv KV, blocks []int32, n, head int, scale float32) {
-	scores := make([]float64, n)
+func AttendRef(y, q []float32, kv KV, blocks []int32, from, to, head int, scale, softCap float32) {
+	scores := make([]float64, to-from)
 	largest, sum := math.Inf(-1), 0.0
-	for at := range n {
+	for i := range scores {
+		at := from + i
 		k := kv.Key(blocks[at/kv.BlockTokens], at%kv.BlockTokens)[head : head+len(q)]
-		scores[at] = float64(scale) * DotRef(q, k)
-		largest = max(largest, scores[at])
+		scores[i] = float64(scale) * DotRef(q, k)
+		if softCap != 0 {
+			scores[i] = float64(softCap) * math.Tanh(scores[i]/float64(softCap))
+		}
+		largest = max(largest, scores[i])
 	}
-	for at := range scores {
-		scores[at] = math.Exp(scores[at] - largest)
-		sum += scores[at]
+	for i := range scores {
+		scores[i] = math.Exp(scores[i] - largest)
+		sum += scores[i]
 	}
 	for j := range y {
 		out := 0.0
-		for at, p := range scores {
+		for i, p := range scores {
+			at := from + i
 			out += p / sum * float64(kv.Value(blocks[at/kv.BlockTokens], at%kv.BlockTokens)[head+j])
 		}
 		y[j] = float32(out)

@@ -164,9 +164,28 @@ func TestRMSNorm(t *testing.T) {
 		for _, n := range sizesOf(d) {
 			x, w := random(r, n), matrix(r, d, 1, n)
 			want, got := make([]float32, n), slices.Clone(x)
-			cpu.RMSNormRef(want, x, w, 1e-5)
-			cpu.RMSNorm(got, got, w, 1e-5)
+			cpu.RMSNormRef(want, x, w, 1e-5, 1)
+			cpu.RMSNorm(got, got, w, 1e-5, 1)
 			near(t, fmt.Sprintf("%v [%d]", d, n), got, want, 1e-6)
+		}
+	}
+}
+
+func TestLayerNormAndBias(t *testing.T) {
+	r := rand.New(rand.NewPCG(15, 16))
+	for _, d := range dtypes {
+		for _, n := range sizesOf(d) {
+			x, w, b := random(r, n), matrix(r, d, 1, n), matrix(r, d, 3, n)
+			want, got := make([]float32, n), slices.Clone(x)
+			cpu.LayerNormRef(want, x, w, b, 1e-3)
+			cpu.LayerNorm(got, got, w, b, 1e-3)
+			near(t, fmt.Sprintf("LayerNorm %v [%d]", d, n), got, want, 2e-5) // the twin's variance cancels
+			got = slices.Clone(x)
+			cpu.BiasRef(want, x, b, 2)
+			cpu.Bias(got, got, b, 2)
+			if !slices.Equal(got, want) {
+				t.Errorf("Bias %v [%d]: %v, want %v", d, n, got, want)
+			}
 		}
 	}
 }
@@ -174,14 +193,19 @@ func TestRMSNorm(t *testing.T) {
 func TestRotate(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for _, neighbours := range []bool{false, true} {
-		for _, dim := range []int{2, 6, 8, 128} {
+		for _, c := range [][2]int{{2, 1}, {6, 3}, {6, 1}, {7, 2}, {8, 4}, {128, 64}, {128, 48}} {
 			for _, position := range []int{0, 1, 77, 1000} {
+				dim, pairs := c[0], c[1]
+				frequencies := make([]float32, pairs)
+				for i := range frequencies {
+					frequencies[i] = float32(math.Pow(10000, -float64(i)/float64(pairs)))
+				}
 				x := random(r, 3*dim)
 				want, got := make([]float32, len(x)), slices.Clone(x)
-				cos, sin := make([]float32, dim/2), make([]float32, dim/2)
-				cpu.RotateRef(want, x, dim, position, 10000, neighbours)
-				cpu.Angles(cos, sin, position, 10000)
-				cpu.Rotate(got, got, cos, sin, neighbours)
+				cos, sin := make([]float32, pairs), make([]float32, pairs)
+				cpu.RotateRef(want, x, dim, position, frequencies, 1.5, neighbours)
+				cpu.Angles(cos, sin, position, frequencies, 1.5)
+				cpu.Rotate(got, got, cos, sin, dim, neighbours)
 				// An angle near 1000 is known to 3e-5 in float32.
 				near(t, fmt.Sprintf("dim %d at %d, neighbours %v", dim, position, neighbours), got, want, 1e-6+6e-8*float64(position))
 			}
@@ -189,15 +213,81 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-func TestSwiGLU(t *testing.T) {
-	gate := []float32{-200, -10, -1, 0, 1e-9, 1, 10, 200}
-	up := []float32{1, 2, 3, 4, 5, 6, 7, 8}
-	want, got := make([]float32, len(up)), slices.Clone(gate)
-	cpu.SwiGLURef(want, gate, up)
-	cpu.SwiGLU(got, got, up)
-	for i := range want {
-		if math.Abs(float64(got[i]-want[i])) > 1e-6*math.Abs(float64(want[i])) {
-			t.Errorf("silu(%v)*%v: got %v, want %v", gate[i], up[i], got[i], want[i])
+func TestMatMulRows(t *testing.T) {
+	r := rand.New(rand.NewPCG(17, 18))
+	for _, d := range dtypes {
+		const n, rows = 5, 70
+		for _, k := range []int{7, 256, 300} {
+			if k%d.Block() != 0 {
+				continue
+			}
+			x, w := random(r, rows*k), matrix(r, d, n, k)
+			together, got := make([]float32, rows*n), make([]float32, rows*n)
+			cpu.MatMul(together, x, rows, w, 0, n)
+			var xAt, yAt []int
+			for _, row := range r.Perm(rows) {
+				xAt, yAt = append(xAt, row*k), append(yAt, row*n)
+			}
+			cpu.MatMulRows(got, x, yAt, xAt, w, 0, 2)
+			cpu.MatMulRows(got, x, yAt, xAt, w, 2, n)
+			if !slices.Equal(got, together) {
+				t.Errorf("%v [%d,%d]: rows that lie apart differ from those that lie together", d, n, k)
+			}
+		}
+	}
+}
+
+func TestRoute(t *testing.T) {
+	r := rand.New(rand.NewPCG(19, 20))
+	for _, experts := range []int{1, 2, 8, 128} {
+		for topK := 1; topK <= min(experts, 9); topK++ {
+			for _, normalize := range []bool{false, true} {
+				scores := random(r, experts)
+				scores[experts-1] = scores[0] // a tie
+				got, want := make([]float32, 2*topK), make([]float32, 2*topK)
+				cpu.Route(got, scores, topK, normalize)
+				cpu.RouteRef(want, scores, topK, normalize)
+				if !slices.Equal(got[:topK], want[:topK]) {
+					t.Errorf("%d of %d: experts %v, want %v", topK, experts, got[:topK], want[:topK])
+				}
+				near(t, fmt.Sprintf("shares of %d of %d", topK, experts), got[topK:], want[topK:], 1e-6)
+				x := random(r, topK*13)
+				sum, wantSum := make([]float32, 13), make([]float32, 13)
+				cpu.ExpertSum(sum, x, got[topK:])
+				cpu.ExpertSumRef(wantSum, x, got[topK:])
+				near(t, "sum", sum, wantSum, 1e-6)
+			}
+		}
+	}
+	// Scores that are no numbers give shares that are none, of experts that there are.
+	y := make([]float32, 4)
+	cpu.Route(y, []float32{float32(math.NaN()), float32(math.Inf(1)), 1}, 2, true)
+	if y[0] == y[1] || y[0] < 0 || y[1] > 2 {
+		t.Errorf("experts %v", y[:2])
+	}
+}
+
+func TestActivations(t *testing.T) {
+	x := []float32{-200, -40, -10, -3, -1, -0.1, 0, 1e-9, 0.1, 1, 3, 10, 40, 200}
+	up := make([]float32, len(x))
+	for i := range up {
+		up[i] = float32(i + 1)
+	}
+	for name, c := range map[string]struct{ got, want func(y []float32) }{
+		"SwiGLU":     {func(y []float32) { cpu.SwiGLU(y, y, up) }, func(y []float32) { cpu.SwiGLURef(y, y, up) }},
+		"GeGLU":      {func(y []float32) { cpu.GeGLU(y, y, up, false) }, func(y []float32) { cpu.GeGLURef(y, y, up, false) }},
+		"GeGLU tanh": {func(y []float32) { cpu.GeGLU(y, y, up, true) }, func(y []float32) { cpu.GeGLURef(y, y, up, true) }},
+		"GELU":       {func(y []float32) { cpu.GELU(y, y, false) }, func(y []float32) { cpu.GELURef(y, y, false) }},
+		"GELU tanh":  {func(y []float32) { cpu.GELU(y, y, true) }, func(y []float32) { cpu.GELURef(y, y, true) }},
+		"SoftCap":    {func(y []float32) { cpu.SoftCap(y, y, 30) }, func(y []float32) { cpu.SoftCapRef(y, y, 30) }},
+	} {
+		got, want := slices.Clone(x), slices.Clone(x)
+		c.got(got)
+		c.want(want)
+		for i := range want {
+			if !(math.Abs(float64(got[i]-want[i])) <= 1e-6*math.Abs(float64(want[i]))+1e-15) {
+				t.Errorf("%s of %v: %v, want %v", name, x[i], got[i], want[i])
+			}
 		}
 	}
 }
@@ -209,20 +299,24 @@ func TestAttend(t *testing.T) {
 			for _, n := range []int{1, 2, 16, 17, 63, 64, 65, 200} {
 				const heads = 3
 				need := (n + blockTokens - 1) / blockTokens
-				kv := cpu.KV{BlockTokens: blockTokens, Width: heads * dim}
-				kv.Data = random(r, (need+2)*2*blockTokens*kv.Width)
-				for i := range kv.Data {
-					kv.Data[i] *= 4 // scores that differ
+				size := blockTokens * heads * dim
+				data := random(r, (need+2)*2*size)
+				for i := range data {
+					data[i] *= 4 // scores that differ
 				}
+				kv := cpu.Paged(data, blockTokens, heads*dim, 2*size)
 				var blocks []int32
 				for _, b := range r.Perm(need + 2)[:need] {
 					blocks = append(blocks, int32(b))
 				}
 				q, want, got := random(r, dim), make([]float32, dim), make([]float32, dim)
 				for h := range heads {
-					cpu.AttendRef(want, q, kv, blocks, n, h*dim, 0.5)
-					cpu.Attend(got, q, kv, blocks, n, h*dim, 0.5)
-					near(t, fmt.Sprintf("dim %d, %d positions in blocks of %d", dim, n, blockTokens), got, want, 1e-5)
+					for _, from := range []int{0, n / 3, n - 1} {
+						softCap := float32(h) * 7
+						cpu.AttendRef(want, q, kv, blocks, from, n, h*dim, 0.5, softCap)
+						cpu.Attend(got, q, kv, blocks, from, n, h*dim, 0.5, softCap)
+						near(t, fmt.Sprintf("dim %d, positions %d to %d in blocks of %d, cap %v", dim, from, n, blockTokens, softCap), got, want, 1e-5)
+					}
 				}
 			}
 		}

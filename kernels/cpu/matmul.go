@@ -56,24 +56,48 @@ func DotRef(x, y []float32) float64 {
 // MatMul computes columns from to to of y [rows, w.Rows] = x [rows, w.Cols] wᵀ.
 // An element does not depend on rows, from or to.
 func MatMul(y, x []float32, rows int, w Matrix, from, to int) {
-	n, k := w.Rows, w.Cols
-	var weights [piece]float32
-	var acc [tile]sums
+	var m matmul
 	for r := 0; r < rows; r += tile {
 		here := min(tile, rows-r)
-		for j := from; j < to; j++ {
-			clear(acc[:here])
-			for c := 0; c < k; c += piece {
-				part := weights[:min(piece, k-c)]
-				decode(part, w.row(j, c), w.DType)
-				for t := range here {
-					at := (r+t)*k + c
-					acc[t].add(x[at:at+len(part)], part)
-				}
+		for t := range here {
+			m.x[t], m.y[t] = (r+t)*w.Cols, (r+t)*w.Rows
+		}
+		m.tile(y, x, here, w, from, to)
+	}
+}
+
+// MatMulRows is MatMul of rows that lie apart: row i of x begins at its number xAt[i], the
+// row of y that it makes at number yAt[i].
+func MatMulRows(y, x []float32, yAt, xAt []int, w Matrix, from, to int) {
+	var m matmul
+	for r := 0; r < len(xAt); r += tile {
+		here := copy(m.x[:], xAt[r:])
+		copy(m.y[:], yAt[r:])
+		m.tile(y, x, here, w, from, to)
+	}
+}
+
+// matmul is the memory of a product.
+type matmul struct {
+	weights [piece]float32
+	acc     [tile]sums
+	x, y    [tile]int // where the rows of a tile begin
+}
+
+// tile multiplies the first rows of m.x by the rows of w from from to to.
+func (m *matmul) tile(y, x []float32, rows int, w Matrix, from, to int) {
+	for j := from; j < to; j++ {
+		clear(m.acc[:rows])
+		for c := 0; c < w.Cols; c += piece {
+			part := m.weights[:min(piece, w.Cols-c)]
+			decode(part, w.row(j, c), w.DType)
+			for t := range rows {
+				at := m.x[t] + c
+				m.acc[t].add(x[at:at+len(part)], part)
 			}
-			for t := range here {
-				y[(r+t)*n+j] = acc[t].total()
-			}
+		}
+		for t := range rows {
+			y[m.y[t]+j] = m.acc[t].total()
 		}
 	}
 }

@@ -20,8 +20,8 @@ type Builder struct {
 const first Value = 1 << 30
 
 // Weight is a tensor of the checkpoint.
-func (b *Builder) Weight(name string, shape tensor.Shape, hf, gguf string) Value {
-	b.g.Weights = append(b.g.Weights, Weight{Name: name, Shape: shape, HF: hf, GGUF: gguf})
+func (b *Builder) Weight(w Weight) Value {
+	b.g.Weights = append(b.g.Weights, w)
 	return Value(len(b.g.Weights) - 1)
 }
 
@@ -51,6 +51,21 @@ func (b *Builder) Op(k Kind, a Attr, in ...Value) Value {
 	v := first + Value(len(b.shapes)-1)
 	b.g.Nodes = append(b.g.Nodes, Node{Kind: k, In: in, Out: v, Attr: a})
 	return v
+}
+
+// Width of the last axis of a value.
+func (b *Builder) Width(v Value) int {
+	var s tensor.Shape
+	switch {
+	case v >= 0 && int(v) < len(b.g.Weights):
+		s = b.g.Weights[v].Shape
+	case v >= first && int(v-first) < len(b.shapes):
+		s = b.shapes[v-first]
+	}
+	if len(s) == 0 {
+		return 0
+	}
+	return s[len(s)-1]
 }
 
 // Graph ends building: hidden and logits are the results; logits are None for an encoder.

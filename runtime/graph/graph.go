@@ -23,19 +23,32 @@ type Kind uint8
 // The kinds of ops. A new op is a new kind, its shapes in infer, its kernel in
 // each backend, and its case in backendtest.
 const (
-	invalid   Kind = iota
-	Embed          // table w [V,C] -> y [T,C]: the rows of the batch's tokens
-	RMSNorm        // x [R,C], w [C] -> y [R,C]: x / sqrt(mean(x²)+Eps) * w
-	MatMul         // x [R,K], w [N,K] -> y [R,N]: x wᵀ
-	Rope           // x [T,Heads*HeadDim] -> y, the same shape: rotated by each token's position
-	Attention      // q [T,Heads*HeadDim], k and v [T,KVHeads*HeadDim] -> y as q: k and v go into layer Layer of the cache, q attends to all up to its own position
-	Add            // x [R,C], y [R,C] -> [R,C]
-	SwiGLU         // gate [R,F], up [R,F] -> silu(gate) * up [R,F]
-	Rows           // x [T,C] -> y [Wanted,C]: the rows of the tokens whose logits are asked for
+	invalid      Kind = iota
+	Embed             // table w [V,C] -> y [T,C]: the rows of the batch's tokens
+	Positions         // table w [P,C] -> y [T,C]: the rows of the tokens' positions, which are below P
+	RMSNorm           // x [R,C], w [C/Heads] -> y [R,C]: each of Heads parts divided by sqrt(mean(x²)+Eps), times Shift+w
+	LayerNorm         // x [R,C], w [C], bias w [C] -> y [R,C]: (x-mean) / sqrt(variance+Eps) * w + bias
+	MatMul            // x [R,K], w [N,K] -> y [R,N]: x wᵀ
+	Bias              // x [R,C], w [C] or [N,C] -> y [R,C]: x + w, or + row Row of w
+	Rope              // x [T,Heads*HeadDim], perhaps divisors w [pairs] -> y, the same shape: rotated by each token's position
+	Attention         // q [T,Heads*HeadDim], k and v [T,KVHeads*HeadDim] -> y as q: k and v go into layer Layer of the cache, q attends to all up to its own position
+	Add               // x [R,C], y [R,C] -> [R,C]
+	SwiGLU            // gate [R,F], up [R,F] -> silu(gate) * up [R,F]
+	GeGLU             // gate [R,F], up [R,F] -> gelu(gate) * up [R,F]
+	GELU              // x [R,C] -> gelu(x) [R,C]
+	Scale             // x [R,C] -> Scale * x [R,C]
+	SoftCap           // x [R,C] -> SoftCap * tanh(x/SoftCap) [R,C]
+	Route             // scores [R,E] -> y [R,2*TopK]: the numbers of the TopK likeliest experts, ascending, then their shares
+	ExpertMatMul      // x [R,K] or [R,TopK*K], route [R,2*TopK], w [N,K] of each expert -> y [R,TopK*N]: x, or its part for the expert, times each chosen expert's wᵀ
+	ExpertSum         // x [R,TopK*C], route [R,2*TopK] -> y [R,C]: the sum of the parts, each times its expert's share
+	Rows              // x [T,C] -> y [Wanted,C]: the rows of the tokens whose logits are asked for
 	kinds
 )
 
-var names = [kinds]string{"invalid", "Embed", "RMSNorm", "MatMul", "Rope", "Attention", "Add", "SwiGLU", "Rows"}
+var names = [kinds]string{
+	"invalid", "Embed", "Positions", "RMSNorm", "LayerNorm", "MatMul", "Bias", "Rope", "Attention", "Add", "SwiGLU", "GeGLU", "GELU",
+	"Scale", "SoftCap", "Route", "ExpertMatMul", "ExpertSum", "Rows",
+}
 
 func (k Kind) String() string {
 	if k < kinds {
@@ -70,25 +83,48 @@ type Node struct {
 
 // Attr is what an op needs beside its operands; each kind reads its own fields.
 type Attr struct {
-	Eps float32 // RMSNorm
+	Eps   float32 // RMSNorm, LayerNorm
+	Shift float32 // RMSNorm: added to the weights
+	Row   int     // Bias: of a table
 
-	Heads   int // Rope, Attention: heads of the value that is rotated, or of the queries
+	Heads   int // RMSNorm: parts of a row (0 is 1); Rope, Attention: heads of the value that is rotated, or of the queries
 	HeadDim int // Rope, Attention
 
-	Theta      float64 // Rope: pair i turns by position * Theta^(-2i/HeadDim)
-	Neighbours bool    // Rope: pairs are (2i, 2i+1); otherwise (i, i+HeadDim/2)
+	// Frequencies of Rope, in radians per position (by the divisors, where there are some): pair i turns by
+	// position * Frequencies[i]. Numbers of a head beyond the pairs stay as they are.
+	Frequencies []float32
+	Amplitude   float32 // Rope: multiplies sines and cosines
+	Neighbours  bool    // Rope: pairs are (2i, 2i+1); otherwise (i, i+pairs)
 
 	Layer   int     // Attention: which layer of the cache
 	KVHeads int     // Attention: divides Heads; query head h reads key head h / (Heads/KVHeads)
-	Scale   float32 // Attention: scores are Scale * q·k
+	Scale   float32 // Attention: scores are Scale * q·k; Scale
+	SoftCap float32 // SoftCap; Attention: scores become SoftCap * tanh(score/SoftCap), unless 0
+	Window  int     // Attention: q attends to the last Window positions up to its own, unless 0
+	// Bidirectional attention is between all tokens of a sequence, which are in one step. Nothing goes into the cache.
+	Bidirectional bool
+
+	Tanh bool // GELU, GeGLU: the approximation by a hyperbolic tangent, otherwise by the error function
+
+	TopK      int  // Route, ExpertMatMul, ExpertSum
+	Normalize bool // Route: the shares of the chosen are divided by their sum
 }
 
 // Weight is a tensor that a checkpoint must have.
 type Weight struct {
 	Name  string       // ours, the same for every format: "layers.0.attention.q"
 	Shape tensor.Shape // [out, in] for matrices
-	HF    string       // its name in Hugging Face checkpoints
-	GGUF  string       // its name in GGUF files
+	HF    []Place      // where it may be in Hugging Face checkpoints; the first that is there counts
+	GGUF  []Place      // where it may be in GGUF files
+}
+
+// Place is where a checkpoint has a weight: a tensor, or some of its rows.
+type Place struct {
+	Tensor string
+	// Of is the shape of a tensor of which the weight is a part: its rows (of the last axis)
+	// from Row on, as many as the weight has. Nil if the weight is the whole tensor.
+	Of  tensor.Shape
+	Row int
 }
 
 // Graph is a decoder, from tokens to rows of logits, or an encoder, from tokens to rows
@@ -112,7 +148,7 @@ type Cache struct{ Layers, Width int }
 func (g *Graph) Cache() Cache {
 	var c Cache
 	for _, n := range g.Nodes {
-		if n.Kind == Attention {
+		if n.Kind == Attention && !n.Attr.Bidirectional {
 			c.Layers++
 			c.Width = n.Attr.KVHeads * n.Attr.HeadDim
 		}
@@ -140,8 +176,8 @@ func (g *Graph) Width(v Value) int {
 
 // Check says what is wrong with a graph: an op that reads what no op before it
 // made, a shape that is not what its op makes, a weight that is named twice or
-// never read, another number of Embed ops than one, layers of the cache that are not 0, 1, 2… of one width, or results that are no rows
-// of logits. A backend may compile whatever passes.
+// never read, another number of Embed ops than one, layers of the cache that are not 0, 1, 2… of one width, attention that
+// an encoder, or a decoder, cannot have, or results that are no rows of logits. A backend may compile whatever passes.
 func (g *Graph) Check() error {
 	if len(g.Shapes) < len(g.Weights) {
 		return fmt.Errorf("graph: %d shapes for %d weights", len(g.Shapes), len(g.Weights))
@@ -195,7 +231,10 @@ func (g *Graph) Check() error {
 		if n.Kind == Embed {
 			embeds++
 		}
-		if n.Kind == Attention {
+		if n.Kind == Attention && n.Attr.Bidirectional != g.Encoder() {
+			return fmt.Errorf("graph: node %d (%v): bidirectional attention is for encoders, and theirs must be", i, n.Kind)
+		}
+		if n.Kind == Attention && !n.Attr.Bidirectional {
 			width := n.Attr.KVHeads * n.Attr.HeadDim
 			if n.Attr.Layer != cache.Layers || cache.Layers > 0 && width != cache.Width {
 				return fmt.Errorf("graph: node %d (%v): layer %d of width %d, want layer %d of width %d", i, n.Kind, n.Attr.Layer, width, cache.Layers, cache.Width)

@@ -14,20 +14,27 @@ import (
 func tiny(t *testing.T) *graph.Graph {
 	t.Helper()
 	var b graph.Builder
-	weight := func(name string, shape ...int) graph.Value { return b.Weight(name, shape, name, name) }
+	weight := func(name string, shape ...int) graph.Value { return b.Weight(graph.Weight{Name: name, Shape: shape}) }
 	none := graph.Attr{}
 	x := b.Op(graph.Embed, none, weight("embedding", 7, 6))
 	h := b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-5}, x, weight("norm", 6))
 	q := b.Op(graph.MatMul, none, h, weight("q", 8, 6))
 	k := b.Op(graph.MatMul, none, h, weight("k", 4, 6))
 	v := b.Op(graph.MatMul, none, h, weight("v", 4, 6))
-	q = b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Theta: 100}, q)
-	k = b.Op(graph.Rope, graph.Attr{Heads: 1, HeadDim: 4, Theta: 100}, k)
+	q = b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Frequencies: []float32{1, 0.1}, Amplitude: 1}, q)
+	k = b.Op(graph.Rope, graph.Attr{Heads: 1, HeadDim: 4, Frequencies: []float32{1, 0.1}, Amplitude: 1}, k)
 	a := b.Op(graph.Attention, graph.Attr{Heads: 2, KVHeads: 1, HeadDim: 4, Scale: 0.5}, q, k, v)
 	x = b.Op(graph.Add, none, x, b.Op(graph.MatMul, none, a, weight("o", 6, 8)))
 	x = b.Op(graph.Add, none, x, b.Op(graph.SwiGLU, none, x, h))
+	x = b.Op(graph.Add, none, x, b.Op(graph.Positions, none, weight("positions", 3, 6)))
+	x = b.Op(graph.LayerNorm, graph.Attr{Eps: 1e-5}, x, weight("layer norm", 6), weight("layer norm bias", 6))
+	x = b.Op(graph.GeGLU, none, b.Op(graph.GELU, none, x), b.Op(graph.Bias, none, x, weight("bias", 6)))
+	route := b.Op(graph.Route, graph.Attr{TopK: 2}, b.Op(graph.MatMul, none, x, weight("router", 3, 6)))
+	up := b.Op(graph.ExpertMatMul, graph.Attr{TopK: 2}, x, route, weight("up 0", 5, 6), weight("up 1", 5, 6), weight("up 2", 5, 6))
+	down := b.Op(graph.ExpertMatMul, graph.Attr{TopK: 2}, up, route, weight("down 0", 6, 5), weight("down 1", 6, 5), weight("down 2", 6, 5))
+	x = b.Op(graph.Scale, graph.Attr{Scale: 2}, b.Op(graph.ExpertSum, graph.Attr{TopK: 2}, down, route))
 	x = b.Op(graph.Rows, none, x)
-	g, err := b.Graph(x, b.Op(graph.MatMul, none, x, weight("output", 7, 6)))
+	g, err := b.Graph(x, b.Op(graph.SoftCap, graph.Attr{SoftCap: 3}, b.Op(graph.MatMul, none, x, weight("output", 7, 6))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +77,16 @@ func TestCheckRefuses(t *testing.T) {
 		"other shape":         {func(g *graph.Graph) { g.Shapes[g.Nodes[0].Out] = tensor.Shape{graph.Tokens, 9} }, "its value has"},
 		"no eps":              {func(g *graph.Graph) { node(g, graph.RMSNorm).Attr.Eps = 0 }, "Eps > 0"},
 		"odd heads":           {func(g *graph.Graph) { node(g, graph.Attention).Attr.Heads = 3 }, "KVHeads*HeadDim"},
-		"odd pairs":           {func(g *graph.Graph) { a := &node(g, graph.Rope).Attr; a.Heads, a.HeadDim = 8, 1 }, "HeadDim even"},
+		"too many pairs":      {func(g *graph.Graph) { a := &node(g, graph.Rope).Attr; a.Heads, a.HeadDim = 8, 1 }, "at most HeadDim/2"},
+		"no frequency":        {func(g *graph.Graph) { node(g, graph.Rope).Attr.Frequencies = []float32{1, 0} }, "Frequencies > 0"},
+		"both ways":           {func(g *graph.Graph) { node(g, graph.Attention).Attr.Bidirectional = true }, "for encoders"},
+		"encoder with cache":  {func(g *graph.Graph) { g.Logits = graph.None }, "for encoders"},
+		"negative window":     {func(g *graph.Graph) { node(g, graph.Attention).Attr.Window = -1 }, "Window >= 0"},
+		"row beyond":          {func(g *graph.Graph) { node(g, graph.Bias).Attr.Row = 1 }, "Row < N"},
+		"more than there are": {func(g *graph.Graph) { node(g, graph.Route).Attr.TopK = 4 }, "TopK <= E"},
+		"parts of a route":    {func(g *graph.Graph) { node(g, graph.ExpertSum).Attr.TopK = 3 }, "route [R,2*TopK]"},
+		"unlike experts":      {func(g *graph.Graph) { n := node(g, graph.ExpertMatMul); n.In[2] = n.In[2] - 1 }, "each of at least TopK"},
+		"no bias":             {func(g *graph.Graph) { n := node(g, graph.LayerNorm); n.In = n.In[:2] }, "operands"},
 		"layer skipped":       {func(g *graph.Graph) { node(g, graph.Attention).Attr.Layer = 1 }, "want layer 0"},
 		"name used twice":     {func(g *graph.Graph) { g.Weights[1].Name = g.Weights[0].Name }, "used twice"},
 		"unread weight":       {func(g *graph.Graph) { node(g, graph.MatMul).In[1] = 2; g.Nodes[3].In[1] = 4 }, "never read"},
@@ -89,8 +105,8 @@ func TestCheckRefuses(t *testing.T) {
 
 func TestBuilderKeepsFirstError(t *testing.T) {
 	var b graph.Builder
-	x := b.Op(graph.Embed, graph.Attr{}, b.Weight("e", tensor.Shape{3, 4}, "", ""))
-	x = b.Op(graph.MatMul, graph.Attr{}, x, b.Weight("w", tensor.Shape{3, 5}, "", ""))
+	x := b.Op(graph.Embed, graph.Attr{}, b.Weight(graph.Weight{Name: "e", Shape: tensor.Shape{3, 4}}))
+	x = b.Op(graph.MatMul, graph.Attr{}, x, b.Weight(graph.Weight{Name: "w", Shape: tensor.Shape{3, 5}}))
 	x = b.Op(graph.Rows, graph.Attr{}, x)
 	if _, err := b.Graph(x, x); err == nil || !strings.Contains(err.Error(), "node 1: MatMul") {
 		t.Errorf("got %v", err)
@@ -107,13 +123,25 @@ func TestPlan(t *testing.T) {
 		for i := range holds {
 			holds[i] = -1
 		}
+		logits := graph.None // what the caller's memory holds
 		for i, n := range g.Nodes {
 			for _, v := range n.In {
-				if !g.IsWeight(v) && v != g.Logits && holds[p.Slot[v]] != v {
+				if g.IsWeight(v) {
+					continue
+				}
+				if p.Slot[v] < 0 {
+					if logits != v {
+						t.Fatalf("node %d (%v) wants value %d, the logits hold %d", i, n.Kind, v, logits)
+					}
+				} else if holds[p.Slot[v]] != v {
 					t.Fatalf("node %d (%v) wants value %d, slot %d holds %d", i, n.Kind, v, p.Slot[v], holds[p.Slot[v]])
 				}
 			}
-			if n.Out == g.Logits {
+			if p.Slot[n.Out] < 0 {
+				if !g.Shapes[n.Out].Equal(g.Shapes[g.Logits]) {
+					t.Fatalf("value %d of shape %v in the logits", n.Out, g.Shapes[n.Out])
+				}
+				logits = n.Out
 				continue
 			}
 			s := p.Slot[n.Out]
@@ -121,11 +149,14 @@ func TestPlan(t *testing.T) {
 				t.Fatalf("value %d of shape %v in slot %+v", n.Out, g.Shapes[n.Out], p.Slots[s])
 			}
 			for _, v := range n.In {
-				if !g.IsWeight(v) && v != g.Logits && p.Slot[v] == s && !slices.Contains([]graph.Kind{graph.Add, graph.SwiGLU, graph.Rope}, n.Kind) {
+				if !g.IsWeight(v) && p.Slot[v] == s && !slices.Contains([]graph.Kind{graph.Add, graph.SwiGLU, graph.GeGLU, graph.GELU, graph.Bias, graph.Scale, graph.SoftCap, graph.Rope}, n.Kind) {
 					t.Fatalf("node %d (%v) writes over its operand", i, n.Kind)
 				}
 			}
 			holds[s] = n.Out
+		}
+		if logits != g.Logits {
+			t.Fatal("the logits are gone")
 		}
 		if g.Hidden != g.Logits && holds[p.Slot[g.Hidden]] != g.Hidden {
 			t.Fatalf("the hidden state is gone")
@@ -135,20 +166,31 @@ func TestPlan(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		var b graph.Builder
-		values := []graph.Value{b.Op(graph.Embed, graph.Attr{}, b.Weight("e", tensor.Shape{5, 8}, "", ""))}
+		values := []graph.Value{b.Op(graph.Embed, graph.Attr{}, b.Weight(graph.Weight{Name: "e", Shape: tensor.Shape{5, 8}}))}
 		for range r.IntN(20) {
 			x, y := values[r.IntN(len(values))], values[r.IntN(len(values))]
 			switch r.IntN(3) {
 			case 0:
 				values = append(values, b.Op(graph.Add, graph.Attr{}, x, y))
 			case 1:
-				values = append(values, b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Theta: 10}, x))
+				values = append(values, b.Op(graph.Rope, graph.Attr{Heads: 2, HeadDim: 4, Frequencies: []float32{1, 0.1}, Amplitude: 1}, x))
 			case 2:
 				values = append(values, b.Op(graph.SwiGLU, graph.Attr{}, x, y))
 			}
 		}
 		h := b.Op(graph.Rows, graph.Attr{}, values[r.IntN(len(values))])
-		g, err := b.Graph(h, b.Op(graph.MatMul, graph.Attr{}, h, b.Weight("o", tensor.Shape{5, 8}, "", "")))
+		out := b.Op(graph.MatMul, graph.Attr{}, h, b.Weight(graph.Weight{Name: "o", Shape: tensor.Shape{5, 8}}))
+		for range r.IntN(4) {
+			switch r.IntN(3) {
+			case 0:
+				out = b.Op(graph.SoftCap, graph.Attr{SoftCap: 2}, out)
+			case 1:
+				out = b.Op(graph.Scale, graph.Attr{Scale: 2}, out)
+			case 2:
+				out = b.Op(graph.Add, graph.Attr{}, out, out)
+			}
+		}
+		g, err := b.Graph(h, out)
 		if err != nil {
 			t.Fatal(err)
 		}

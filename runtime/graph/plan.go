@@ -4,9 +4,10 @@ import "slices"
 
 // Plan gives every value that an op makes a slot of working memory. Values
 // whose lives do not overlap share one. The logits have none: they are the
-// caller's. The hidden state keeps its slot to the end.
+// caller's, and so is what an op turns into them number by number. The hidden
+// state keeps its slot to the end.
 type Plan struct {
-	Slot  []int  // of each value; -1 for weights and logits
+	Slot  []int  // of each value; -1 for weights and what is in the caller's logits
 	Slots []Slot // float32 [Rows, Width]
 }
 
@@ -33,29 +34,63 @@ func (g *Graph) Plan() Plan {
 	for v := range p.Slot {
 		p.Slot[v] = -1
 	}
+	inLogits := g.becomeLogits(last)
 	var free []int
 	for i, n := range g.Nodes {
 		// An op that works number by number may write over an operand that dies with it.
-		if inPlace(n.Kind) && n.Out != g.Logits {
+		if inPlace(n.Kind) && !inLogits[n.Out] {
 			for _, v := range n.In {
-				if !g.IsWeight(v) && last[v] == i && p.Slot[n.Out] < 0 {
+				if !g.IsWeight(v) && !inLogits[v] && last[v] == i && p.Slot[n.Out] < 0 {
 					p.Slot[n.Out] = p.Slot[v]
 				}
 			}
 		}
-		if n.Out != g.Logits && p.Slot[n.Out] < 0 {
+		if !inLogits[n.Out] && p.Slot[n.Out] < 0 {
 			p.Slot[n.Out] = p.take(&free, Slot{g.Shapes[n.Out][0], g.Width(n.Out)})
 		}
 		for j, v := range n.In {
-			if dead := !g.IsWeight(v) && last[v] == i && !slices.Contains(n.In[:j], v); dead && p.Slot[v] != p.Slot[n.Out] {
+			if dead := !g.IsWeight(v) && !inLogits[v] && last[v] == i && !slices.Contains(n.In[:j], v); dead && p.Slot[v] != p.Slot[n.Out] {
 				free = append(free, p.Slot[v])
 			}
 		}
-		if last[n.Out] == 0 && n.Out != g.Logits { // nobody reads it
+		if last[n.Out] == 0 && !inLogits[n.Out] { // nobody reads it
 			free = append(free, p.Slot[n.Out])
 		}
 	}
 	return p
+}
+
+// becomeLogits is the logits, and the values that are turned into them number
+// by number and read by nobody else: a matrix product whose result is capped,
+// for one.
+func (g *Graph) becomeLogits(last []int) map[Value]bool {
+	all := map[Value]bool{g.Logits: true}
+	v := g.Logits
+	for i := len(g.Nodes) - 1; i >= 0; i-- {
+		n := g.Nodes[i]
+		if n.Out != v {
+			continue
+		}
+		if !inPlace(n.Kind) || g.IsWeight(n.In[0]) || last[n.In[0]] != i || g.read(n.In[0]) != 1 || n.In[0] == g.Hidden || activations(n.Kind) != 1 {
+			break
+		}
+		v = n.In[0]
+		all[v] = true
+	}
+	return all
+}
+
+// read is how often nodes read a value.
+func (g *Graph) read(v Value) int {
+	n := 0
+	for _, node := range g.Nodes {
+		for _, in := range node.In {
+			if in == v {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // take gives a slot with room for want: the narrowest free one that is wide
@@ -106,7 +141,7 @@ func rows(axis, tokens, wanted int) int {
 // result's shape.
 func inPlace(k Kind) bool {
 	switch k {
-	case Rope, Add, SwiGLU:
+	case Bias, Rope, Add, SwiGLU, GeGLU, GELU, Scale, SoftCap:
 		return true
 	}
 	return false
@@ -118,25 +153,53 @@ func inPlace(k Kind) bool {
 func (g *Graph) WorkspaceBytes(maxTokens, maxRows int) int64 {
 	n := g.Plan().Floats(maxTokens, maxRows) + int64(maxRows)*int64(g.Vocabulary())
 	for _, r := range g.Rotations() {
-		n += int64(maxTokens) * int64(r.HeadDim)
+		n += int64(maxTokens) * int64(r.Width())
 	}
 	return 4 * n
 }
 
 // Rotation is what the angles of a Rope op depend on beside the position.
 type Rotation struct {
-	HeadDim int
-	Theta   float64
+	Frequencies []float32
+	Amplitude   float32
+	Divisors    Value // a weight, or None
+}
+
+// Width is how many cosines and sines there are at one position.
+func (r Rotation) Width() int { return 2 * len(r.Frequencies) }
+
+func (r Rotation) equal(s Rotation) bool {
+	return slices.Equal(r.Frequencies, s.Frequencies) && r.Amplitude == s.Amplitude && r.Divisors == s.Divisors
 }
 
 // Rotations that the graph's Rope ops use, each once.
 func (g *Graph) Rotations() []Rotation {
-	var all []Rotation
+	all, _ := g.rotations()
+	return all
+}
+
+// RotationOf is the index in Rotations of what each node uses, -1 for one that is no Rope.
+func (g *Graph) RotationOf() []int {
+	_, of := g.rotations()
+	return of
+}
+
+func (g *Graph) rotations() (all []Rotation, of []int) {
 	for _, n := range g.Nodes {
-		r := Rotation{n.Attr.HeadDim, n.Attr.Theta}
-		if n.Kind == Rope && !slices.Contains(all, r) {
+		if n.Kind != Rope {
+			of = append(of, -1)
+			continue
+		}
+		r := Rotation{n.Attr.Frequencies, n.Attr.Amplitude, None}
+		if len(n.In) == 2 {
+			r.Divisors = n.In[1]
+		}
+		at := slices.IndexFunc(all, r.equal)
+		if at < 0 {
+			at = len(all)
 			all = append(all, r)
 		}
+		of = append(of, at)
 	}
-	return all
+	return all, of
 }

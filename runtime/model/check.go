@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/weights"
 )
@@ -19,27 +20,31 @@ func (m *Model) check(config string, w *weights.Header) error {
 	used := make(map[string]bool, len(m.Graph.Weights))
 	stored := map[string]int64{}
 	for _, weight := range m.Graph.Weights {
-		name := nameIn(w.Format, weight)
-		info, ok := w.Lookup(name)
+		place, info, ok := find(w, weight)
 		if !ok {
 			return fmt.Errorf("read %s: tensor %q: %w: the files have no such tensor, which %s of %d layers needs",
-				filesOf(m.Path, w), name, ErrInvalid, m.Architecture, m.Config.Layers)
+				filesOf(m.Path, w), place.Tensor, ErrInvalid, m.Architecture, m.Config.Layers)
 		}
-		if !info.Shape.Equal(weight.Shape) {
+		want := place.Of
+		if want == nil {
+			want = weight.Shape
+		}
+		if !info.Shape.Equal(want) {
 			return fmt.Errorf("read %s: tensor %q: %w: its shape is %v, but %s asks for %v (%s)",
-				info.File, name, ErrInvalid, info.Shape, config, weight.Shape, axes(w, weight.Name))
+				info.File, place.Tensor, ErrInvalid, info.Shape, config, want, axes(w, weight.Name))
 		}
 		if err := info.Supported(); err != nil {
 			return fmt.Errorf("read %w", err)
 		}
-		m.names[weight.Name], used[name] = name, true
-		n, _ := info.Shape.Elements()
+		m.parts[weight.Name], used[place.Tensor] = part{place, weight.Shape}, true
+		n, _ := weight.Shape.Elements()
+		size := info.DType.Bytes(n)
 		m.Parameters += n
-		m.WeightsBytes += info.Size
-		stored[info.Stored] += info.Size
+		m.WeightsBytes += size
+		stored[info.Stored] += size
 	}
 	for _, info := range w.Tensors {
-		if !used[info.Name] && !m.extra(info.Name) {
+		if !used[info.Name] && !arch.Spare(m.Config, info.Name) {
 			return fmt.Errorf("read %s: tensor %q: %w: %s as this version computes it has no such weight",
 				info.File, info.Name, ErrUnsupported, m.Architecture)
 		}
@@ -50,11 +55,21 @@ func (m *Model) check(config string, w *weights.Header) error {
 	return nil
 }
 
-func nameIn(f weights.Format, w graph.Weight) string {
-	if f == weights.GGUF {
-		return w.GGUF
+// find gives the first place of a weight that the checkpoint has; or the first of all, and false.
+func find(w *weights.Header, weight graph.Weight) (graph.Place, weights.Info, bool) {
+	places := weight.HF
+	if w.Format == weights.GGUF {
+		places = weight.GGUF
 	}
-	return w.HF
+	for _, p := range places {
+		if info, ok := w.Lookup(p.Tensor); ok {
+			return p, info, true
+		}
+	}
+	if len(places) == 0 {
+		return graph.Place{Tensor: weight.Name}, weights.Info{}, false
+	}
+	return places[0], weights.Info{}, false
 }
 
 // filesOf names where a tensor was looked for: the file, if there is one only.
@@ -80,6 +95,9 @@ func axes(w *weights.Header, weight string) string {
 	}
 	fields, ok := map[string]string{
 		"embedding": "vocab_size, hidden_size",
+		"router":    "num_experts, hidden_size",
+		"positions": "max_position_embeddings, hidden_size",
+		"types":     "type_vocab_size, hidden_size",
 		"output":    "vocab_size, hidden_size",
 		"norm":      "hidden_size",
 		"q":         "num_attention_heads × head_dim, hidden_size",

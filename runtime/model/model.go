@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/graph"
@@ -67,7 +66,25 @@ type Model struct {
 	Template  *template.Template   // nil: the checkpoint brings no chat template; use ChatML
 
 	checkpoint *weights.Checkpoint
-	names      map[string]string // the graph's name of a weight -> the checkpoint's
+	parts      map[string]part // the graph's name of a weight -> where it is in the checkpoint
+}
+
+// part is a place in a checkpoint, and the shape of what is there.
+type part struct {
+	graph.Place
+	shape tensor.Shape
+}
+
+// of gives the part of the tensor that is there.
+func (p part) of(t tensor.Tensor) tensor.Tensor {
+	if p.Of == nil {
+		return t
+	}
+	n, _ := p.shape.Elements()
+	from := int64(p.Row) * t.DType.Bytes(int64(p.Of[len(p.Of)-1]))
+	to := from + t.DType.Bytes(n)
+	t.Shape, t.Data = p.shape, t.Data[from:to:to]
+	return t
 }
 
 // Open maps a model's files and checks them.
@@ -87,9 +104,9 @@ func open(path string, text bool) (*Model, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	m.checkpoint = c
-	used := make(map[string]bool, len(m.names))
-	for _, stored := range m.names {
-		used[stored] = true
+	used := make(map[string]bool, len(m.parts))
+	for _, p := range m.parts {
+		used[p.Tensor] = true
 	}
 	c.Keep(func(tensor string) bool { return used[tensor] })
 	return m, nil
@@ -98,13 +115,17 @@ func open(path string, text bool) (*Model, error) {
 // Weights gives a tensor by the graph's name. Its data is a mapped file:
 // unaligned, valid until Close, and to be read under weights.Guard.
 func (m *Model) Weights(name string) (tensor.Tensor, error) {
-	stored, ok := m.names[name]
+	p, ok := m.parts[name]
 	if !ok {
 		return tensor.Tensor{}, fmt.Errorf("%s: the graph has no weight %q", m.Path, name)
 	}
-	t, err := m.checkpoint.Tensor(stored)
+	t, err := m.checkpoint.Tensor(p.Tensor)
+	if err != nil {
+		return tensor.Tensor{}, err
+	}
+	t = p.of(t)
 	t.Name = name
-	return t, err
+	return t, nil
 }
 
 // Close unmaps the files. Nothing may read the weights any more.
@@ -112,7 +133,7 @@ func (m *Model) Close() error { return m.checkpoint.Close() }
 
 // read puts together all but the weights' data; with text also what turns it into ids and back.
 func read(path string, w *weights.Header, text bool) (*Model, error) {
-	m := &Model{Header: Header{Path: path, Format: string(w.Format)}, names: map[string]string{}}
+	m := &Model{Header: Header{Path: path, Format: string(w.Format)}, parts: map[string]part{}}
 	parts := m.folder
 	if w.Format == weights.GGUF {
 		parts = m.gguf
@@ -227,12 +248,11 @@ func chatTemplate(dir string) (*template.Template, error) {
 func (m *Model) gguf(path string, w *weights.Header, text bool) error {
 	fail := func(err error) error { return fmt.Errorf("read %s: %w", path, err) }
 	var err error
-	if m.Config, err = arch.ParseGGUF(w.Fields); err != nil {
+	tensors := func(name string) bool { _, ok := w.Lookup(name); return ok }
+	if m.Config, err = arch.ParseGGUF(w.Fields, tensors); err != nil {
 		return fail(err)
 	}
 	m.Pooling = poolingOfGGUF(m.Config.Architecture, w.Fields)
-	_, output := w.Lookup("output.weight")
-	m.Config.TiedOutput = !output
 	if !text {
 		return nil
 	}
@@ -263,9 +283,3 @@ type kindError struct{ err, kind error }
 
 func (e kindError) Error() string   { return e.err.Error() }
 func (e kindError) Unwrap() []error { return []error{e.err, e.kind} }
-
-// extra says whether a checkpoint may have a tensor that the graph lacks: what
-// old versions stored but nobody reads.
-func (m *Model) extra(name string) bool {
-	return strings.HasSuffix(name, ".rotary_emb.inv_freq") || m.Config.TiedOutput && name == "lm_head.weight"
-}

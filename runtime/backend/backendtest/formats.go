@@ -37,8 +37,8 @@ func formats(t *testing.T, b backend.Backend) {
 			for _, width := range []int{d.Block(), 3 * d.Block(), 256 + d.Block()} {
 				for _, n := range []int{1, 33} {
 					var gb graph.Builder
-					x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight("table", tensor.Shape{11, width}, "", ""))
-					y := gb.Op(graph.MatMul, graph.Attr{}, x, gb.Weight("w", tensor.Shape{n, width}, "", ""))
+					x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight(graph.Weight{Name: "table", Shape: tensor.Shape{11, width}}))
+					y := gb.Op(graph.MatMul, graph.Attr{}, x, gb.Weight(graph.Weight{Name: "w", Shape: tensor.Shape{n, width}}))
 					h := gb.Op(graph.Rows, graph.Attr{}, y)
 					g, err := gb.Graph(h, h)
 					if err != nil {
@@ -62,7 +62,7 @@ func formats(t *testing.T, b backend.Backend) {
 // parts wants a table refused whose rows are no whole blocks.
 func parts(t *testing.T, b backend.Backend, d tensor.DType) {
 	var gb graph.Builder
-	x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight("table", tensor.Shape{d.Block(), d.Block() + 1}, "", ""))
+	x := gb.Op(graph.Embed, graph.Attr{}, gb.Weight(graph.Weight{Name: "table", Shape: tensor.Shape{d.Block(), d.Block() + 1}}))
 	h := gb.Op(graph.Rows, graph.Attr{}, x)
 	g, err := gb.Graph(h, h)
 	if err != nil {

@@ -29,6 +29,10 @@ func Run(t *testing.T, b backend.Backend) {
 					if err != nil {
 						t.Fatal(err)
 					}
+					if c.Encoder {
+						Encoder(t, b, g, Random(g, d, 1), c.Vocabulary)
+						return
+					}
 					Model(t, b, g, Random(g, d, 1))
 				})
 			}
@@ -40,18 +44,32 @@ func Run(t *testing.T, b backend.Backend) {
 	t.Run("cancellation", func(t *testing.T) { cancellation(t, b) })
 }
 
-// shapes are small models whose sizes are as odd as an architecture allows.
+// shapes are small models whose sizes are as odd as their architectures allow.
 var shapes = map[string]arch.Config{
 	"one head":            {Layers: 1, Hidden: 5, FFN: 3, Heads: 1, KVHeads: 1, HeadDim: 2},
 	"three heads on one":  {Layers: 2, Hidden: 17, FFN: 13, Heads: 3, KVHeads: 1, HeadDim: 6, RopePairs: arch.RopeNeighbours},
 	"seven heads on 7":    {Layers: 2, Hidden: 33, FFN: 31, Heads: 7, KVHeads: 7, HeadDim: 10, TiedOutput: true},
 	"nine heads on three": {Layers: 3, Hidden: 24, FFN: 50, Heads: 9, KVHeads: 3, HeadDim: 34, TiedOutput: true, RopePairs: arch.RopeNeighbours},
 	"wider than a piece":  {Layers: 1, Hidden: 300, FFN: 515, Heads: 2, KVHeads: 1, HeadDim: 150},
+
+	"biases":          {Layers: 2, Hidden: 17, FFN: 13, Heads: 6, KVHeads: 2, HeadDim: 4, QKVBias: true, OutputBias: true, FFNBias: true},
+	"small windows":   {Layers: 3, Hidden: 20, FFN: 9, Heads: 6, KVHeads: 3, HeadDim: 4, Windows: []int{1, 5, 0}},
+	"windows":         {Architecture: "qwen3", Layers: 2, Hidden: 20, FFN: 9, Heads: 4, KVHeads: 4, HeadDim: 6, Windows: []int{16, 17}},
+	"all scaled":      {Layers: 1, Hidden: 20, FFN: 9, Heads: 4, KVHeads: 4, HeadDim: 16, RopeScaling: arch.RopeScaling{Kind: arch.RopeYaRN, Factor: 4, Original: 16, BetaFast: 32, BetaSlow: 1, Amplitude: 1.14}},
+	"part of a head":  {Architecture: "phi3", Layers: 2, Hidden: 20, FFN: 9, Heads: 6, KVHeads: 2, HeadDim: 10, RopeDims: 6},
+	"capped":          {Architecture: "gemma2", Layers: 3, Hidden: 20, FFN: 9, Heads: 6, KVHeads: 2, HeadDim: 4, NormShift: 1, Windows: []int{4, 0, 4}, AttentionSoftCap: 5, LogitSoftCap: 3, AttentionScale: 0.3, GELU: arch.GELUTanh, TiedOutput: true},
+	"experts":         {Architecture: "mixtral", Layers: 2, Hidden: 20, FFN: 9, Heads: 4, KVHeads: 2, HeadDim: 6, Experts: 5, ExpertsPerToken: 2, ExpertFFN: 9, NormalizeExperts: true},
+	"one of experts":  {Architecture: "qwen3_moe", Layers: 3, Hidden: 20, FFN: 9, Heads: 4, KVHeads: 2, HeadDim: 6, Experts: 7, ExpertsPerToken: 1, ExpertFFN: 11, DenseLayers: []int{1}},
+	"all the experts": {Architecture: "qwen3_moe", Layers: 1, Hidden: 20, FFN: 9, Heads: 4, KVHeads: 2, HeadDim: 6, Experts: 3, ExpertsPerToken: 3, ExpertFFN: 11, QKVBias: true},
+	"encoder":         {Architecture: "bert", Encoder: true, Layers: 2, Hidden: 18, FFN: 23, Heads: 3, KVHeads: 3, HeadDim: 6, Types: 2},
 }
 
 func init() {
 	for name, c := range shapes {
-		c.Architecture, c.Vocabulary, c.MaxPositions, c.NormEps, c.RopeTheta, c.BOS = "llama", 29, 512, 1e-5, 500, -1
+		if c.Architecture == "" {
+			c.Architecture = "llama"
+		}
+		c.Vocabulary, c.MaxPositions, c.NormEps, c.RopeTheta, c.BOS = 29, 512, 1e-5, 500, -1
 		shapes[name] = c
 	}
 }
@@ -110,34 +128,109 @@ func ops(t *testing.T, b backend.Backend) {
 	cases := map[graph.Kind][]build{
 		graph.Embed: {func(b *graph.Builder, x graph.Value) graph.Value { return x }},
 		graph.Rows:  {func(b *graph.Builder, x graph.Value) graph.Value { return x }},
-		graph.RMSNorm: {func(b *graph.Builder, x graph.Value) graph.Value {
-			return b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-3}, x, b.Weight("w", tensor.Shape{width}, "", ""))
+		graph.Positions: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.Add, none, x, b.Op(graph.Positions, none, weight(b, "p", vocabulary, width)))
+		}},
+		graph.RMSNorm: {
+			func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-3}, x, weight(b, "w", width))
+			},
+			func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.RMSNorm, graph.Attr{Eps: 1e-3, Heads: 4, Shift: 1}, x, weight(b, "w", width/4))
+			},
+		},
+		graph.LayerNorm: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.LayerNorm, graph.Attr{Eps: 1e-3}, x, weight(b, "w", width), weight(b, "bias", width))
+		}},
+		graph.Bias: {
+			func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.Bias, none, x, weight(b, "w", width))
+			},
+			func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.Bias, graph.Attr{Row: 2}, x, weight(b, "w", 3, width))
+			},
+		},
+		graph.GELU: {
+			func(b *graph.Builder, x graph.Value) graph.Value { return b.Op(graph.GELU, none, x) },
+			func(b *graph.Builder, x graph.Value) graph.Value { return b.Op(graph.GELU, graph.Attr{Tanh: true}, x) },
+		},
+		graph.Scale: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.Scale, graph.Attr{Scale: 3.25}, x)
+		}},
+		graph.SoftCap: {func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.SoftCap, graph.Attr{SoftCap: 0.5}, x)
 		}},
 		graph.Add: {
 			func(b *graph.Builder, x graph.Value) graph.Value { return b.Op(graph.Add, none, x, x) },
 			func(b *graph.Builder, x graph.Value) graph.Value {
-				return b.Op(graph.Add, none, b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{width, width}, "", "")), x)
+				return b.Op(graph.Add, none, b.Op(graph.MatMul, none, x, weight(b, "w", width, width)), x)
 			},
 		},
 		graph.SwiGLU: {func(b *graph.Builder, x graph.Value) graph.Value {
-			return b.Op(graph.SwiGLU, none, x, b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{width, width}, "", "")))
+			return b.Op(graph.SwiGLU, none, x, b.Op(graph.MatMul, none, x, weight(b, "w", width, width)))
 		}},
 	}
 	for _, n := range []int{1, 2, 37, 300} {
 		cases[graph.MatMul] = append(cases[graph.MatMul], func(b *graph.Builder, x graph.Value) graph.Value {
-			return b.Op(graph.MatMul, none, x, b.Weight("w", tensor.Shape{n, width}, "", ""))
+			return b.Op(graph.MatMul, none, x, weight(b, "w", n, width))
+		})
+	}
+	for _, tanh := range []bool{false, true} {
+		cases[graph.GeGLU] = append(cases[graph.GeGLU], func(b *graph.Builder, x graph.Value) graph.Value {
+			return b.Op(graph.GeGLU, graph.Attr{Tanh: tanh}, x, b.Op(graph.MatMul, none, x, weight(b, "w", width, width)))
 		})
 	}
 	for _, neighbours := range []bool{false, true} {
-		cases[graph.Rope] = append(cases[graph.Rope], func(b *graph.Builder, x graph.Value) graph.Value {
-			return b.Op(graph.Rope, graph.Attr{Heads: width / dim, HeadDim: dim, Theta: 30, Neighbours: neighbours}, x)
-		})
+		for _, frequencies := range [][]float32{{1, 0.3, 0.1}, {0.5}} {
+			a := graph.Attr{Heads: width / dim, HeadDim: dim, Frequencies: frequencies, Amplitude: 1.25, Neighbours: neighbours}
+			cases[graph.Rope] = append(cases[graph.Rope],
+				func(b *graph.Builder, x graph.Value) graph.Value { return b.Op(graph.Rope, a, x) },
+				func(b *graph.Builder, x graph.Value) graph.Value {
+					return b.Op(graph.Rope, a, x, weight(b, "divisors", len(frequencies)))
+				})
+		}
+	}
+	for _, topK := range []int{1, 3, 5} {
+		for _, normalize := range []bool{false, true} {
+			a := graph.Attr{TopK: topK, Normalize: normalize}
+			route := func(b *graph.Builder, x graph.Value) graph.Value {
+				return b.Op(graph.Route, a, b.Op(graph.MatMul, none, x, weight(b, "router", 5, width)))
+			}
+			product := func(b *graph.Builder, name string, x, route graph.Value, n int) graph.Value {
+				in := []graph.Value{x, route}
+				for e := range 5 {
+					in = append(in, weight(b, fmt.Sprintf("%s.%d", name, e), n, b.Width(x)))
+				}
+				return b.Op(graph.ExpertMatMul, a, in...)
+			}
+			cases[graph.Route] = append(cases[graph.Route], route)
+			cases[graph.ExpertMatMul] = append(cases[graph.ExpertMatMul], func(b *graph.Builder, x graph.Value) graph.Value {
+				return product(b, "up", x, route(b, x), 7)
+			})
+			cases[graph.ExpertSum] = append(cases[graph.ExpertSum], func(b *graph.Builder, x graph.Value) graph.Value {
+				r := route(b, x)
+				up := product(b, "up", x, r, 7)
+				in := []graph.Value{up, r}
+				for e := range 5 {
+					in = append(in, weight(b, fmt.Sprintf("down.%d", e), width, 7))
+				}
+				return b.Op(graph.ExpertSum, graph.Attr{TopK: topK}, b.Op(graph.ExpertMatMul, a, in...), r)
+			})
+		}
 	}
 	for _, kvHeads := range []int{1, 2, 3, 6} {
 		cases[graph.Attention] = append(cases[graph.Attention], func(b *graph.Builder, x graph.Value) graph.Value {
-			k := b.Op(graph.MatMul, none, x, b.Weight("k", tensor.Shape{kvHeads * dim, width}, "", ""))
-			v := b.Op(graph.MatMul, none, x, b.Weight("v", tensor.Shape{kvHeads * dim, width}, "", ""))
+			k := b.Op(graph.MatMul, none, x, weight(b, "k", kvHeads*dim, width))
+			v := b.Op(graph.MatMul, none, x, weight(b, "v", kvHeads*dim, width))
 			return b.Op(graph.Attention, graph.Attr{Heads: width / dim, KVHeads: kvHeads, HeadDim: dim, Scale: 2}, x, k, v)
+		})
+	}
+	for _, a := range []graph.Attr{{Window: 1}, {Window: 3}, {Window: 4}, {Window: 11}, {Window: 100}, {SoftCap: 1.5}, {SoftCap: 0.5, Window: 5}, {Bidirectional: true}, {Bidirectional: true, SoftCap: 2}} {
+		a.Heads, a.KVHeads, a.HeadDim, a.Scale = width/dim, 2, dim, 2
+		cases[graph.Attention] = append(cases[graph.Attention], func(b *graph.Builder, x graph.Value) graph.Value {
+			k := b.Op(graph.MatMul, none, x, weight(b, "k", 2*dim, width))
+			v := b.Op(graph.MatMul, none, x, weight(b, "v", 2*dim, width))
+			return b.Op(graph.Attention, a, x, k, v)
 		})
 	}
 	tokens := []int32{3, 1, 4, 1, 5, 9, 2, 6, 10, 0, 8}
@@ -152,23 +245,33 @@ func ops(t *testing.T, b backend.Backend) {
 					continue
 				}
 				var gb graph.Builder
-				x := gb.Op(graph.Embed, none, gb.Weight("table", tensor.Shape{vocabulary, width}, "", ""))
+				x := gb.Op(graph.Embed, none, weight(&gb, "table", vocabulary, width))
 				h := gb.Op(graph.Rows, none, build(&gb, x))
 				g, err := gb.Graph(h, h)
+				if err != nil { // an encoder's
+					g, err = gb.Graph(h, graph.None)
+				}
 				if err != nil {
 					t.Fatalf("%v, case %d: %v", k, i, err)
 				}
 				w := Random(g, d, uint64(i))
-				want, _, err := Reference(g, w, tokens)
+				_, want, err := Reference(g, w, tokens)
 				if err != nil {
 					t.Fatal(err)
 				}
 				p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3})
-				got := p.run(t, span(0, tokens, []int32{2, 0, 1}))
+				p.out.WantHidden = true
+				p.run(t, span(0, tokens, []int32{2, 0, 1}))
+				got := p.out.Hidden
 				near(t, fmt.Sprintf("%v, case %d, %v", k, i, d), got, want, 1e-5)
 			}
 		}
 	}
+}
+
+// weight is one of which only name and shape matter.
+func weight(b *graph.Builder, name string, shape ...int) graph.Value {
+	return b.Weight(graph.Weight{Name: name, Shape: shape})
 }
 
 // Model checks that a graph with weights gives the reference's logits within
@@ -257,6 +360,42 @@ func Model(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights) {
 	one.Rows = batching.NoRows
 	if got := p.run(t, one); len(got) != 0 {
 		t.Errorf("%d logits that nobody asked for", len(got))
+	}
+}
+
+// Encoder checks that an encoder's graph with weights gives the reference's hidden states within
+// 1e-4, and the very same ones in company; and that it refuses to start within a sequence.
+func Encoder(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, vocabulary int) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(13, 14))
+	p := compile(t, b, g, w, backend.Limits{MaxTokens: 200, MaxRows: 200, Exact: true})
+	p.out.WantHidden = true
+	var all []float32
+	var together []batching.Span
+	for _, n := range []int{1, 43, 2, 70, 17} {
+		tokens := make([]int32, n)
+		for i := range tokens {
+			tokens[i] = r.Int32N(int32(vocabulary))
+		}
+		_, want, err := Reference(g, w, tokens)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := span(0, tokens, nil)
+		p.run(t, s)
+		near(t, fmt.Sprintf("hidden states of %d tokens", n), p.out.Hidden, want, 1e-4)
+		if len(p.out.Logits) != 0 {
+			t.Errorf("%d logits of an encoder", len(p.out.Logits))
+		}
+		all, together = append(all, p.out.Hidden...), append(together, s)
+	}
+	p.run(t, together...)
+	if !slices.Equal(p.out.Hidden, all) {
+		t.Error("in company: the hidden states differ from those of each alone")
+	}
+	late := span(1, together[0].Tokens, nil)
+	if err := p.Run(context.Background(), batching.Batch{Spans: []batching.Span{late}}, &p.out); err == nil {
+		t.Error("a span that starts within its sequence was taken")
 	}
 }
 

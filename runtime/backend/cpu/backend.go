@@ -6,7 +6,9 @@ package cpu
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime"
+	"slices"
 
 	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/backend"
@@ -46,11 +48,7 @@ func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
 	if d.Block() == 0 {
 		return false
 	}
-	switch k {
-	case graph.Embed, graph.RMSNorm, graph.MatMul, graph.Rope, graph.Attention, graph.Add, graph.SwiGLU, graph.Rows:
-		return true
-	}
-	return false
+	return slices.Contains(graph.Kinds(), k)
 }
 
 // Compile makes a program of a graph. It reads no weights, only where they are;
@@ -62,10 +60,16 @@ func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.W
 	if err := g.Check(); err != nil {
 		return fail(err)
 	}
+	if g.Encoder() {
+		limits.BlockTokens, limits.Blocks = 1, 0 // nothing is cached
+	}
 	if limits.MaxTokens < 1 || limits.MaxRows < 1 {
 		return fail(fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits))
 	}
-	p := &program{device: b.name, pool: b.pool, graph: g, limits: limits, plan: g.Plan(), cache: g.Cache(), rotations: g.Rotations()}
+	p := &program{
+		device: b.name, pool: b.pool, graph: g, limits: limits, plan: g.Plan(), cache: g.Cache(),
+		rotations: g.Rotations(), rotationOf: g.RotationOf(), positions: math.MaxInt,
+	}
 	for _, w := range g.Weights {
 		if err := ctx.Err(); err != nil {
 			return fail(err)
@@ -78,17 +82,22 @@ func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.W
 		p.bytes.Weights += int64(len(m.Data))
 	}
 	for i, n := range g.Nodes {
-		d := tensor.F32
+		formats := []tensor.DType{tensor.F32} // of the activations
 		for _, v := range n.In {
 			if g.IsWeight(v) {
-				d = p.weights[v].DType
+				formats = append(formats, p.weights[v].DType)
 			}
 		}
-		if n.Kind == graph.Embed {
-			p.vocabulary = p.weights[n.In[0]].Rows
+		for _, d := range formats {
+			if !b.Supports(n.Kind, d) {
+				return fail(fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d))
+			}
 		}
-		if !b.Supports(n.Kind, d) {
-			return fail(fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d))
+		switch n.Kind {
+		case graph.Embed:
+			p.vocabulary = p.weights[n.In[0]].Rows
+		case graph.Positions:
+			p.positions = min(p.positions, p.weights[n.In[0]].Rows)
 		}
 	}
 	if err := p.claim(&b.slab); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -46,37 +48,100 @@ func TestConformanceOfATrainedModel(t *testing.T) {
 
 // TestGolden compares every logit with those of independent programs.
 func TestGolden(t *testing.T) {
-	for _, c := range []struct{ model, golden, tensor string }{
-		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors", "once"},
-		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors", "dog"},
-		{"golden/llama-mha-untied", "golden/llama-mha-untied/golden.safetensors", "p0"},
-		{"golden/llama-mha-untied", "golden/llama-mha-untied/golden.safetensors", "p1"},
+	for _, c := range []struct{ model, golden string }{
+		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors"},
+		{"golden/llama-mha-untied", ""},
+		{"golden/llama-gqa-llama3rope", ""},
+		{"golden/qwen2-tied", ""},
+		{"golden/qwen3-headdim", ""},
+		{"golden/mistral-window", ""},
+		{"golden/mixtral-top2", ""},
+		{"golden/phi3-fused", ""},
 	} {
+		if c.golden == "" {
+			c.golden = c.model + "/golden.safetensors"
+		}
 		g, w := load(t, fixture.Shared(t, c.model))
 		golden := safetensors(t, fixture.Shared(t, c.golden))
-		want := floats(golden[c.tensor+".logits"])
-		tokens := ids(golden[c.tensor+".input_ids"])
-		p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 16, Blocks: 8, Exact: true})
-		if err != nil {
-			t.Fatal(err)
+		cases := 0
+		for name := range golden {
+			prompt, ok := strings.CutSuffix(name, ".logits")
+			if !ok {
+				continue
+			}
+			cases++
+			want, tokens := floats(golden[name]), ids(golden[prompt+".input_ids"])
+			p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 16, Blocks: 8, Exact: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			blocks := []int32{3, 1, 2, 0, 4, 5, 6, 7}
+			run := func(start int, tokens []int32) []float32 {
+				var out backend.Out
+				spans := []batching.Span{{Tokens: tokens, Start: start, Blocks: blocks, Rows: batching.AllRows}}
+				if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
+					t.Fatal(err)
+				}
+				return out.Logits
+			}
+			got := run(0, tokens)
+			if off := worst(t, got, want); !(off <= 1e-4) {
+				t.Errorf("%s of %s: a logit is off by %g", prompt, c.model, off)
+			} else {
+				t.Logf("%s of %s: off by at most %.2g", prompt, c.model, off)
+			}
+			var single []float32
+			for i := range tokens {
+				single = append(single, run(i, tokens[i:i+1])...)
+			}
+			if !slices.Equal(single, got) {
+				t.Errorf("%s of %s: token by token, the logits differ from those of one pass", prompt, c.model)
+			}
 		}
-		var out backend.Out
-		spans := []batching.Span{{Tokens: tokens, Blocks: []int32{3, 1, 2, 0, 4, 5, 6, 7}, Rows: batching.AllRows}}
-		if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
-			t.Fatal(err)
+		if cases == 0 {
+			t.Errorf("%s has no cases", c.golden)
 		}
-		if len(out.Logits) != len(want) || len(want) == 0 {
-			t.Fatalf("%s: %d logits, want %d", c.tensor, len(out.Logits), len(want))
-		}
-		worst := 0.0
-		for i := range want {
-			worst = max(worst, math.Abs(float64(out.Logits[i]-want[i])))
-		}
-		if !(worst <= 1e-4) {
-			t.Errorf("%s of %s: a logit is off by %g", c.tensor, c.model, worst)
-		}
-		t.Logf("%s of %s: off by at most %.2g", c.tensor, c.model, worst)
 	}
+}
+
+// TestGoldenEncoder compares every number of the last hidden states.
+func TestGoldenEncoder(t *testing.T) {
+	g, w := load(t, fixture.Shared(t, "golden/bert-embedding"))
+	golden := safetensors(t, fixture.Shared(t, "golden/bert-embedding/golden.safetensors"))
+	p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: 64, MaxRows: 64, Exact: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var spans []batching.Span
+	var want []float32
+	for _, prompt := range []string{"p0", "p1"} {
+		spans = append(spans, batching.Span{Tokens: ids(golden[prompt+".input_ids"]), Rows: batching.AllRows})
+		want = append(want, floats(golden[prompt+".hidden"])...)
+	}
+	out := backend.Out{WantHidden: true}
+	if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
+		t.Fatal(err)
+	}
+	off := worst(t, out.Hidden, want)
+	if !(off <= 1e-5) {
+		t.Errorf("a hidden state is off by %g", off)
+	}
+	t.Logf("off by at most %.2g", off)
+}
+
+// worst is the largest difference.
+func worst(t *testing.T, got, want []float32) float64 {
+	t.Helper()
+	if len(got) != len(want) || len(want) == 0 {
+		t.Fatalf("%d numbers, want %d", len(got), len(want))
+	}
+	off := 0.0
+	for i := range want {
+		if d := math.Abs(float64(got[i] - want[i])); !(d <= off) {
+			off = d
+		}
+	}
+	return off
 }
 
 // TestTruncatedFile cuts the mapped file short under a program: its steps end in an error, the
@@ -189,26 +254,15 @@ func TestProgramsAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// load reads a Hugging Face folder of one file the short way.
-func load(t *testing.T, folder string) (*graph.Graph, backend.Weights) {
+// load opens a model for its graph and weights.
+func load(t *testing.T, path string) (*graph.Graph, backend.Weights) {
 	t.Helper()
-	config, err := os.ReadFile(filepath.Join(folder, "config.json"))
+	m, err := model.OpenForIDs(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := arch.ParseHF(config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g, err := arch.Build(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := safetensors(t, filepath.Join(folder, "model.safetensors"))
-	return g, func(name string) (tensor.Tensor, error) {
-		i := slices.IndexFunc(g.Weights, func(w graph.Weight) bool { return w.Name == name })
-		return all[g.Weights[i].HF], nil
-	}
+	t.Cleanup(func() { m.Close() })
+	return m.Graph, m.Weights
 }
 
 func safetensors(t *testing.T, path string) map[string]tensor.Tensor {
