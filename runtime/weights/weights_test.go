@@ -216,6 +216,8 @@ func TestGGUFHeader(t *testing.T) {
 		"second tensor":   {two(fixture.GGUFTensor{Name: "b", Dims: []uint64{1}, Offset: 32}), nil, ""},
 		"empty":           {nil, ErrInvalid, "truncated"},
 		"magic":           {[]byte("GGML and more of it"), ErrInvalid, "GGUF"},
+		"version 2":       {head(2, 0, 0), nil, ""},
+		"version 4":       {head(4, 0, 0), ErrUnsupported, "version 4"},
 		"version 1":       {head(1, 0, 0), ErrUnsupported, "version 1"},
 		"big-endian":      {append([]byte("GGUF"), 0, 0, 0, 3, 0, 0, 0, 0), ErrUnsupported, "big-endian"},
 		"2^60 tensors":    {head(3, 1<<60, 0), ErrInvalid, "1152921504606846976 tensors"},
