@@ -6,8 +6,8 @@ import "math"
 
 // Sums are of the positions seen so far. The zero value has seen none.
 type Sums struct {
-	positions, same          int
-	loss, reference, kl, kls float64 // sums in nats; kls is the largest kl
+	positions, same            int
+	loss, reference, kl, worst float64 // sums in nats; worst is the largest kl
 }
 
 // Result is means over positions.
@@ -43,7 +43,7 @@ func (s *Sums) Add(model, reference []float32, next int32) {
 	s.loss -= float64(model[next]) - logM
 	s.reference -= float64(reference[next]) - logR
 	s.kl += kl
-	s.kls = math.Max(s.kls, kl) // NaN stays
+	s.worst = math.Max(s.worst, kl) // NaN stays
 }
 
 // normalize gives the first of the largest logits, and the logarithm of the sum of
@@ -69,7 +69,7 @@ func (s *Sums) Result() Result {
 		Perplexity:          math.Exp(s.loss / n),
 		ReferencePerplexity: math.Exp(s.reference / n),
 		MeanKL:              s.kl / n,
-		MaxKL:               s.kls,
+		MaxKL:               s.worst,
 		SameTop:             float64(s.same) / n,
 		Positions:           s.positions,
 	}
