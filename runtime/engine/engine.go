@@ -1,4 +1,4 @@
-// Package engine runs the replicas of one device: next -> run -> sample ->
+// Package engine runs the replicas of one device: next -> run -> choose ->
 // commit, one step after the other, in one goroutine. What runs in a step is
 // batching's decision; this package carries it out and hands the tokens to whoever
 // asked. Start at Engine.Run and step.
@@ -25,8 +25,12 @@ import (
 type Engine struct {
 	log     *slog.Logger
 	failed  func(replica string, err error)
-	wake    chan struct{}    // there may be something to run
-	scratch sampling.Scratch // of the step's goroutine
+	discard func(extents []int32)
+	wake    chan struct{} // there may be something to run
+
+	// Of the steps' goroutine, and used again by each step.
+	scratch sampling.Scratch
+	work    work
 
 	mu       sync.Mutex // never held while a program runs
 	batcher  *batching.Batcher
@@ -35,11 +39,18 @@ type Engine struct {
 	stepping *replica            // whose program runs now
 	last     uint64              // sequence
 	stopped  bool
+	settled  chan struct{} // closed when extents have been given back; nil: nobody waits for that
+	stale    bool          // extents are being given back
 }
 
 // Options of an engine; the zero value works.
 type Options struct {
 	Log *slog.Logger // what went wrong in a step; nil: slog.Default()
+	// Extents of the device's slab, from which the KV blocks of replicas are cut that
+	// have none of their own; see Resize.
+	Extents int
+	// Discard gives back the memory behind extents: backend.Backend.Discard. May be nil.
+	Discard func(extents []int32)
 	// Failed is told once that a replica cannot go on: it could not read its weights,
 	// or failed so many steps in a row. Its requests have ended with an ErrBroken, as
 	// every later one does, until it is removed; its neighbours go on. It is called
@@ -54,10 +65,14 @@ const failures = 3
 type Replica struct {
 	Name        string
 	Program     backend.Program
-	Blocks      int     // KV blocks: backend.Limits.Blocks
-	BlockTokens int     // positions in one: backend.Limits.BlockTokens
+	Blocks      int     // KV blocks of the program's own: backend.Limits.Blocks; 0: they lie in the slab
+	PerExtent   int     // then, how many in an extent: backend.Limits.PerExtent
+	Floor       int     // and how many extents are guaranteed; more are borrowed while nobody needs them
+	BlockTokens int     // positions in a block: backend.Limits.BlockTokens
+	Encoder     bool    // gives no logits and keeps nothing: embeddings are all it can be asked for, prompts go whole into one step
 	MaxTokens   int     // context: prompt and output of one request
-	Vocabulary  int     // logits in a row
+	Vocabulary  int     // tokens it knows, and logits in a row
+	Hidden      int     // width of the hidden state; 0: it cannot be asked for embeddings
 	Stop        []int32 // end tokens of the model
 	StepTokens  int     // tokens of one step: backend.Limits.MaxTokens; 0: 256
 	StepRows    int     // rows of logits of one step: backend.Limits.MaxRows; 0: StepTokens
@@ -65,9 +80,10 @@ type Replica struct {
 	Waiting     int     // requests that wait beyond those; 0: 256
 }
 
-// Request asks for the continuation of a prompt.
+// Request asks for the continuation of a prompt, or for its embedding.
 type Request struct {
 	Replica string
+	Tenant  string // whose it is: those of a device get equal shares of it
 	Prompt  []int32
 	// MaxTokens of output; the context may leave less room. 0: as many as it has
 	// room for, or none with PromptLogits or PromptOnly.
@@ -80,6 +96,8 @@ type Request struct {
 	// PromptLogprobs: the first event has the logprobs of the prompt's tokens, and of
 	// Sampling.TopLogprobs others at each. The first token has none: nothing is before it.
 	PromptLogprobs bool
+	Pooling        Pooling // the last event has the prompt's embedding, and there is no text
+	Trial          bool    // nobody's: it is in no count
 }
 
 // Event is one token of a request, or its end.
@@ -96,6 +114,7 @@ type Event struct {
 	Err            error // with FinishError and FinishCancelled
 	Prompt, Output int   // tokens
 	PromptLogits   []float32
+	Embedding      []float32 // of Euclidean length 1
 }
 
 // Stats of a replica, as of now.
@@ -104,12 +123,17 @@ type Stats = batching.Stats
 // TooLongError says that a prompt does not leave room for one more token.
 type TooLongError = batching.TooLongError
 
+// QueueFullError is an ErrQueueFull that says when to try again.
+type QueueFullError = batching.QueueFullError
+
 // Why a request is not taken, beside *TooLongError, or ends with FinishError.
 var (
 	ErrNoReplica   = batching.ErrNoReplica
 	ErrQueueFull   = batching.ErrQueueFull
 	ErrEmptyPrompt = batching.ErrEmptyPrompt
 	ErrVocabulary  = errors.New("the prompt has a token that the model does not know")
+	ErrNoText      = errors.New("the model gives embeddings and no text")
+	ErrNoEmbedding = errors.New("the model gives no embeddings")
 	ErrRemoved     = errors.New("the model was taken off the device")
 	ErrStopped     = errors.New("the engine has stopped")
 	ErrBroken      = errors.New("the model fails")
@@ -134,10 +158,11 @@ type request struct {
 	started time.Time // of its first step
 	output  int       // tokens delivered
 
-	// Of the step's goroutine.
+	// Of the steps' goroutine.
 	choice   sampling.Token
 	logits   []float32
 	logprobs []sampling.Token // of the prompt
+	pool     pool
 }
 
 // New is an engine without replicas; Run makes it work.
@@ -148,11 +173,15 @@ func New(o Options) *Engine {
 	if o.Failed == nil {
 		o.Failed = func(string, error) {}
 	}
+	if o.Discard == nil {
+		o.Discard = func([]int32) {}
+	}
 	return &Engine{
 		log:      o.Log,
 		failed:   o.Failed,
+		discard:  o.Discard,
 		wake:     make(chan struct{}, 1),
-		batcher:  batching.New(),
+		batcher:  batching.New(o.Extents),
 		replicas: map[string]*replica{},
 		requests: map[uint64]*request{},
 	}
@@ -194,8 +223,8 @@ func (e *Engine) Add(r Replica) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	err := e.batcher.Open(batching.Replica{
-		Name: r.Name, Blocks: r.Blocks, BlockTokens: r.BlockTokens, MaxTokens: r.MaxTokens,
-		StepTokens: r.StepTokens, StepRows: r.StepRows, Sequences: r.Sequences, Waiting: r.Waiting,
+		Name: r.Name, Blocks: r.Blocks, PerExtent: r.PerExtent, Floor: r.Floor, BlockTokens: r.BlockTokens, Whole: r.Encoder,
+		MaxTokens: r.MaxTokens, StepTokens: r.StepTokens, StepRows: r.StepRows, Sequences: r.Sequences, Waiting: r.Waiting,
 	})
 	if err != nil {
 		return err
@@ -222,7 +251,7 @@ func (e *Engine) Remove(ctx context.Context, name string) error {
 	case <-r.gone:
 	case <-ctx.Done():
 		e.mu.Lock()
-		e.deliver(e.batcher.Close(name, ErrRemoved))
+		e.deliver(e.batcher.Close(name, ErrRemoved)...)
 		e.settle(r)
 		e.mu.Unlock()
 		<-r.gone // its last step
@@ -235,8 +264,8 @@ func (e *Engine) Remove(ctx context.Context, name string) error {
 // ends, so does the request, and what it held is free by the next step; its last
 // event may then be missing. Either read to the end or end ctx.
 //
-// The error is ErrNoReplica, ErrQueueFull, ErrEmptyPrompt, ErrVocabulary,
-// ErrStopped, ErrBroken, a *TooLongError, or ctx's.
+// The error is ErrNoReplica, a *QueueFullError, ErrEmptyPrompt, ErrVocabulary, ErrNoText,
+// ErrNoEmbedding, ErrStopped, ErrBroken, a *TooLongError, or ctx's.
 func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
@@ -258,10 +287,20 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 			return nil, fmt.Errorf("%w: %d is not in 0 to %d", ErrVocabulary, t, home.Vocabulary-1)
 		}
 	}
-	s := batching.Sequence{
-		ID: e.last + 1, Replica: r.Replica, Prompt: r.Prompt, MaxTokens: r.MaxTokens, AllRows: r.PromptLogits || r.PromptLogprobs, PromptOnly: r.PromptOnly,
+	switch {
+	case home.Encoder && r.Pooling == NoPooling:
+		return nil, fmt.Errorf("%w: ask it for embeddings", ErrNoText)
+	case home.Hidden == 0 && r.Pooling != NoPooling:
+		return nil, ErrNoEmbedding
 	}
-	if r.MaxTokens == 0 && !r.PromptLogits && !r.PromptOnly {
+	s := batching.Sequence{
+		ID: e.last + 1, Replica: r.Replica, Tenant: r.Tenant, Prompt: r.Prompt, MaxTokens: r.MaxTokens,
+		Rows: r.Pooling.rows(), PromptOnly: r.PromptOnly || r.Pooling != NoPooling, Trial: r.Trial,
+	}
+	if r.PromptLogits || r.PromptLogprobs {
+		s.Rows = batching.AllRows
+	}
+	if r.MaxTokens == 0 && !r.PromptLogits && !s.PromptOnly {
 		s.MaxTokens = home.MaxTokens
 	}
 	if !r.IgnoreStop {
@@ -273,14 +312,81 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 		return nil, err
 	}
 	e.last++
-	q := &request{Request: r, id: s.ID, ctx: ctx, events: newStream(ctx), sampler: sampling.New(r.Sampling, r.Prompt)}
+	q := &request{Request: r, id: s.ID, ctx: ctx, events: newStream(ctx), sampler: sampling.New(r.Sampling, r.Prompt), pool: pool{how: r.Pooling}}
 	e.requests[q.id] = q
 	q.unwatch = context.AfterFunc(ctx, func() { e.cancel(q) })
+	e.nudge()
+	return q.events.out, nil
+}
+
+// nudge makes Run look for something to do.
+func (e *Engine) nudge() {
 	select {
 	case e.wake <- struct{}{}:
 	default:
 	}
-	return q.events.out, nil
+}
+
+// Resize says how many extents of the slab replicas may hold together; the rest of the
+// device's memory is for weights and workspaces. It is refused below the sum of their
+// floors. Reclaimed waits until it is so.
+func (e *Engine) Resize(extents int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.batcher.Resize(extents); err != nil {
+		return err
+	}
+	e.nudge()
+	return nil
+}
+
+// Reclaimed waits until replicas hold no more extents than the last Resize allows, and
+// the memory behind all others has been given back: within a step. The error is ctx's, or ErrStopped.
+func (e *Engine) Reclaimed(ctx context.Context) error {
+	e.mu.Lock()
+	for e.stale || !e.batcher.Settled() {
+		if e.stopped {
+			e.mu.Unlock()
+			return ErrStopped
+		}
+		if e.settled == nil {
+			e.settled = make(chan struct{})
+		}
+		settled := e.settled
+		e.mu.Unlock()
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		e.mu.Lock()
+	}
+	e.mu.Unlock()
+	return nil
+}
+
+// reclaim gives extents back, between two steps.
+func (e *Engine) reclaim() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.batcher.Settled() {
+		return
+	}
+	extents := e.batcher.Reclaim()
+	e.stale = true
+	e.mu.Unlock()
+	e.discard(extents)
+	e.mu.Lock()
+	e.stale = false
+	e.wakeSettled()
+}
+
+// wakeSettled wakes those who wait for Reclaimed. e.mu is held.
+func (e *Engine) wakeSettled() {
+	if e.settled != nil {
+		close(e.settled)
+		e.settled = nil
+	}
 }
 
 // Stats of a replica; false if there is none.
@@ -290,50 +396,72 @@ func (e *Engine) Stats(name string) (Stats, bool) {
 	return e.batcher.Stats(name)
 }
 
-// work is one step: a batch, the replica that runs it, and whose span is whose.
+// work is one step: a batch, the replica that runs it, and whose span is whose. The
+// slices are used again by the next step.
 type work struct {
+	began    time.Time
 	batch    batching.Batch
 	replica  *replica
-	requests []*request // of the batch's spans
+	requests []*request      // of the batch's spans
+	choices  []choice        // of the same
+	next     []batching.Next // of the same
+}
+
+// choice is the next token of a span, where it has one.
+type choice struct {
+	token  sampling.Token
+	err    error
+	broken bool // not by the request's parameters: the model gave no numbers
 }
 
 // step takes one step; false if there was nothing to run.
 func (e *Engine) step(ctx context.Context) bool {
+	e.reclaim()
 	w := e.next()
-	if w.replica == nil {
+	if w == nil {
 		return false
 	}
 	if err := e.run(ctx, w); err != nil {
 		e.abort(w, err) // its requests end, its neighbours go on
 	} else {
-		e.commit(w, e.sample(w))
+		e.choose(w)
+		e.commit(w)
 	}
 	e.finish(w.replica)
 	return true
 }
 
-func (e *Engine) next() work {
+// next is the work of the next step; nil if there is none.
+func (e *Engine) next() *work {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	batch := e.batcher.Next()
-	if len(batch.Spans) == 0 {
-		return work{}
+	w := &e.work
+	w.batch = e.batcher.Next()
+	n := len(w.batch.Spans)
+	if n == 0 {
+		return nil
 	}
-	w := work{batch: batch, replica: e.replicas[batch.Replica]}
-	now := time.Now()
-	for _, s := range batch.Spans {
+	w.began, w.replica = time.Now(), e.replicas[w.batch.Replica]
+	w.requests = w.requests[:0]
+	w.replica.out.WantHidden = false
+	for _, s := range w.batch.Spans {
 		q := e.requests[s.Sequence]
 		if q.started.IsZero() {
-			q.started = now
+			q.started = w.began
 		}
 		w.requests = append(w.requests, q)
+		w.replica.out.WantHidden = w.replica.out.WantHidden || q.Pooling != NoPooling && s.Rows != batching.NoRows
 	}
+	w.choices = slices.Grow(w.choices[:0], n)[:n]
+	w.next = slices.Grow(w.next[:0], n)[:n]
+	clear(w.choices)
+	clear(w.next)
 	e.stepping = w.replica
 	return w
 }
 
 // run computes a batch into its replica's out. A panic of the program is an error of the batch.
-func (e *Engine) run(ctx context.Context, w work) (err error) {
+func (e *Engine) run(ctx context.Context, w *work) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			stack := debug.Stack()
@@ -350,59 +478,64 @@ func (e *Engine) run(ctx context.Context, w work) (err error) {
 			err = fmt.Errorf("run a step of %d tokens of %s: %w", w.batch.Tokens(), w.replica.Name, err)
 		}
 	}()
-	if err := w.replica.Program.Run(ctx, w.batch, &w.replica.out); err != nil {
+	r := w.replica
+	if err := r.Program.Run(ctx, w.batch, &r.out); err != nil {
 		if ctx.Err() != nil {
 			return ErrStopped
 		}
 		return err
 	}
-	if got, want := len(w.replica.out.Logits), w.batch.Logits()*w.replica.Vocabulary; got < want {
+	rows := w.batch.Logits()
+	if got, want := len(r.out.Logits), rows*r.Vocabulary; got < want && !r.Encoder {
 		return fmt.Errorf("the program gave %d logits where %d were asked for", got, want)
+	}
+	if got, want := len(r.out.Hidden), rows*r.Hidden; got < want && r.out.WantHidden {
+		return fmt.Errorf("the program gave hidden states of %d numbers where %d were asked for", got, want)
 	}
 	return nil
 }
 
-// choice is the next token of a span, where it has one.
-type choice struct {
-	token  sampling.Token
-	err    error
-	broken bool // not by the request's parameters: the model gave no numbers
-}
-
-// sample chooses the tokens of a batch, each by its own request's sampler, and
-// keeps the logits of prompts that want them. It is one after the other, so that
-// they share their scratch.
-func (e *Engine) sample(w work) []choice {
-	choices := make([]choice, len(w.batch.Spans))
-	row := 0
-	logits := func(rows int) []float32 {
-		from := row * w.replica.Vocabulary
-		row += rows
-		return w.replica.out.Logits[from : row*w.replica.Vocabulary]
-	}
+// choose chooses the tokens of a batch, each by its own request's sampler, and keeps
+// the rows of prompts that want them. It is one after the other, so that they share
+// their scratch.
+func (e *Engine) choose(w *work) {
+	r, row := w.replica, 0
 	for i, span := range w.batch.Spans {
-		q := w.requests[i]
-		var last []float32
+		q, c, rows := w.requests[i], &w.choices[i], 0
 		switch span.Rows {
 		case batching.LastRow:
-			last = logits(1)
+			rows = 1
 		case batching.AllRows:
-			all := logits(len(span.Tokens))
+			rows = len(span.Tokens)
+		}
+		from := row
+		row += rows
+		if q.Pooling != NoPooling && rows > 0 {
+			q.pool.add(r.out.Hidden[from*r.Hidden:row*r.Hidden], r.Hidden, span)
+			if span.Start+len(span.Tokens) == len(q.Prompt) {
+				c.err = q.pool.end()
+				c.broken = c.err != nil
+			}
+			continue
+		}
+		if r.Encoder || rows == 0 {
+			continue
+		}
+		logits := r.out.Logits[from*r.Vocabulary : row*r.Vocabulary]
+		if span.Rows == batching.AllRows {
 			if q.PromptLogits {
-				q.logits = append(q.logits, all...)
+				q.logits = append(q.logits, logits...)
 			}
 			if q.PromptLogprobs {
-				q.logprobs = append(q.logprobs, promptLogprobs(q, span, all, w.replica.Vocabulary)...)
+				q.logprobs = append(q.logprobs, promptLogprobs(q, span, logits, r.Vocabulary)...)
 			}
-			last = all[len(all)-w.replica.Vocabulary:]
 		}
 		if span.Next {
-			c := &choices[i]
+			last := logits[len(logits)-r.Vocabulary:]
 			c.token, c.err = q.sampler.Sample(last, &e.scratch)
-			c.broken = c.err != nil && !slices.ContainsFunc(last, func(x float32) bool { return x > float32(math.Inf(-1)) })
+			c.broken = c.err != nil && !slices.ContainsFunc(last, isNumber)
 		}
 	}
-	return choices
 }
 
 // promptLogprobs are those of the tokens that follow a span's in its prompt.
@@ -415,13 +548,15 @@ func promptLogprobs(q *request, span batching.Span, rows []float32, vocabulary i
 	return list
 }
 
-func (e *Engine) commit(w work, choices []choice) {
+// isNumber: a logit that can be chosen.
+func isNumber(x float32) bool { return x > float32(math.Inf(-1)) }
+
+func (e *Engine) commit(w *work) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	tokens := make([]int32, len(choices))
 	var good, bad bool
-	for i, c := range choices {
-		good = good || w.batch.Spans[i].Next && c.err == nil
+	for i, c := range w.choices {
+		good = good || (w.batch.Spans[i].Next || w.requests[i].pool.done()) && c.err == nil
 		bad = bad || c.broken
 	}
 	switch {
@@ -430,24 +565,24 @@ func (e *Engine) commit(w work, choices []choice) {
 	case bad:
 		w.replica.judge(sampling.ErrNotANumber)
 	}
-	for i, c := range choices {
+	for i, c := range w.choices {
 		q := w.requests[i]
 		if c.err != nil {
 			if o, ok := e.batcher.Cancel(q.id); ok {
-				o.Finish, o.Err = batching.FinishError, fmt.Errorf("sample a token of %s: %w", w.replica.Name, c.err)
+				o.Finish, o.Err = batching.FinishError, fmt.Errorf("answer with %s: %w", w.replica.Name, c.err)
 				if w.replica.broken != nil {
 					o.Err = w.replica.broken
 				}
-				e.deliver([]batching.Output{o})
+				e.deliver(o)
 			}
 			continue
 		}
-		q.choice, tokens[i] = c.token, c.token.ID
+		q.choice, w.next[i] = c.token, batching.Next{Token: c.token.ID}
 	}
-	e.deliver(e.batcher.Commit(w.batch, tokens))
+	e.deliver(e.batcher.Commit(w.batch, w.next, time.Since(w.began))...)
 }
 
-func (e *Engine) abort(w work, err error) {
+func (e *Engine) abort(w *work, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !errors.Is(err, ErrStopped) {
@@ -457,7 +592,7 @@ func (e *Engine) abort(w work, err error) {
 	if w.replica.broken != nil {
 		err = w.replica.broken
 	}
-	e.deliver(e.batcher.Abort(w.batch, err))
+	e.deliver(e.batcher.Abort(w.batch, err, time.Since(w.began))...)
 }
 
 // judge counts a failed step, and says whether it is the model that is broken.
@@ -495,7 +630,7 @@ func (e *Engine) end(err error, which func(*request) bool) {
 		}
 		if o, ok := e.batcher.Cancel(id); ok {
 			o.Finish, o.Err = batching.FinishError, err
-			e.deliver([]batching.Output{o})
+			e.deliver(o)
 		}
 	}
 }
@@ -506,7 +641,7 @@ func (e *Engine) cancel(q *request) {
 	defer e.mu.Unlock()
 	if o, ok := e.batcher.Cancel(q.id); ok {
 		o.Err = context.Cause(q.ctx)
-		e.deliver([]batching.Output{o})
+		e.deliver(o)
 	}
 	if r := e.replicas[q.Replica]; r != nil {
 		e.settle(r)
@@ -522,10 +657,11 @@ func (e *Engine) stop() {
 	for _, r := range e.replicas {
 		e.settle(r)
 	}
+	e.wakeSettled()
 }
 
 // deliver hands outputs to those who asked. e.mu is held.
-func (e *Engine) deliver(outputs []batching.Output) {
+func (e *Engine) deliver(outputs ...batching.Output) {
 	now := time.Now()
 	for _, o := range outputs {
 		q := e.requests[o.Sequence]
@@ -541,7 +677,7 @@ func (e *Engine) deliver(outputs []batching.Output) {
 		q.unwatch()
 		last := Event{At: now, Started: q.started, Cached: o.Cached, Finish: o.Finish, Err: o.Err, Prompt: len(q.Prompt), Output: q.output, PromptLogprobs: q.logprobs}
 		if o.Finish == batching.FinishStop || o.Finish == batching.FinishLength {
-			last.PromptLogits = q.logits
+			last.PromptLogits, last.Embedding = q.logits, q.pool.embedding
 		}
 		q.events.send(last)
 		q.events.close()

@@ -1,7 +1,8 @@
-// Package kvcache accounts for the KV blocks of one replica: which sequence has
-// which blocks, which are free, and which free ones still hold a prefix that a
-// new sequence can take over. It counts blocks; a backend holds their bytes.
-// Start at Cache. It is pure: no clock, no randomness, not safe for concurrent use.
+// Package kvcache accounts for the KV blocks of a device's replicas: which extents of
+// the device's slab a replica holds, which sequence has which blocks in them, and which
+// blocks that nobody has still hold a prefix that a new sequence can take over. It
+// counts; a backend holds the bytes. Start at Slab and Cache. It is pure: no clock, no
+// randomness, not safe for concurrent use.
 package kvcache
 
 import (
@@ -9,32 +10,58 @@ import (
 	"slices"
 )
 
-// Cache is the account of one replica's blocks. At all times
-// used + free = total, and a block is used exactly if a sequence's table has it.
+// Cache is the account of one replica's blocks, which are cut from extents of a Slab:
+// block b is number b mod perExtent of extent b / perExtent. At all times a block is
+// used exactly if a sequence's table has it, and a cache holds no extent in which
+// nothing is used or remembered.
 //
 // A full block whose tokens have been computed is sealed: it is known by the
 // block before it and its own tokens, and a later sequence with the same prefix
 // shares it. A sealed block that nobody uses stays findable until its turn, the
-// least recently used first, comes to be given away.
+// least recently used of the device first, comes to be given away.
 type Cache struct {
+	slab        *Slab
+	perExtent   int
 	blockTokens int
-	blocks      []block // with one more at the end: the head of the free list
-	used        int
-	tables      map[uint64]*table // sequence -> its blocks
-	sealed      map[key]int32     // content -> block
-	seals       uint64            // seals given so far
-	prefix      Prefix
+	floor       int // extents
+
+	extents map[int32]*extent // those it holds
+	spent   []*extent         // for later use
+	idle    extent            // head of the list of those in which nothing is used, least recently used first
+	idling  int               // of extents, in that list
+	blank   block             // head of the list of free blocks that hold nothing
+	old     block             // ... that hold a prefix, least recently used first
+	blanks  int
+	olds    int
+	used    int
+	tables  map[uint64]*table // sequence -> its blocks
+	retired []*table          // for later use
+	sealed  map[key]*block    // content -> block
+	seals   uint64            // seals given so far
+	prefix  Prefix
 }
 
 // Prefix counts the tokens that sequences asked to take over and those they could.
 type Prefix struct{ Queries, Hits int64 }
 
+type extent struct {
+	id         int32
+	blocks     []block
+	used       int
+	sealed     int
+	since      uint64  // when the last block in use became free
+	prev, next *extent // in the list of idle ones, while it is in there
+}
+
 type block struct {
-	refs       int   // tables that have it; 0 means free
-	prev, next int32 // in the free list, while free
-	seal       uint64
-	key        key     // while sealed
-	tokens     []int32 // while sealed
+	id         int32
+	extent     *extent
+	refs       int    // tables that have it; 0 means free
+	since      uint64 // when it became free
+	prev, next *block // in a list of free ones, while it is free
+	seal       uint64 // 0: it holds nothing to be found
+	key        key    // while sealed
+	tokens     []int32
 }
 
 // A seal stands for one content of a block with everything before it, and is
@@ -51,33 +78,50 @@ type table struct {
 	parent uint64 // seal of the last of those
 }
 
-// New is a cache of so many blocks, each of so many positions.
-func New(blocks, blockTokens int) *Cache {
-	if blocks < 0 || blockTokens <= 0 {
-		panic(fmt.Sprintf("kvcache: %d blocks of %d tokens", blocks, blockTokens))
+// Open adds a cache whose blocks are so many in an extent, each of so many positions,
+// and guarantees it floor extents. It is refused if the budget has not so many left.
+func (s *Slab) Open(floor, perExtent, blockTokens int) (*Cache, error) {
+	if floor < 0 || perExtent <= 0 || blockTokens <= 0 {
+		return nil, fmt.Errorf("a floor of %d extents, each of %d blocks of %d tokens", floor, perExtent, blockTokens)
+	}
+	if floor > s.budget-s.floors {
+		return nil, fmt.Errorf("a floor of %d extents: %d of %d are guaranteed to others", floor, s.floors, s.budget)
 	}
 	c := &Cache{
-		blockTokens: blockTokens,
-		blocks:      make([]block, blocks+1),
-		tables:      map[uint64]*table{},
-		sealed:      map[key]int32{},
+		slab: s, perExtent: perExtent, blockTokens: blockTokens, floor: floor,
+		extents: map[int32]*extent{}, tables: map[uint64]*table{}, sealed: map[key]*block{},
 	}
-	head := int32(blocks)
-	c.blocks[head].prev, c.blocks[head].next = head, head
-	for i := range head {
-		c.link(i, head)
-	}
-	return c
+	c.idle.prev, c.idle.next = &c.idle, &c.idle
+	c.blank.prev, c.blank.next = &c.blank, &c.blank
+	c.old.prev, c.old.next = &c.old, &c.old
+	s.floors += floor
+	s.caches = append(s.caches, c)
+	return c, nil
 }
 
-// Total blocks.
-func (c *Cache) Total() int { return len(c.blocks) - 1 }
+// Drop gives up everything: tables, prefixes, extents and the floor.
+func (c *Cache) Drop() {
+	for seq := range c.tables {
+		c.Close(seq)
+	}
+	for c.idling > 0 {
+		c.surrender(c.idle.next)
+	}
+	c.slab.floors -= c.floor
+	c.slab.caches = slices.DeleteFunc(c.slab.caches, func(x *Cache) bool { return x == c })
+}
+
+// Floor in extents.
+func (c *Cache) Floor() int { return c.floor }
+
+// Held extents.
+func (c *Cache) Held() int { return len(c.extents) }
+
+// Total blocks: those of the floor, or of what is held if that is more.
+func (c *Cache) Total() int { return max(c.floor, len(c.extents)) * c.perExtent }
 
 // Used blocks: those in a sequence's table.
 func (c *Cache) Used() int { return c.used }
-
-// Free blocks: those that Grow can give, whether or not they hold an old prefix.
-func (c *Cache) Free() int { return c.Total() - c.used }
 
 // Need is the number of blocks that hold so many tokens.
 func (c *Cache) Need(tokens int) int { return (tokens + c.blockTokens - 1) / c.blockTokens }
@@ -86,7 +130,7 @@ func (c *Cache) Need(tokens int) int { return (tokens + c.blockTokens - 1) / c.b
 func (c *Cache) Prefix() Prefix { return c.prefix }
 
 // Table is a sequence's blocks in the order of its positions. It stays as it is
-// when the sequence grows or is closed.
+// until the sequence is closed.
 func (c *Cache) Table(seq uint64) []int32 {
 	t := c.tables[seq]
 	if t == nil {
@@ -95,61 +139,115 @@ func (c *Cache) Table(seq uint64) []int32 {
 	return slices.Clip(t.blocks)
 }
 
+// Answer to a sequence that wants blocks.
+type Answer uint8
+
+// What a sequence is told.
+const (
+	// Full: there are none, and nobody owes any; nothing has changed.
+	Full Answer = iota
+	// Owed: there would be enough if others gave back what is beyond their floors; nothing
+	// has changed. Slab.Debtor says who, and asking again after that says more.
+	Owed
+	// Given: it has them.
+	Given
+)
+
 // Open starts a sequence's table and gives it blocks for all of its tokens, the
-// longest cached prefix among them. It returns how many tokens need not be
-// computed, always fewer than all, or ok=false, with nothing changed, if fewer
-// than spare blocks would be left free. With reuse=false nothing is taken over.
-func (c *Cache) Open(seq uint64, tokens []int32, reuse bool, spare int) (cached int, ok bool) {
+// longest cached prefix among them, unless fewer than spare blocks would be left to
+// be had. It returns how many tokens need not be computed, always fewer than all.
+// With reuse=false nothing is taken over.
+func (c *Cache) Open(seq uint64, tokens []int32, reuse bool, spare int) (cached int, answer Answer) {
 	if c.tables[seq] != nil {
 		panic(fmt.Sprintf("kvcache: sequence %d is open", seq))
 	}
-	t := &table{}
-	revived := 0 // cached blocks that nobody uses now
+	t := c.newTable()
+	revived := 0 // blocks of the prefix that nobody uses now
 	if reuse {
 		for (len(t.blocks)+1)*c.blockTokens < len(tokens) {
-			b, found := c.find(t.parent, tokens[len(t.blocks)*c.blockTokens:][:c.blockTokens])
-			if !found {
+			b := c.find(t.parent, tokens[len(t.blocks)*c.blockTokens:][:c.blockTokens])
+			if b == nil {
 				break
 			}
-			if c.blocks[b].refs == 0 {
+			if b.refs == 0 {
 				revived++
 			}
-			t.blocks = append(t.blocks, b)
-			t.parent = c.blocks[b].seal
+			t.blocks = append(t.blocks, b.id)
+			t.parent = b.seal
 		}
 		t.sealed = len(t.blocks)
 	}
 	fresh := c.Need(len(tokens)) - len(t.blocks)
-	if revived+fresh+spare > c.Free() {
-		return 0, false
+	if answer := c.can(revived + fresh + spare); answer != Given {
+		c.retired = append(c.retired, t)
+		return 0, answer
 	}
-	for _, b := range t.blocks {
-		c.take(b)
+	for _, id := range t.blocks {
+		c.take(c.block(id))
 	}
 	cached = len(t.blocks) * c.blockTokens
-	for range fresh {
-		t.blocks = append(t.blocks, c.oldest())
-	}
+	c.grow(t, fresh)
 	if reuse {
 		c.prefix.Queries += int64(len(tokens))
 		c.prefix.Hits += int64(cached)
 	}
 	c.tables[seq] = t
-	return cached, true
+	return cached, Given
 }
 
-// Grow makes the sequence's table cover so many tokens. It is false, and
-// nothing has changed, if too few blocks are free.
-func (c *Cache) Grow(seq uint64, tokens int) bool {
+// Known is how many leading tokens a new sequence could take over now.
+func (c *Cache) Known(tokens []int32) int {
+	n, parent := 0, uint64(0)
+	for n+c.blockTokens < len(tokens) {
+		b := c.find(parent, tokens[n:][:c.blockTokens])
+		if b == nil {
+			break
+		}
+		n, parent = n+c.blockTokens, b.seal
+	}
+	return n
+}
+
+// Shareable is how many leading tokens of one sequence another can take over at most, if
+// so many are equal.
+func (c *Cache) Shareable(equal, tokens int) int {
+	return min(equal, tokens-1) / c.blockTokens * c.blockTokens
+}
+
+// Grow makes the sequence's table cover so many tokens.
+func (c *Cache) Grow(seq uint64, tokens int) Answer {
 	t := c.tables[seq]
 	more := c.Need(tokens) - len(t.blocks)
-	if more > c.Free() {
-		return false
+	if more <= 0 {
+		return Given
 	}
-	for range more {
-		t.blocks = append(t.blocks, c.oldest())
+	if answer := c.can(more); answer != Given {
+		return answer
 	}
-	return true
+	c.grow(t, more)
+	return Given
+}
+
+// can says whether so many blocks, none of them in use, are to be had.
+func (c *Cache) can(blocks int) Answer {
+	here := c.blanks + c.olds
+	if blocks <= here {
+		return Given
+	}
+	spare := c.slab.spare(c)
+	if blocks <= here+spare*c.perExtent {
+		return Given
+	}
+	if blocks <= here+max(spare, c.floor-len(c.extents))*c.perExtent {
+		return Owed
+	}
+	return Full
+}
+
+func (c *Cache) grow(t *table, blocks int) {
+	for range blocks {
+		t.blocks = append(t.blocks, c.fresh().id)
+	}
 }
 
 // Written says that the keys and values of the sequence's leading tokens are in
@@ -158,10 +256,10 @@ func (c *Cache) Written(seq uint64, tokens []int32) {
 	t := c.tables[seq]
 	for (t.sealed+1)*c.blockTokens <= len(tokens) {
 		content := tokens[t.sealed*c.blockTokens:][:c.blockTokens]
-		if twin, found := c.find(t.parent, content); found {
-			t.parent = c.blocks[twin].seal // computed twice at the same time: one of them is enough to find
+		if twin := c.find(t.parent, content); twin != nil {
+			t.parent = twin.seal // computed twice at the same time: one of them is enough to find
 		} else {
-			t.parent = c.seal(t.blocks[t.sealed], t.parent, content)
+			t.parent = c.seal(c.block(t.blocks[t.sealed]), t.parent, content)
 		}
 		t.sealed++
 	}
@@ -176,71 +274,222 @@ func (c *Cache) Close(seq uint64) {
 	delete(c.tables, seq)
 	// From the end, so that the start of a prefix, without which the rest cannot
 	// be found, is given away last.
-	for _, i := range slices.Backward(t.blocks) {
-		b := &c.blocks[i]
-		if b.refs--; b.refs > 0 {
-			continue
-		}
-		c.used--
-		head := int32(c.Total())
-		if b.seal == 0 {
-			c.link(i, c.blocks[head].next) // holds nothing worth keeping: first to go
-		} else {
-			c.link(i, head)
-		}
+	for _, id := range slices.Backward(t.blocks) {
+		c.release(c.block(id))
 	}
+	c.retired = append(c.retired, t)
 }
+
+func (c *Cache) newTable() *table {
+	if n := len(c.retired); n > 0 {
+		t := c.retired[n-1]
+		c.retired = c.retired[:n-1]
+		*t = table{blocks: t.blocks[:0]}
+		return t
+	}
+	return &table{}
+}
+
+func (c *Cache) block(id int32) *block {
+	return &c.extents[id/int32(c.perExtent)].blocks[id%int32(c.perExtent)]
+}
+
+// inUse is how many extents have a block that a sequence has.
+func (c *Cache) inUse() int { return len(c.extents) - c.idling }
 
 // find looks for a sealed block by what precedes it and its tokens.
-func (c *Cache) find(parent uint64, tokens []int32) (int32, bool) {
-	i, ok := c.sealed[key{parent, hash(tokens)}]
-	return i, ok && slices.Equal(c.blocks[i].tokens, tokens)
+func (c *Cache) find(parent uint64, tokens []int32) *block {
+	b := c.sealed[key{parent, hash(tokens)}]
+	if b == nil || !slices.Equal(b.tokens, tokens) {
+		return nil
+	}
+	return b
 }
 
-func (c *Cache) seal(i int32, parent uint64, tokens []int32) uint64 {
-	c.seals++
-	b := &c.blocks[i]
-	b.seal, b.key, b.tokens = c.seals, key{parent, hash(tokens)}, slices.Clone(tokens)
-	if other, ok := c.sealed[b.key]; ok {
-		c.blocks[other].seal, c.blocks[other].tokens = 0, nil // an equal hash of other tokens: the newer stays
+func (c *Cache) seal(b *block, parent uint64, tokens []int32) uint64 {
+	k := key{parent, hash(tokens)}
+	if other := c.sealed[k]; other != nil {
+		c.forget(other) // an equal hash of other tokens: the newer stays
 	}
-	c.sealed[b.key] = i
+	c.seals++
+	b.seal, b.key, b.tokens = c.seals, k, append(b.tokens[:0], tokens...)
+	b.extent.sealed++
+	c.sealed[k] = b
 	return b.seal
 }
 
-// take counts one more table that has block i.
-func (c *Cache) take(i int32) {
-	b := &c.blocks[i]
+// forget makes a sealed block one that holds nothing.
+func (c *Cache) forget(b *block) {
+	c.unseal(b)
+	if b.refs > 0 {
+		return
+	}
+	b.unlink()
+	c.olds--
+	c.addBlank(b)
+	if e := b.extent; e.used == 0 && e.sealed == 0 {
+		c.surrender(e)
+	}
+}
+
+func (c *Cache) unseal(b *block) {
+	delete(c.sealed, b.key)
+	b.seal, b.tokens = 0, b.tokens[:0]
+	b.extent.sealed--
+}
+
+func (c *Cache) addBlank(b *block) {
+	b.link(c.blank.next)
+	c.blanks++
+}
+
+// take counts one more table that has a block.
+func (c *Cache) take(b *block) {
 	if b.refs == 0 {
-		c.unlink(i)
+		b.unlink()
+		if b.seal == 0 {
+			c.blanks--
+		} else {
+			c.olds--
+		}
 		c.used++
+		if e := b.extent; e.used == 0 {
+			c.wake(e)
+		}
+		b.extent.used++
 	}
 	b.refs++
 }
 
-// oldest takes the free block that has been of no use for the longest time and
-// forgets what it held.
-func (c *Cache) oldest() int32 {
-	i := c.blocks[c.Total()].next
-	b := &c.blocks[i]
-	if b.seal != 0 {
-		delete(c.sealed, b.key)
-		b.seal, b.tokens = 0, nil
+// release counts one less.
+func (c *Cache) release(b *block) {
+	if b.refs--; b.refs > 0 {
+		return
 	}
-	c.take(i)
-	return i
+	c.used--
+	b.extent.used--
+	c.slab.clock++
+	b.since = c.slab.clock
+	if b.seal == 0 {
+		c.addBlank(b)
+	} else {
+		b.link(&c.old)
+		c.olds++
+	}
+	e := b.extent
+	switch {
+	case e.used > 0:
+	case e.sealed > 0:
+		e.since = c.slab.clock
+		e.link(&c.idle)
+		c.idling++
+	default:
+		c.surrender(e)
+	}
 }
 
-// link puts block i into the free list in front of block at.
-func (c *Cache) link(i, at int32) {
-	before := c.blocks[at].prev
-	c.blocks[i].prev, c.blocks[i].next = before, at
-	c.blocks[before].next, c.blocks[at].prev = i, i
+// wake takes an extent off the list of idle ones, if it is in there.
+func (c *Cache) wake(e *extent) {
+	if e.next != nil {
+		e.unlink()
+		c.idling--
+	}
 }
 
-func (c *Cache) unlink(i int32) {
-	b := &c.blocks[i]
-	c.blocks[b.prev].next, c.blocks[b.next].prev = b.next, b.prev
+// fresh takes a block for a sequence and forgets what it held: one that holds nothing, or
+// one of a free extent, or what has been of no use for the longest time, an old prefix
+// here or all those of an extent elsewhere. can has said that there is one.
+func (c *Cache) fresh() *block {
+	if c.blanks == 0 {
+		s := c.slab
+		other := s.stalest(c)
+		switch {
+		case s.held < s.budget:
+			c.obtain()
+		case other != nil && (c.olds == 0 || other.idle.next.since < c.old.next.since):
+			other.surrender(other.idle.next)
+			c.obtain()
+		}
+	}
+	b := c.blank.next
+	if c.blanks == 0 {
+		b = c.old.next
+	}
+	c.take(b)
+	if b.seal != 0 {
+		c.unseal(b)
+	}
+	return b
+}
+
+// obtain takes a free extent.
+func (c *Cache) obtain() {
+	s := c.slab
+	id := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	s.held++
+	if !s.touched[id] {
+		s.touched[id] = true
+		s.dirty++
+	}
+	var e *extent
+	if n := len(c.spent); n > 0 {
+		e = c.spent[n-1]
+		c.spent = c.spent[:n-1]
+	} else {
+		e = &extent{blocks: make([]block, c.perExtent)}
+		tokens := make([]int32, c.perExtent*c.blockTokens)
+		for i := range e.blocks {
+			from := i * c.blockTokens
+			e.blocks[i].extent, e.blocks[i].tokens = e, tokens[from:from:from+c.blockTokens]
+		}
+	}
+	e.id = id
+	for i := range slices.Backward(e.blocks) {
+		e.blocks[i].id = id*int32(c.perExtent) + int32(i)
+		c.addBlank(&e.blocks[i])
+	}
+	c.extents[id] = e
+}
+
+// surrender gives back an extent in which nothing is used.
+func (c *Cache) surrender(e *extent) {
+	c.wake(e)
+	for i := range e.blocks {
+		b := &e.blocks[i]
+		b.unlink()
+		if b.seal == 0 {
+			c.blanks--
+		} else {
+			c.olds--
+			c.unseal(b)
+		}
+	}
+	delete(c.extents, e.id)
+	c.spent = append(c.spent, e)
+	c.slab.free = append(c.slab.free, e.id)
+	c.slab.held--
+}
+
+// link puts a block into a list in front of at.
+func (b *block) link(at *block) {
+	b.prev, b.next = at.prev, at
+	at.prev.next, at.prev = b, b
+}
+
+func (b *block) unlink() {
+	b.prev.next, b.next.prev = b.next, b.prev
+	b.prev, b.next = nil, nil
+}
+
+func (e *extent) link(at *extent) {
+	e.prev, e.next = at.prev, at
+	at.prev.next, at.prev = e, e
+}
+
+func (e *extent) unlink() {
+	e.prev.next, e.next.prev = e.next, e.prev
+	e.prev, e.next = nil, nil
 }
 
 // hash is 64-bit FNV-1a over whole tokens. Equal hashes are checked against the tokens.
