@@ -4,7 +4,6 @@
 package model
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/graph"
-	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tensor"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/weights"
@@ -63,7 +61,7 @@ type Model struct {
 	Header
 	Graph     *graph.Graph
 	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer
-	Template  *template.Template   // nil: the checkpoint brings no chat template; use ChatML
+	Chat
 
 	checkpoint *weights.Checkpoint
 	parts      map[string]part // the graph's name of a weight -> where it is in the checkpoint
@@ -196,7 +194,7 @@ func (m *Model) folder(dir string, _ *weights.Header, text bool) error {
 	if !text {
 		return nil
 	}
-	if m.Template, err = chatTemplate(dir); err != nil {
+	if m.Chat, err = chatOfFolder(dir); err != nil {
 		return err
 	}
 	m.Tokenizer, err = tokenizer.Open(dir)
@@ -218,32 +216,6 @@ func optional(dir, name string, most int64) ([]byte, error) {
 	return text, nil
 }
 
-// chatTemplate finds the template that a folder brings: in a file of its own, or
-// a field of the tokenizer's configuration. Nil if there is none.
-func chatTemplate(dir string) (*template.Template, error) {
-	for _, name := range []string{"chat_template.jinja", "chat_template.json"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
-			return template.Jinja(name), nil
-		}
-	}
-	const name = "tokenizer_config.json"
-	text, err := optional(dir, name, maxTokenizerConfig)
-	if err != nil || text == nil {
-		return nil, err
-	}
-	var config struct {
-		ChatTemplate json.RawMessage `json:"chat_template"` // a text, or a list of named ones
-	}
-	if err := json.Unmarshal(text, &config); err != nil {
-		return nil, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, name), ErrInvalid, err)
-	}
-	switch string(config.ChatTemplate) {
-	case "", "null", `""`:
-		return nil, nil
-	}
-	return template.Jinja(name + ": chat_template"), nil
-}
-
 // gguf reads what a GGUF file has in its fields.
 func (m *Model) gguf(path string, w *weights.Header, text bool) error {
 	fail := func(err error) error { return fmt.Errorf("read %s: %w", path, err) }
@@ -259,9 +231,7 @@ func (m *Model) gguf(path string, w *weights.Header, text bool) error {
 	if m.Tokenizer, err = tokenizer.FromGGUF(w.Fields); err != nil {
 		return fail(err)
 	}
-	if text, ok := w.Fields["tokenizer.chat_template"].(string); ok && text != "" {
-		m.Template = template.Jinja("tokenizer.chat_template")
-	}
+	m.Chat = chatOfGGUF(w.Fields)
 	return nil
 }
 

@@ -73,8 +73,8 @@ func TestOpen(t *testing.T) {
 			t.Error("a chat template from nowhere")
 		}
 		// llama-server counts 45 tokens for this chat (llama-server-wire.json, "chat").
-		prompt, err := template.ChatML().Render([]template.Message{{Role: "user", Content: "Tell me"}}, true)
-		if n := len(m.Tokenizer.Encode(prompt, true)); err != nil || n != 45 {
+		prompt, err := template.ChatML().Render(template.Input{Messages: []byte(`[{"role":"user","content":"Tell me"}]`), AddGenerationPrompt: true})
+		if n := len(m.Tokenizer.Encode(prompt.Text, true)); err != nil || n != 45 {
 			t.Errorf("the chat has %d tokens, want 45; %v", n, err)
 		}
 	}
@@ -254,16 +254,13 @@ func TestFoldersWithoutTokenizerOrWithTemplate(t *testing.T) {
 	if m := open(); m.Tokenizer != nil || m.Template != nil || len(m.Config.EOS) != 1 {
 		t.Errorf("%v %v %v", m.Tokenizer, m.Template, m.Config.EOS)
 	}
-	for _, value := range []any{"{{ messages }}", []map[string]string{{"name": "default", "template": "x"}}} {
-		fixture.EditJSON(t, filepath.Join(dir, "tokenizer_config.json"), map[string]any{"chat_template": value})
-		if text, err := open().Template.Render(nil, true); !errors.Is(err, template.ErrUnsupported) || text != "" {
-			t.Errorf("%v: rendered as %q, %v", value, text, err)
-		}
+	fixture.EditJSON(t, filepath.Join(dir, "tokenizer_config.json"), map[string]any{"chat_template": "{{ eos_token }}"})
+	if got, err := open().Template.Render(template.Input{Messages: []byte("[]"), EOS: "e"}); got.Text != "e" || err != nil {
+		t.Errorf("%q, %v", got.Text, err)
 	}
-	remove("tokenizer_config.json")
-	fixture.WriteFile(t, filepath.Join(dir, "chat_template.jinja"), []byte("x"))
-	if _, err := open().Template.Render(nil, true); !errors.Is(err, template.ErrUnsupported) {
-		t.Error(err)
+	fixture.EditJSON(t, filepath.Join(dir, "tokenizer_config.json"), map[string]any{"chat_template": "{% for %}"})
+	if got, err := open().Template.Render(template.Input{}); !errors.Is(err, template.ErrUnusable) {
+		t.Errorf("%q, %v", got.Text, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/estiba/estiba/runtime/template"
 )
@@ -178,17 +179,13 @@ func (d dialog) encode(l Loaded) ([]int32, *apiError) {
 	if chat == nil {
 		chat, special = template.ChatML(), true
 	}
-	messages := make([]template.Message, len(d.messages))
-	for i, m := range d.messages {
-		json.Unmarshal(m.value("role"), &messages[i].Role)
-		json.Unmarshal(m.value("content"), &messages[i].Content)
-		if messages[i].Role == "developer" {
-			messages[i].Role = "system" // what it was called before
-		}
+	messages, err := json.Marshal(d.messages)
+	if err != nil {
+		panic(err) // they were parsed
 	}
-	rendered, err := chat.Render(messages, d.generate)
+	rendered, err := chat.Render(template.Input{Messages: messages, AddGenerationPrompt: d.generate, Now: time.Now()})
 	if err != nil {
 		return nil, invalid("messages", "The model's chat template refuses these messages: %v.", err)
 	}
-	return l.Tokenizer.Encode(rendered, special), nil
+	return l.Tokenizer.Encode(rendered.Text, special), nil
 }
