@@ -14,16 +14,15 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-// formats takes a small model, and a table and a product of other sizes, through every block format.
+// formats takes a small model, and a table and a product of other sizes, through
+// every block format; one of the models has experts.
 func formats(t *testing.T, b backend.Backend) {
-	c := arch.Config{
+	dense := arch.Config{
 		Architecture: "llama", Layers: 1, Hidden: 256, FFN: 256, Heads: 2, KVHeads: 1, HeadDim: 16, TiedOutput: true,
 		Vocabulary: 29, MaxPositions: 512, NormEps: 1e-5, RopeTheta: 500, BOS: -1,
 	}
-	model, err := arch.Build(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	experts := dense
+	experts.Architecture, experts.Experts, experts.ExpertsPerToken, experts.ExpertFFN = "qwen3_moe", 3, 1, 256
 	for _, d := range tensor.DTypes() {
 		if d.Block() == 1 {
 			continue
@@ -31,6 +30,14 @@ func formats(t *testing.T, b backend.Backend) {
 		t.Run(d.String(), func(t *testing.T) {
 			if !b.Supports(graph.MatMul, d) || !b.Supports(graph.Embed, d) {
 				t.Skipf("%s does not support %v", b.Name(), d)
+			}
+			c := dense
+			if d == tensor.Q4_K {
+				c = experts
+			}
+			model, err := arch.Build(c)
+			if err != nil {
+				t.Fatal(err)
 			}
 			Model(t, b, model, Stored(model, d, 1))
 			parts(t, b, d)
