@@ -40,6 +40,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 // commands lists every subcommand; a new one is a line here and a file beside this one.
 var commands = []func() *cobra.Command{
+	embedCommand,
 	evalCommand,
 	gatewayCommand,
 	inspectCommand,

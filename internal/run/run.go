@@ -74,6 +74,9 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 		return err
 	}
 	defer m.Close()
+	if m.Config.Encoder {
+		return fmt.Errorf("%s: %s makes embeddings, not texts: use 'estiba embed'", path, m.Architecture)
+	}
 	prompt, err := tokens(m, o)
 	if err != nil {
 		return err

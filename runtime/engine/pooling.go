@@ -73,3 +73,6 @@ func (p *pool) end() error {
 }
 
 func (p *pool) done() bool { return p.embedding != nil }
+
+// Poolings are the ways of pooling, by the names that commands and checkpoints have for them.
+var Poolings = map[string]Pooling{"mean": Mean, "cls": CLS, "last": Last}

@@ -96,3 +96,14 @@ func poolingOfGGUF(architecture string, fields map[string]any) string {
 	}
 	return poolingTypes[n]
 }
+
+// DefaultPooling is the checkpoint's own, or what is usual for its kind.
+func (h Header) DefaultPooling() string {
+	switch {
+	case h.Pooling != "":
+		return h.Pooling
+	case h.Config.Encoder:
+		return "mean"
+	}
+	return "last"
+}
