@@ -1,6 +1,7 @@
 package toolcall
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/template"
 )
 
 var tools = []Tool{
@@ -329,4 +331,61 @@ func FuzzScanner(f *testing.F) {
 			t.Fatalf("%q is not JSON", text)
 		}
 	})
+}
+
+// What templates render of earlier calls reads as those calls.
+func TestTemplates(t *testing.T) {
+	want := []string{`weather {"city": "New \"York\" ü", "days": 3}`, `now {}`}
+	for _, name := range []string{
+		"GLM-4.6", "Mistral-Small-3.2-24B-Instruct-2506", "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "Qwen3-Coder",
+		"deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-ai-DeepSeek-V3.1", "mistralai-Mistral-Nemo-Instruct-2407", "openai-gpt-oss-120b",
+	} {
+		source, err := os.ReadFile(fixture.Shared(t, "tokenizers/chat-templates/"+name+".jinja"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		chat, err := template.Parse(name, string(source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := Detect(string(source))
+		calls := []string{`{"id":"abcdefgh1","type":"function","function":{"name":"weather","arguments":{"city":"New \"York\" ü","days":3}}}`,
+			`{"id":"abcdefgh2","type":"function","function":{"name":"now","arguments":{}}}`}
+		want := want
+		if f.style == harmony { // one call a message
+			calls, want = calls[:1], want[:1]
+		}
+		user := `{"role":"user","content":"How is it?"}`
+		render := func(messages string, prompt bool) string {
+			r, err := chat.Render(template.Input{Messages: json.RawMessage("[" + messages + "]"), AddGenerationPrompt: prompt, EOS: "</s>"})
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			return r.Text
+		}
+		text := render(user+`,{"role":"assistant","content":"","tool_calls":[`+strings.Join(calls, ",")+`]}`, false)
+		before := render(user, false)
+		text = strings.TrimPrefix(text, before)
+		p := f.Parser(tools, func() uint64 { return 1 })
+		var got []string
+		for _, d := range append(p.Push(text), p.Flush()...) {
+			if d.Name != "" {
+				got = append(got, d.Name+" ")
+			}
+			if d.Call() {
+				got[len(got)-1] += d.Arguments
+			}
+		}
+		for i, call := range got { // white space within differs
+			var to bytes.Buffer
+			tool, arguments, _ := strings.Cut(call, " ")
+			if err := json.Compact(&to, []byte(arguments)); err != nil {
+				t.Errorf("%s: %v: %s", name, err, call)
+			}
+			got[i] = tool + " " + strings.NewReplacer(`":`, `": `, `,"`, `, "`, `\u00fc`, "ü").Replace(to.String())
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s\n%s", name, text, diff)
+		}
+	}
 }
