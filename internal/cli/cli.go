@@ -47,6 +47,7 @@ var commands = []func() *cobra.Command{
 	operatorCommand,
 	runCommand,
 	tokenizeCommand,
+	renderCommand,
 	serveCommand,
 	synthCommand,
 	topCommand,
