@@ -63,6 +63,7 @@ var rules = map[string]rule{
 	"runtime/arch":      {ours: pureRuntime, pure: true},
 	"runtime/batching":  {ours: pureRuntime, pure: true},
 	"runtime/kvcache":   {ours: pureRuntime, pure: true},
+	"runtime/grammar":   {ours: pureRuntime, pure: true},
 	"runtime/sampling":  {ours: pureRuntime, pure: true},
 	"runtime/toolcall":  {ours: []string{"runtime/grammar"}, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
@@ -85,7 +86,7 @@ var rules = map[string]rule{
 }
 
 var (
-	pureRuntime  = []string{"runtime/tensor", "runtime/graph", "runtime/arch", "runtime/batching", "runtime/kvcache", "runtime/sampling"}
+	pureRuntime  = []string{"runtime/tensor", "runtime/graph", "runtime/arch", "runtime/batching", "runtime/kvcache", "runtime/grammar", "runtime/sampling"}
 	underRuntime = []string{"runtime/...", "kernels/...", "api/worker"}
 	// onlyTests are folders of tests and of tools, which ship with nobody.
 	onlyTests = []string{"test/", "hack/"}

@@ -1,0 +1,1229 @@
+package grammar
+
+import (
+	"fmt"
+	"maps"
+	"math/big"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// JSONSchema is the JSON values that are valid under a schema: draft 2020-12
+// and what drafts 6 to 2019-09 share with it. Whatever text of it ends is valid.
+// An *Error names the keyword, with its path, that cannot be kept; annotations
+// and unknown keywords are accepted, as the specification says.
+//
+// Some valid values are not generated. Keys come in the order of properties,
+// then those that are only in required, then others. As in OpenAI's strict mode and vLLM,
+// an object whose schema lists properties and says nothing of others has no
+// others, and an array with prefixItems and without items likewise; write
+// additionalProperties or items to have them. Blanks, digits and nesting are bounded; integers
+// are written without a point; formats keep to what all readers take.
+// oneOf is accepted where its branches provably exclude each other.
+func JSONSchema(schema []byte) (*Grammar, error) {
+	root, err := parseJSON(schema)
+	if err != nil {
+		return nil, &Error{"schema", err.Error()}
+	}
+	c := &compiler{
+		a: newByteArena(), chars: newArena(), document: root,
+		parsed: map[*value]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, paths: map[*value]string{},
+	}
+	n, err := c.compile(root)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.a.nodes) > maxNodes {
+		return nil, &Error{"schema", errComplex.Error()}
+	}
+	g, err := seal(c.a, n)
+	if err != nil {
+		return nil, &Error{"schema", err.Error()}
+	}
+	if g.root == none {
+		return nil, &Error{"schema", "no value is valid under it"}
+	}
+	g.key = keyOf([]byte("schema"), schema)
+	return g, nil
+}
+
+func (c *compiler) compile(root *value) (n id, err error) {
+	s, err := c.parse(root, "#")
+	if err != nil {
+		return none, err
+	}
+	return c.value([]*schemaPart{s})
+}
+
+// types of values, as bits. A number that is no integer has typeNumber alone.
+type types uint8
+
+const (
+	typeNull types = 1 << iota
+	typeBool
+	typeNumber
+	typeInteger
+	typeString
+	typeArray
+	typeObject
+	allTypes types = 1<<iota - 1
+)
+
+var typeNames = map[string]types{
+	"null": typeNull, "boolean": typeBool, "number": typeNumber | typeInteger, "integer": typeInteger,
+	"string": typeString, "array": typeArray, "object": typeObject,
+}
+
+// schemaPart is one schema object's own keywords; its references and branches
+// are schemas of their own.
+type schemaPart struct {
+	number int // in the order of first use
+	path   string
+	never  bool // the schema false
+
+	types   types
+	values  []*value        // enum and const
+	enum    map[string]bool // the same, canonical
+	hasEnum bool
+
+	all          []*value // allOf and $ref, with their paths
+	allPaths     []string
+	choices      []choice
+	low, high    *big.Rat
+	lowOpen      bool
+	highOpen     bool
+	multiple     *big.Rat
+	minLength    int32
+	maxLength    int32
+	patterns     []id // of characters
+	patternPaths []string
+
+	properties    []string
+	propertyOf    map[string]*value
+	patternKeys   []string
+	patternNodes  []id
+	patternValues []*value
+	additional    *value
+	names         *value
+	required      []string
+	minProperties int32
+	maxProperties int32
+	prefix        []*value
+	items         *value
+	itemsPath     string
+	minItems      int32
+	maxItems      int32
+}
+
+// choice is anyOf or oneOf.
+type choice struct {
+	path     string
+	branches []*value
+	one      bool
+}
+
+type compiler struct {
+	a        *arena
+	chars    *arena // of patterns
+	document *value
+	parsed   map[*value]*schemaPart
+	paths    map[*value]string
+	rules    map[string]id
+	patterns map[string]id
+	live     map[id]*arena // of a pattern, to match texts
+	any      anyJSON
+	work     int
+	deep     int
+}
+
+// maxParts bounds the combinations of schemas, since allOf and anyOf multiply.
+const maxParts = 200_000
+
+func (c *compiler) spend(path string) error {
+	if c.work++; c.work > maxParts || len(c.a.nodes) > maxNodes {
+		return &Error{"schema " + path, "it has too many combinations of allOf, anyOf and references"}
+	}
+	return nil
+}
+
+// refused are keywords that change what is valid and that masks cannot keep.
+var refused = map[string]string{
+	"not": "", "if": "", "dependentRequired": "", "dependentSchemas": "", "dependencies": "", "contains": "",
+	"unevaluatedItems": "", "unevaluatedProperties": "", "$dynamicRef": "", "$recursiveRef": "",
+}
+
+func escapePointer(s string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(s, "~", "~0"), "/", "~1")
+}
+
+// parse reads a schema's own keywords, once.
+func (c *compiler) parse(v *value, path string) (*schemaPart, error) {
+	if s, ok := c.parsed[v]; ok {
+		return s, nil
+	}
+	s := &schemaPart{
+		number: len(c.parsed), path: path, types: allTypes, propertyOf: map[string]*value{},
+		maxLength: unlimited, maxProperties: unlimited, maxItems: unlimited,
+	}
+	c.parsed[v] = s
+	c.paths[v] = path
+	switch v.kind {
+	case 't':
+		return s, nil
+	case 'f':
+		s.never = true
+		return s, nil
+	case '{':
+	default:
+		return nil, &Error{"schema " + path, "a schema is an object, true or false"}
+	}
+	for i, key := range v.keys {
+		if err := c.keyword(s, v, key, v.list[i]); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (c *compiler) keyword(s *schemaPart, whole *value, key string, v *value) error {
+	at := s.path + "/" + escapePointer(key)
+	bad := func(format string, args ...any) error {
+		return &Error{"schema " + at, fmt.Sprintf(format, args...)}
+	}
+	schemas := func() ([]*value, error) {
+		if v.kind != '[' || len(v.list) == 0 {
+			return nil, bad("it must be a list of schemas")
+		}
+		for i, x := range v.list {
+			c.paths[x] = at + "/" + strconv.Itoa(i)
+		}
+		return v.list, nil
+	}
+	schema := func(x *value, path string) (*value, error) {
+		if x.kind != '{' && x.kind != 't' && x.kind != 'f' {
+			return nil, &Error{"schema " + path, "a schema is an object, true or false"}
+		}
+		if _, ok := c.paths[x]; !ok {
+			c.paths[x] = path
+		}
+		return x, nil
+	}
+	count := func(to *int32) error {
+		r, ok := (*big.Rat)(nil), false
+		if v.kind == '0' {
+			r, ok = rational(v.text)
+		}
+		if !ok || !r.IsInt() || r.Sign() < 0 {
+			return bad("it must be a whole number that is not negative")
+		}
+		*to = unlimited
+		if r.Num().IsInt64() && r.Num().Int64() < unlimited {
+			*to = int32(r.Num().Int64())
+		}
+		return nil
+	}
+	number := func() (*big.Rat, error) {
+		if v.kind != '0' {
+			return nil, bad("it must be a number")
+		}
+		r, ok := rational(v.text)
+		if !ok {
+			return nil, bad("the number %.40s is too large or too long", v.text)
+		}
+		if _, ok := newDecimal(r); !ok {
+			return nil, bad("the number is not a decimal")
+		}
+		return r, nil
+	}
+	texts := func() ([]string, error) {
+		if v.kind != '[' {
+			return nil, bad("it must be a list of strings")
+		}
+		var out []string
+		for _, x := range v.list {
+			if x.kind != '"' {
+				return nil, bad("it must be a list of strings")
+			}
+			out = append(out, x.text)
+		}
+		return out, nil
+	}
+	var err error
+	switch key {
+	case "type":
+		names := []*value{v}
+		if v.kind == '[' {
+			names = v.list
+		}
+		s.types = 0
+		for _, x := range names {
+			t, ok := typeNames[x.text]
+			if x.kind != '"' || !ok {
+				return bad("%q is not a type: write null, boolean, integer, number, string, array, object or a list of them", x.text)
+			}
+			s.types |= t
+		}
+		if s.types == 0 {
+			return bad("it must name a type")
+		}
+	case "enum":
+		if v.kind != '[' || len(v.list) == 0 {
+			return bad("it must be a list of values")
+		}
+		s.narrow(v.list)
+	case "const":
+		s.narrow([]*value{v})
+	case "$ref":
+		if v.kind != '"' {
+			return bad("it must be a string")
+		}
+		target, path, err := c.resolve(v.text)
+		if err != nil {
+			return bad("%v", err)
+		}
+		s.all, s.allPaths = append(s.all, target), append(s.allPaths, path)
+	case "allOf":
+		list, err := schemas()
+		if err != nil {
+			return err
+		}
+		for _, x := range list {
+			s.all, s.allPaths = append(s.all, x), append(s.allPaths, c.paths[x])
+		}
+	case "anyOf", "oneOf":
+		list, err := schemas()
+		if err != nil {
+			return err
+		}
+		s.choices = append(s.choices, choice{at, list, key == "oneOf"})
+	case "minimum", "exclusiveMinimum":
+		r, err := number()
+		if err != nil {
+			return err
+		}
+		if open := key != "minimum"; s.low == nil || r.Cmp(s.low) > 0 || r.Cmp(s.low) == 0 && open {
+			s.low, s.lowOpen = r, open
+		}
+	case "maximum", "exclusiveMaximum":
+		r, err := number()
+		if err != nil {
+			return err
+		}
+		if open := key != "maximum"; s.high == nil || r.Cmp(s.high) < 0 || r.Cmp(s.high) == 0 && open {
+			s.high, s.highOpen = r, open
+		}
+	case "multipleOf":
+		if s.multiple, err = number(); err != nil {
+			return err
+		}
+		if s.multiple.Sign() <= 0 {
+			return bad("it must be larger than 0")
+		}
+	case "minLength":
+		return count(&s.minLength)
+	case "maxLength":
+		return count(&s.maxLength)
+	case "minItems":
+		return count(&s.minItems)
+	case "maxItems":
+		return count(&s.maxItems)
+	case "minProperties":
+		return count(&s.minProperties)
+	case "maxProperties":
+		return count(&s.maxProperties)
+	case "pattern":
+		if v.kind != '"' {
+			return bad("it must be a string")
+		}
+		n, err := c.pattern(v.text, true)
+		if err != nil {
+			return bad("%v", err)
+		}
+		s.patterns, s.patternPaths = append(s.patterns, n), append(s.patternPaths, at)
+	case "format":
+		if v.kind != '"' {
+			return bad("it must be a string")
+		}
+		if v.text == "regex" {
+			return bad("the format regex is not supported: leave it out, or write a pattern")
+		}
+		if text, ok := formats[v.text]; ok { // an unknown one is an annotation
+			n, err := c.pattern(text, false)
+			if err != nil {
+				return bad("%v", err)
+			}
+			s.patterns, s.patternPaths = append(s.patterns, n), append(s.patternPaths, at)
+		}
+	case "properties":
+		if v.kind != '{' {
+			return bad("it must be an object of schemas")
+		}
+		for i, name := range v.keys {
+			x, err := schema(v.list[i], at+"/"+escapePointer(name))
+			if err != nil {
+				return err
+			}
+			s.properties = append(s.properties, name)
+			s.propertyOf[name] = x
+		}
+	case "patternProperties":
+		if v.kind != '{' {
+			return bad("it must be an object of schemas")
+		}
+		for i, name := range v.keys {
+			x, err := schema(v.list[i], at+"/"+escapePointer(name))
+			if err != nil {
+				return err
+			}
+			n, err := c.pattern(name, true)
+			if err != nil {
+				return bad("%v", err)
+			}
+			s.patternKeys, s.patternNodes, s.patternValues = append(s.patternKeys, name), append(s.patternNodes, n), append(s.patternValues, x)
+		}
+	case "additionalProperties":
+		s.additional, err = schema(v, at)
+	case "propertyNames":
+		s.names, err = schema(v, at)
+	case "required":
+		s.required, err = texts()
+	case "prefixItems":
+		if s.prefix, err = schemas(); err != nil {
+			return err
+		}
+	case "items":
+		if v.kind == '[' { // until draft 2019-09
+			if len(v.list) > 0 {
+				s.prefix, err = schemas()
+			}
+			return err
+		}
+		s.items, err = schema(v, at)
+		s.itemsPath = at
+	case "additionalItems":
+		if old := whole.get("items"); old != nil && old.kind == '[' {
+			s.items, err = schema(v, at)
+		}
+	case "uniqueItems":
+		if max := whole.get("maxItems"); v.kind == 't' && (max == nil || max.text != "0" && max.text != "1") {
+			return bad("it is not supported: items that differ cannot be forced by masking")
+		}
+	case "$id":
+		if s.path != "#" {
+			return bad("it is supported only at the root")
+		}
+	case "unevaluatedProperties", "unevaluatedItems":
+		if v.kind != 't' {
+			return bad("it is not supported: write additionalProperties or items")
+		}
+	default:
+		if _, no := refused[key]; no {
+			return bad("it is not supported")
+		}
+	}
+	return err
+}
+
+// narrow is enum, or const beside it.
+func (s *schemaPart) narrow(values []*value) {
+	in := map[string]bool{}
+	values = slices.DeleteFunc(slices.Clone(values), func(v *value) bool {
+		key := v.canonical()
+		again := in[key] || s.hasEnum && !s.enum[key]
+		in[key] = true
+		return again
+	})
+	s.values, s.hasEnum, s.enum = values, true, map[string]bool{}
+	for _, v := range values {
+		s.enum[v.canonical()] = true
+	}
+}
+
+// pattern is a node of characters, remembered.
+func (c *compiler) pattern(text string, search bool) (id, error) {
+	key := strconv.FormatBool(search) + text
+	if n, ok := c.patterns[key]; ok {
+		return n, nil
+	}
+	n, err := parseRegex(c.chars, text, search)
+	if err == nil {
+		c.patterns[key] = n
+	}
+	return n, err
+}
+
+// resolve finds what a reference within the document means.
+func (c *compiler) resolve(ref string) (*value, string, error) {
+	if id := c.document.get("$id"); id != nil && id.text != "" {
+		ref = strings.TrimPrefix(ref, strings.TrimSuffix(id.text, "#"))
+	}
+	pointer, ok := strings.CutPrefix(ref, "#")
+	if !ok {
+		return nil, "", fmt.Errorf("the reference %q leaves the schema: only #/… is supported", ref)
+	}
+	pointer, err := url.PathUnescape(pointer)
+	if err != nil {
+		return nil, "", fmt.Errorf("the reference %q is not a URI", ref)
+	}
+	v := c.document
+	if pointer == "" {
+		return v, "#", nil
+	}
+	if pointer[0] != '/' {
+		if v, path := anchor(c.document, pointer, "#"); v != nil {
+			return v, path, nil
+		}
+		return nil, "", fmt.Errorf("the anchor %q is nowhere", ref)
+	}
+	for _, step := range strings.Split(pointer[1:], "/") {
+		step = strings.ReplaceAll(strings.ReplaceAll(step, "~1", "/"), "~0", "~")
+		var next *value
+		if v.kind == '[' {
+			if i, err := strconv.Atoi(step); err == nil && 0 <= i && i < len(v.list) {
+				next = v.list[i]
+			}
+		} else {
+			next = v.get(step)
+		}
+		if next == nil {
+			return nil, "", fmt.Errorf("the reference %q leads nowhere", ref)
+		}
+		v = next
+	}
+	return v, "#" + pointer, nil
+}
+
+func anchor(v *value, name, path string) (*value, string) {
+	if a := v.get("$anchor"); a != nil && a.kind == '"' && a.text == name {
+		return v, path
+	}
+	for i, x := range v.list {
+		step := strconv.Itoa(i)
+		if v.kind == '{' {
+			step = escapePointer(v.keys[i])
+			if step == "enum" || step == "const" {
+				continue
+			}
+		}
+		if found, at := anchor(x, name, path+"/"+step); found != nil {
+			return found, at
+		}
+	}
+	return nil, ""
+}
+
+// parts of schemas that are all to hold, with what they refer to.
+type parts struct {
+	seen    []*schemaPart
+	list    []*schemaPart // those with keywords of their own
+	choices []choice      // not decided yet
+}
+
+func (p parts) has(s *schemaPart) bool { return slices.Contains(p.seen, s) }
+
+// with adds a schema, and what it refers to.
+func (c *compiler) with(p parts, s *schemaPart) (parts, error) {
+	if p.has(s) {
+		return p, nil
+	}
+	if err := c.spend(s.path); err != nil {
+		return p, err
+	}
+	p.seen = append(slices.Clip(p.seen), s)
+	if !s.trivial() {
+		p.list = append(slices.Clip(p.list), s)
+	}
+	p.choices = append(slices.Clip(p.choices), s.choices...)
+	for i, v := range s.all {
+		x, err := c.parse(v, s.allPaths[i])
+		if err != nil {
+			return p, err
+		}
+		if p, err = c.with(p, x); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func (c *compiler) gather(list []*schemaPart) (parts, error) {
+	var p parts
+	var err error
+	for _, s := range list {
+		if p, err = c.with(p, s); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// at is the schema of a value within the document.
+func (c *compiler) at(v *value) (*schemaPart, error) { return c.parse(v, c.paths[v]) }
+
+// value is a node for the values that are valid under all of the schemas; a
+// rule, so that schemas may be recursive.
+func (c *compiler) value(list []*schemaPart) (id, error) {
+	p, err := c.gather(list)
+	if err != nil {
+		return none, err
+	}
+	if len(p.list) == 0 {
+		return c.anything().value, nil
+	}
+	numbers := make([]int, len(p.list))
+	for i, s := range p.list {
+		numbers[i] = s.number
+	}
+	slices.Sort(numbers)
+	key := fmt.Sprint(numbers)
+	if n, ok := c.rules[key]; ok {
+		return n, nil
+	}
+	if c.deep++; c.deep > 2*maxDepth {
+		return none, &Error{"schema " + p.list[0].path, "schemas are nested too deeply"}
+	}
+	defer func() { c.deep-- }()
+	rule := c.a.rule()
+	c.rules[key] = c.a.ref(rule)
+	body, err := c.decide(p)
+	if err != nil {
+		return none, err
+	}
+	c.a.rules[rule].body = body
+	return c.rules[key], nil
+}
+
+func (s *schemaPart) trivial() bool {
+	return !s.never && s.types == allTypes && !s.hasEnum && len(s.choices) == 0 && s.low == nil && s.high == nil && s.multiple == nil &&
+		s.minLength == 0 && s.maxLength == unlimited && len(s.patterns) == 0 && len(s.properties) == 0 && len(s.patternKeys) == 0 &&
+		s.additional == nil && s.names == nil && len(s.required) == 0 && s.minProperties == 0 && s.maxProperties == unlimited &&
+		len(s.prefix) == 0 && s.items == nil && s.minItems == 0 && s.maxItems == unlimited
+}
+
+func (c *compiler) anything() anyJSON {
+	if c.any.value == none {
+		c.any = c.a.anyJSON()
+	}
+	return c.any
+}
+
+// decide tries the branches of the first choice.
+func (c *compiler) decide(p parts) (id, error) {
+	if len(p.choices) == 0 {
+		if len(p.list) == 0 {
+			return c.anything().value, nil
+		}
+		return c.leaf(p.list)
+	}
+	first := p.choices[0]
+	p.choices = p.choices[1:]
+	branches := make([]*schemaPart, len(first.branches))
+	for i, v := range first.branches {
+		s, err := c.at(v)
+		if err != nil {
+			return none, err
+		}
+		branches[i] = s
+	}
+	if first.one {
+		if err := c.exclusive(p.list, branches, first.path); err != nil {
+			return none, err
+		}
+	}
+	var options []id
+	for _, s := range branches {
+		q, err := c.with(p, s)
+		if err != nil {
+			return none, err
+		}
+		n, err := c.decide(q)
+		if err != nil {
+			return none, err
+		}
+		options = append(options, n)
+	}
+	return c.a.or(options), nil
+}
+
+// leaf is the values that are valid under the keywords of all of the list.
+func (c *compiler) leaf(list []*schemaPart) (id, error) {
+	if err := c.spend(list[0].path); err != nil {
+		return none, err
+	}
+	allowed := allTypes
+	for _, s := range list {
+		if s.never {
+			return none, nil
+		}
+		allowed &= s.types
+	}
+	for _, s := range list {
+		if s.hasEnum {
+			return c.enumerated(s.values, list)
+		}
+	}
+	var options []id
+	if allowed&typeNull != 0 {
+		options = append(options, c.a.text("null"))
+	}
+	if allowed&typeBool != 0 {
+		options = append(options, c.a.text("true"), c.a.text("false"))
+	}
+	for _, t := range []struct {
+		of   types
+		make func([]*schemaPart) (id, error)
+	}{
+		{typeNumber | typeInteger, func(list []*schemaPart) (id, error) { return c.numbers(list, allowed&typeNumber == 0) }},
+		{typeString, c.strings}, {typeArray, c.arrays}, {typeObject, c.objects},
+	} {
+		if allowed&t.of == 0 {
+			continue
+		}
+		n, err := t.make(list)
+		if err != nil {
+			return none, err
+		}
+		options = append(options, n)
+	}
+	return c.a.or(options), nil
+}
+
+func (c *compiler) enumerated(values []*value, list []*schemaPart) (id, error) {
+	var options []id
+	var names []string
+	for _, v := range values {
+		ok := true
+		for _, s := range list {
+			valid, err := c.own(s, v, 0)
+			if err != nil {
+				return none, err
+			}
+			ok = ok && valid
+		}
+		switch {
+		case !ok:
+		case v.kind == '"':
+			names = append(names, v.text)
+		default:
+			options = append(options, c.a.literal(v))
+		}
+	}
+	if len(c.a.nodes) > maxNodes {
+		return none, &Error{"schema " + list[0].path, "its enum is too large"}
+	}
+	if len(names) == 1 {
+		options = append(options, c.a.name(names[0]))
+	} else if len(names) > 0 {
+		options = append(options, c.a.seqs(c.a.byte('"'), c.a.trie(names, quoted), c.a.byte('"')))
+	}
+	return c.a.or(options), nil
+}
+
+func limitsOf(list []*schemaPart) limits {
+	var l limits
+	for _, s := range list {
+		if s.low != nil && (l.low == nil || s.low.Cmp(l.low) > 0 || s.low.Cmp(l.low) == 0 && s.lowOpen) {
+			l.low, l.lowOpen = s.low, s.lowOpen
+		}
+		if s.high != nil && (l.high == nil || s.high.Cmp(l.high) < 0 || s.high.Cmp(l.high) == 0 && s.highOpen) {
+			l.high, l.highOpen = s.high, s.highOpen
+		}
+		if s.multiple != nil {
+			if l.multiple == nil {
+				l.multiple = s.multiple
+			} else {
+				l.multiple = common(l.multiple, s.multiple)
+			}
+		}
+	}
+	return l
+}
+
+func (c *compiler) numbers(list []*schemaPart, integer bool) (id, error) {
+	l := limitsOf(list)
+	l.integer = integer
+	n, ok := c.a.number(l)
+	if !ok {
+		path, reason := list[0].path, "its limits need too many states"
+		for _, s := range list {
+			if s.multiple != nil {
+				path, reason = s.path+"/multipleOf", "it is too large, or has too many digits: up to 10000 and 12 digits after the point are supported"
+			}
+		}
+		return none, &Error{"schema " + path, reason}
+	}
+	return n, nil
+}
+
+// lengthsOf is the fewest and the most characters.
+func lengthsOf(list []*schemaPart) (least, most int32) {
+	most = unlimited
+	for _, s := range list {
+		least, most = max(least, s.minLength), min(most, s.maxLength)
+	}
+	return least, most
+}
+
+const (
+	maxStates = 30_000
+	maxSteps  = 3_000_000
+)
+
+func (c *compiler) strings(list []*schemaPart) (id, error) {
+	n, err := c.content(list, nil, nil)
+	if err != nil || n == none {
+		return none, err
+	}
+	return c.a.seqs(c.a.byte('"'), n, c.a.byte('"')), nil
+}
+
+// content is the characters of a string between its quotes: valid under the
+// list, and under what all further patterns say, and none of the others.
+func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
+	least, most := lengthsOf(list)
+	if least > most {
+		return none, nil
+	}
+	var patterns []id
+	path := ""
+	for _, s := range list {
+		patterns = append(patterns, s.patterns...)
+		if len(s.patternPaths) > 0 {
+			path = s.patternPaths[0]
+		}
+	}
+	patterns = append(patterns, also...)
+	slices.Sort(patterns)
+	patterns = slices.Compact(patterns)
+	if len(patterns) == 0 && len(others) == 0 {
+		return c.a.rep(c.a.char, least, most), nil
+	}
+	if len(patterns) == 1 && len(others) == 0 {
+		n := patterns[0]
+		l, u := c.chars.lengths(n, map[id][2]int64{})
+		if m := c.chars.nodes[n]; m.kind == isRep && c.chars.nodes[m.a].kind == isSet {
+			n = c.chars.rep(m.a, max(m.b, least), min(m.c, most)) // none if they exclude each other
+			least, most = 0, unlimited
+		}
+		if l >= int64(least) && u <= int64(most) {
+			return c.a.spellAll(c.chars, n, quoted), nil
+		}
+	}
+	any := c.chars.bytes(everything)
+	a := c.chars.clone()
+	n := a.rep(any, least, most)
+	for _, p := range patterns {
+		n = a.and(n, p)
+	}
+	for _, p := range others {
+		n = a.and(n, a.not(p))
+	}
+	d, err := determinize(a, n, maxStates, maxSteps)
+	if err != nil {
+		if path == "" {
+			path = list[0].path
+		}
+		return none, &Error{"schema " + path, "with its length and other patterns " + err.Error()[len("it is "):]}
+	}
+	return c.a.automaton(d, quoted), nil
+}
+
+// child is the schemas that all must hold for what is at a place of a value.
+type child []*schemaPart
+
+func (c *compiler) schemas(values []*value) (child, error) {
+	var out child
+	for _, v := range values {
+		s, err := c.at(v)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// valueOf is value for none or more schemas.
+func (c *compiler) valueOf(values []*value) (id, error) {
+	list, err := c.schemas(values)
+	if err != nil {
+		return none, err
+	}
+	if len(list) == 0 {
+		return c.anything().value, nil
+	}
+	return c.value(list)
+}
+
+func (c *compiler) arrays(list []*schemaPart) (id, error) {
+	least, most, fixed := int32(0), int32(unlimited), 0
+	open := true
+	for _, s := range list {
+		least, most = max(least, s.minItems), min(most, s.maxItems)
+		fixed = max(fixed, len(s.prefix))
+		open = open && (len(s.prefix) == 0 || s.items != nil)
+	}
+	if least > most {
+		return none, nil
+	}
+	at := func(i int) (id, error) {
+		var here []*value
+		for _, s := range list {
+			if i < len(s.prefix) {
+				here = append(here, s.prefix[i])
+			} else if s.items != nil {
+				here = append(here, s.items)
+			}
+		}
+		return c.valueOf(here)
+	}
+	rest := id(none)
+	if open || least > int32(fixed) { // more items than listed are asked for: then they are allowed
+		n, err := at(fixed)
+		if err != nil {
+			return none, err
+		}
+		rest = n
+	}
+	// From the last place to the first: what may follow after i items.
+	a := c.a
+	separator := a.seq(a.byte(','), a.blanks())
+	after := empty
+	if rest != none && most > int32(fixed) {
+		more, limit := max(least-int32(fixed), 0), int32(unlimited)
+		if most != unlimited {
+			limit = most - int32(fixed)
+		}
+		if fixed == 0 {
+			after = a.listed(rest, more, limit)
+		} else {
+			after = a.rep(a.seq(separator, rest), more, limit)
+		}
+	} else if least > int32(fixed) {
+		return none, nil
+	}
+	for i := fixed - 1; i >= 0; i-- {
+		if int32(i) >= most {
+			after = empty
+			continue
+		}
+		item, err := at(i)
+		if err != nil {
+			return none, err
+		}
+		if i > 0 {
+			item = a.seq(separator, item)
+		}
+		after = a.seq(item, after)
+		if int32(i) >= least {
+			after = a.optional(after)
+		}
+	}
+	if after == none {
+		return none, nil
+	}
+	return a.enclosed('[', after, ']'), nil
+}
+
+// property is the schemas that hold for a key's value, and false if the key is not allowed.
+func (c *compiler) property(list []*schemaPart, name string) (here []*value, allowed bool, err error) {
+	for _, s := range list {
+		if err := c.spend(s.path); err != nil {
+			return nil, false, err
+		}
+		known := false
+		if v, ok := s.propertyOf[name]; ok {
+			here, known = append(here, v), true
+		}
+		for i, p := range s.patternNodes {
+			in, err := c.matches(p, name)
+			if err != nil {
+				return nil, false, err
+			}
+			if in {
+				here, known = append(here, s.patternValues[i]), true
+			}
+		}
+		if !known && s.additional != nil {
+			here = append(here, s.additional)
+		}
+		if s.names != nil {
+			n, err := c.at(s.names)
+			if err != nil {
+				return nil, false, err
+			}
+			if ok, err := c.valid(n, &value{kind: '"', text: name}, 0); err != nil || !ok {
+				return nil, false, err
+			}
+		}
+	}
+	return here, true, nil
+}
+
+func (c *compiler) objects(list []*schemaPart) (id, error) {
+	a := c.a
+	least, most := int32(0), int32(unlimited)
+	var names []string
+	known, required := map[string]bool{}, map[string]bool{}
+	add := func(name string) {
+		if !known[name] {
+			known[name] = true
+			names = append(names, name)
+		}
+	}
+	closed := false // by saying nothing of others
+	for _, s := range list {
+		least, most = max(least, s.minProperties), min(most, s.maxProperties)
+		for _, name := range s.properties {
+			add(name)
+		}
+		closed = closed || len(s.properties) > 0 && s.additional == nil && len(s.patternKeys) == 0
+		for _, name := range s.required {
+			required[name] = true
+		}
+	}
+	for _, s := range list {
+		closed = closed && s.additional == nil && len(s.patternKeys) == 0
+		for _, name := range s.required {
+			add(name)
+		}
+	}
+	type member struct {
+		node     id
+		required bool
+	}
+	var members []member
+	for _, name := range names {
+		here, allowed, err := c.property(list, name)
+		if err != nil {
+			return none, err
+		}
+		n := none
+		if allowed {
+			if n, err = c.valueOf(here); err != nil {
+				return none, err
+			}
+		}
+		if n != none {
+			n = a.seqs(a.name(name), a.byte(':'), a.blanks(), n)
+		} else if required[name] {
+			return none, nil
+		}
+		if n != none {
+			members = append(members, member{n, required[name]})
+		}
+	}
+	other := none
+	if !closed {
+		n, err := c.others(list, names)
+		if err != nil {
+			return none, err
+		}
+		other = n
+	}
+	// follow is what may come from member i on, when count came already.
+	counting := least > 0 || most != unlimited
+	if counting && len(members) > 200 {
+		return none, &Error{"schema " + list[0].path, "minProperties and maxProperties are supported with at most 200 properties"}
+	}
+	separator := a.seq(a.byte(','), a.blanks())
+	tail := func(count int32) id {
+		more, limit := max(least-count, 0), int32(unlimited)
+		if most != unlimited {
+			limit = most - count
+		}
+		if limit < 0 || more > 1 {
+			return none // two other keys might be the same, and count once
+		}
+		if other == none {
+			if more > 0 {
+				return none
+			}
+			return empty
+		}
+		if count == 0 {
+			return a.listed(other, more, limit)
+		}
+		return a.rep(a.seq(separator, other), more, limit)
+	}
+	// One row of what follows for each count, from the last member to the first.
+	counts := 2
+	if counting {
+		counts = len(members) + 1
+	}
+	row := make([]id, counts)
+	for n := range row {
+		row[n] = tail(int32(n))
+	}
+	for i := len(members) - 1; i >= 0; i-- {
+		m := members[i]
+		next := make([]id, counts)
+		for n := range next {
+			if n > i {
+				if n > 1 || i == 0 {
+					continue // so many cannot have come
+				}
+			}
+			to := n + 1
+			if !counting {
+				to = 1
+			}
+			if to >= counts {
+				continue
+			}
+			take := a.seq(m.node, row[to])
+			if n > 0 {
+				take = a.seq(separator, take)
+			}
+			if m.required {
+				next[n] = take
+			} else {
+				next[n] = a.or([]id{take, row[n]})
+			}
+			if len(members) > 16 && i > 0 && next[n] != none { // a rule, so that options do not add up
+				rule := a.rule()
+				a.rules[rule].body = next[n]
+				next[n] = a.ref(rule)
+			}
+		}
+		row = next
+	}
+	if row[0] == none {
+		return none, nil
+	}
+	return a.enclosed('{', row[0], '}'), nil
+}
+
+// others is members whose keys are none of the names.
+func (c *compiler) others(list []*schemaPart, names []string) (id, error) {
+	a := c.a
+	type pattern struct {
+		node  id
+		value []*value // by part
+	}
+	var patterns []pattern
+	var rules []*schemaPart // of names
+	for _, s := range list {
+		for i, p := range s.patternNodes {
+			at := slices.IndexFunc(patterns, func(q pattern) bool { return q.node == p })
+			if at < 0 {
+				at = len(patterns)
+				patterns = append(patterns, pattern{p, nil})
+			}
+			patterns[at].value = append(patterns[at].value, s.patternValues[i])
+		}
+		if s.names != nil {
+			n, err := c.at(s.names)
+			if err != nil {
+				return none, err
+			}
+			rules = append(rules, n)
+		}
+	}
+	if len(patterns) > 6 {
+		return none, &Error{"schema " + list[0].path + "/patternProperties", "at most 6 patterns are supported"}
+	}
+	nameRules, err := c.gather(rules)
+	if err != nil {
+		return none, err
+	}
+	for _, s := range nameRules.list {
+		if s.never {
+			return none, nil
+		}
+		if len(s.choices) > 0 || s.hasEnum || s.types&typeString == 0 {
+			return none, &Error{"schema " + s.path, "names of properties are supported with pattern, format, minLength and maxLength"}
+		}
+	}
+	var options []id
+	for in := range 1 << len(patterns) {
+		var also, not []id
+		var here []*value
+		for i, p := range patterns {
+			if in>>i&1 == 1 {
+				also = append(also, p.node)
+				here = append(here, p.value...)
+			} else {
+				not = append(not, p.node)
+			}
+		}
+		for _, s := range list {
+			matched := false
+			for i, p := range patterns {
+				matched = matched || in>>i&1 == 1 && slices.Contains(s.patternNodes, p.node)
+			}
+			if !matched && s.additional != nil {
+				here = append(here, s.additional)
+			}
+		}
+		n, err := c.valueOf(here)
+		if err != nil {
+			return none, err
+		}
+		if n == none {
+			continue
+		}
+		var key id
+		if len(patterns) == 0 && len(nameRules.list) == 0 {
+			if len(names) == 0 {
+				key = a.rep(a.char, 0, unlimited)
+			} else {
+				key = a.automaton(without(names), quoted)
+			}
+		} else {
+			for _, name := range names {
+				not = append(not, c.word(name))
+			}
+			if key, err = c.content(nameRules.list, also, not); err != nil {
+				return none, err
+			}
+		}
+		if key != none {
+			options = append(options, a.seqs(a.byte('"'), key, a.text(`":`), a.blanks(), n))
+		}
+	}
+	return a.or(options), nil
+}
+
+// word is one text, in characters.
+func (c *compiler) word(text string) id {
+	n := empty
+	runes := []rune(text)
+	for i := len(runes) - 1; i >= 0; i-- {
+		n = c.chars.seq(c.chars.bytes(set{{runes[i], runes[i]}}), n)
+	}
+	return n
+}
+
+// matches says whether a node of characters takes a text.
+func (c *compiler) matches(n id, text string) (bool, error) {
+	a, ok := c.live[n]
+	if !ok {
+		a = c.chars.clone()
+		var sets []set
+		for _, i := range a.reachableSets(n) {
+			sets = append(sets, a.sets[i])
+		}
+		a.symbols = newPartition(append(sets, everything))
+		a.live, a.sealed = true, true
+		c.live[n] = a
+	}
+	a.work, a.limit = 0, maxSteps
+	for _, r := range text {
+		n = a.derive(n, a.symbols.of(r))
+	}
+	if a.spent {
+		return false, errComplex
+	}
+	return a.nodes[n].null, nil
+}
+
+// clone shares only the sets.
+func (a *arena) clone() *arena {
+	out := &arena{sets: a.sets, setIDs: a.setIDs, nodes: slices.Clone(a.nodes), lists: slices.Clone(a.lists), own: maps.Clone(a.own), limit: a.limit}
+	return out
+}
