@@ -44,8 +44,23 @@ type schema struct {
 	MaxLength  *float64          `json:"maxLength"`
 }
 
-// maxSchemaSteps bounds what references that lead round in circles, or multiply, may cost.
-const maxSchemaSteps = 256
+// resolver follows references within a schema. What leads round in circles, or
+// multiplies, ends at its bounds: a schema that is not understood allows every type.
+type resolver struct {
+	root  json.RawMessage
+	known map[string]map[string]json.RawMessage // path -> members
+	left  int                                   // schemas that may yet be looked at
+}
+
+const (
+	maxSchemas = 4096
+	maxHops    = 16 // from reference to reference
+	maxPath    = 8  // keys of a reference
+)
+
+func newResolver(root json.RawMessage) *resolver {
+	return &resolver{root: root, known: map[string]map[string]json.RawMessage{}, left: maxSchemas}
+}
 
 // property is one of the arguments of a tool, in the order of its schema.
 type property struct {
@@ -58,8 +73,8 @@ type property struct {
 // properties are the arguments that a schema of an object names. A schema that cannot be
 // read names none.
 func properties(parameters json.RawMessage) []property {
-	steps := maxSchemaSteps
-	s, ok := resolve(parameters, parameters, &steps)
+	r := newResolver(parameters)
+	s, ok := r.resolve(parameters)
 	if !ok {
 		return nil
 	}
@@ -69,7 +84,7 @@ func properties(parameters json.RawMessage) []property {
 	}
 	var list []property
 	for _, m := range members(s.Properties) {
-		list = append(list, property{m.name, m.value, kindsOf(parameters, m.value, &steps), slices.Contains(required, m.name)})
+		list = append(list, property{m.name, m.value, r.kinds(m.value), slices.Contains(required, m.name)})
 	}
 	for _, name := range required {
 		if !slices.ContainsFunc(list, func(p property) bool { return p.name == name }) {
@@ -105,10 +120,13 @@ func members(object json.RawMessage) []member {
 	return list
 }
 
-// resolve reads a schema, and where it refers to another part of root, that one.
-func resolve(root, raw json.RawMessage, steps *int) (s schema, ok bool) {
-	for *steps > 0 {
-		*steps--
+// resolve reads a schema, and where it refers to another part of the whole, that one.
+func (r *resolver) resolve(raw json.RawMessage) (s schema, ok bool) {
+	for range maxHops {
+		if r.left == 0 {
+			return s, false
+		}
+		r.left--
 		s = schema{}
 		if json.Unmarshal(raw, &s) != nil {
 			return s, false
@@ -116,27 +134,36 @@ func resolve(root, raw json.RawMessage, steps *int) (s schema, ok bool) {
 		if s.Ref == "" {
 			return s, true
 		}
-		path, local := strings.CutPrefix(s.Ref, "#")
-		if !local {
+		if raw = r.at(s.Ref); raw == nil {
 			return s, false
-		}
-		raw = root
-		for key := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
-			if key == "" {
-				continue
-			}
-			var at map[string]json.RawMessage
-			if json.Unmarshal(raw, &at) != nil {
-				return s, false
-			}
-			raw = at[strings.NewReplacer("~1", "/", "~0", "~").Replace(key)]
 		}
 	}
 	return s, false
 }
 
-func kindsOf(root, raw json.RawMessage, steps *int) kinds {
-	s, ok := resolve(root, raw, steps)
+// at is the part that a reference names, such as #/$defs/point.
+func (r *resolver) at(ref string) json.RawMessage {
+	keys := strings.Split(ref, "/")
+	if keys[0] != "#" || len(keys) > maxPath {
+		return nil
+	}
+	raw, path := r.root, ""
+	for _, key := range keys[1:] {
+		m, ok := r.known[path]
+		if !ok {
+			if json.Unmarshal(raw, &m) != nil {
+				m = nil
+			}
+			r.known[path] = m
+		}
+		raw, path = m[strings.NewReplacer("~1", "/", "~0", "~").Replace(key)], path+"/"+key
+	}
+	return raw
+}
+
+// kinds are the types that a schema allows.
+func (r *resolver) kinds(raw json.RawMessage) kinds {
+	s, ok := r.resolve(raw)
 	if !ok {
 		return kindAny
 	}
@@ -155,13 +182,13 @@ func kindsOf(root, raw json.RawMessage, steps *int) kinds {
 		if len(list) > 0 {
 			var k kinds
 			for _, sub := range list {
-				k |= kindsOf(root, sub, steps)
+				k |= r.kinds(sub)
 			}
 			allowed &= k
 		}
 	}
 	for _, sub := range s.AllOf {
-		allowed &= kindsOf(root, sub, steps)
+		allowed &= r.kinds(sub)
 	}
 	if allowed == 0 { // contradicts itself
 		return kindAny
