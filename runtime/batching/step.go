@@ -161,12 +161,19 @@ func equal(a, b []int32) int {
 }
 
 // start admits a waiting sequence if blocks for all of its tokens are to be had, and
-// one more for each running sequence, so that it is not preempted at once.
+// one more for each running sequence that may yet need one, so that it is not preempted at once.
 func (b *Batcher) start(s *sequence) bool {
 	r := s.replica
-	cached := 0
+	cached, spare := 0, 0
+	if r.cache != nil {
+		for _, other := range r.running {
+			if r.cache.Need(len(other.Prompt)+other.MaxTokens) > r.cache.Blocks(other.ID) {
+				spare++
+			}
+		}
+	}
 	for r.cache != nil {
-		n, answer := r.cache.Open(s.ID, s.tokens, s.reuses(), len(r.running))
+		n, answer := r.cache.Open(s.ID, s.tokens, s.reuses(), spare)
 		if answer == kvcache.Full {
 			return false
 		}

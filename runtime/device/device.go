@@ -36,7 +36,7 @@ type Options struct {
 const (
 	smallExtent = 64 << 10
 	largeExtent = 2 << 20
-	largeDevice = 8 << 30
+	largeDevice = 1 << 30
 )
 
 // overheadBytes is what the process needs for itself beside the models:

@@ -130,7 +130,7 @@ func (c *Cache) Need(tokens int) int { return (tokens + c.blockTokens - 1) / c.b
 func (c *Cache) Prefix() Prefix { return c.prefix }
 
 // Table is a sequence's blocks in the order of its positions. It stays as it is
-// until the sequence is closed.
+// until the sequence is closed and another one is opened.
 func (c *Cache) Table(seq uint64) []int32 {
 	t := c.tables[seq]
 	if t == nil {
@@ -152,6 +152,9 @@ const (
 	// Given: it has them.
 	Given
 )
+
+// Blocks that a sequence has.
+func (c *Cache) Blocks(seq uint64) int { return len(c.tables[seq].blocks) }
 
 // Open starts a sequence's table and gives it blocks for all of its tokens, the
 // longest cached prefix among them, unless fewer than spare blocks would be left to

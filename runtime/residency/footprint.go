@@ -8,9 +8,6 @@ import (
 	"github.com/estiba/estiba/runtime/arch"
 )
 
-// BlockTokens is the number of positions in one KV block.
-const BlockTokens = 16
-
 // defaultMaxTokens bounds the context of a replica whose spec names none.
 const defaultMaxTokens = 8192
 
@@ -30,38 +27,104 @@ func Clamp(c worker.Context, model int) (worker.Context, string) {
 	return c, why
 }
 
-// Blocks is the number of KV blocks that hold all sequences of a clamped
-// context. It stops at the largest int32, which is what a block table can name.
-func Blocks(c worker.Context) int {
-	each := c.MaxTokens / BlockTokens
-	if c.MaxTokens%BlockTokens > 0 {
-		each++
-	}
-	return int(min(mul(int64(each), int64(c.Sequences)), math.MaxInt32))
+// Cut is how a model's KV blocks lie in a device's extents.
+type Cut struct {
+	PerExtent   int // blocks in one extent, a power of two
+	BlockTokens int // positions in one block
 }
 
-// StepTokens is the most tokens that a program computes in one step.
-const StepTokens = 256
+// largeExtent is that of a device of 1 GiB or more.
+const largeExtent = 2 << 20
 
-// Rows is the most rows of logits that a program gives in one step, which is
-// also how many sequences run at the same time.
-func Rows(c worker.Context) int { return min(max(c.Sequences, 32), StepTokens) }
+// blockTokens is the least number of positions in a KV block, where an extent has room for them.
+const blockTokens = 16
+
+// CutError says that an extent has no room for one position of a model's KV cache.
+type CutError struct{ Position, Extent int64 } // bytes
+
+func (e *CutError) Error() string {
+	return fmt.Sprintf("One position of its KV cache takes %s, and an extent of the device has %s: give the worker 1 GiB or more, then extents have %s.",
+		Bytes(e.Position), Bytes(e.Extent), Bytes(largeExtent))
+}
+
+// CutExtent cuts extents of extent bytes, a power of two, into blocks for a model: as many as
+// there can be of at least 16 positions, each block as large as fits. The error is a *CutError.
+func CutExtent(cfg arch.Config, extent int64) (Cut, error) {
+	each := arch.KVBytesPerToken(cfg)
+	switch {
+	case each == 0: // nothing is kept
+		return Cut{PerExtent: 1, BlockTokens: blockTokens}, nil
+	case each > extent:
+		return Cut{}, &CutError{each, extent}
+	}
+	c := Cut{PerExtent: 1}
+	for extent/int64(2*c.PerExtent)/each >= blockTokens {
+		c.PerExtent *= 2
+	}
+	c.BlockTokens = int(extent / int64(c.PerExtent) / each)
+	return c, nil
+}
+
+// Floor is how many extents hold all sequences of a clamped context.
+func (c Cut) Floor(context worker.Context) int64 {
+	each := up(int64(context.MaxTokens), int64(c.BlockTokens))
+	return up(mul(each, int64(context.Sequences)), int64(c.PerExtent))
+}
+
+// up divides and rounds up.
+func up(n, by int64) int64 {
+	q := n / by
+	if n%by > 0 {
+		q++
+	}
+	return q
+}
+
+// Step is the most that a program computes in one step.
+type Step struct {
+	Tokens int
+	Rows   int // of logits, or of the hidden state; also how many sequences run at the same time
+}
+
+// stepTokens of a decoder, whose prompts go in chunks.
+const stepTokens = 256
+
+// StepOf a model with a clamped context. An encoder takes each prompt whole, and gives
+// a row for each of its tokens.
+func StepOf(cfg arch.Config, c worker.Context) Step {
+	if cfg.Encoder {
+		n := max(c.MaxTokens, stepTokens)
+		return Step{Tokens: n, Rows: n}
+	}
+	return Step{Tokens: stepTokens, Rows: min(max(c.Sequences, 32), stepTokens)}
+}
 
 // Estimate is the footprint of a checkpoint on a device with extents of extent
 // bytes: each part is a whole number of extents. weights are the bytes of its
-// tensors; c has been clamped.
-func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) worker.Footprint {
-	return worker.Footprint{
-		WeightsBytes:   RoundUp(weights, extent),
-		KVFloorBytes:   RoundUp(mul(mul(int64(Blocks(c)), BlockTokens), arch.KVBytesPerToken(cfg)), extent),
-		WorkspaceBytes: RoundUp(Workspace(cfg, c), extent),
+// tensors; c has been clamped. The error is a *CutError.
+func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) (worker.Footprint, error) {
+	cut, err := CutExtent(cfg, extent)
+	if err != nil {
+		return worker.Footprint{}, err
 	}
+	f := worker.Footprint{WeightsBytes: RoundUp(weights, extent), WorkspaceBytes: RoundUp(Workspace(cfg, c), extent)}
+	if arch.KVBytesPerToken(cfg) > 0 {
+		f.KVFloorBytes = RoundUp(mul(cut.Floor(c), extent), extent)
+	}
+	return f, nil
 }
 
 // Workspace is what a replica needs beside weights and KV cache: what its program
 // works in, and what the process holds for it.
 func Workspace(cfg arch.Config, c worker.Context) int64 {
-	return add(arch.WorkspaceBytes(cfg, StepTokens, Rows(c)), arch.HostBytes(cfg))
+	s := StepOf(cfg, c)
+	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, c))
+}
+
+// Host is what the process holds for a replica: its tokenizer, names, and hidden
+// states of a step that are to become embeddings.
+func Host(cfg arch.Config, c worker.Context) int64 {
+	return add(arch.HostBytes(cfg), mul(4*int64(StepOf(cfg, c).Rows), int64(cfg.Hidden)))
 }
 
 // Need is the whole of a footprint in bytes; it stops at the largest int64,

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/arch"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -273,11 +274,46 @@ func TestClamp(t *testing.T) {
 			t.Errorf("Clamp(%+v, %d) = %+v, %q; want %+v", c.in, c.model, got, why, c.want)
 		}
 	}
-	if got := Blocks(worker.Context{MaxTokens: 100, Sequences: 3}); got != 21 { // 3 x 7 blocks of 16
-		t.Errorf("Blocks() = %d", got)
+}
+
+// TestCut: an extent has as many blocks of at least 16 positions as fit, and a block as
+// many positions as fit; the floor holds all sequences.
+func TestCut(t *testing.T) {
+	for name, c := range map[string]struct {
+		layers, width int // of a key
+		extent        int64
+		context       worker.Context
+		want          Cut
+		floor         int64
+	}{
+		"a tiny model":         {5, 32, 64 << 10, worker.Context{MaxTokens: 100, Sequences: 3}, Cut{2, 25}, 6},                  // 1280 bytes a position
+		"half of two MiB":      {22, 256, 2 << 20, worker.Context{MaxTokens: 2048, Sequences: 1}, Cut{2, 23}, 45},               // 45,056
+		"all of two MiB":       {16, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 16}, 1024},            // 128 KiB
+		"fewer than sixteen":   {32, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 8}, 2048},             // 256 KiB
+		"exactly one position": {16, 512, 64 << 10, worker.Context{MaxTokens: 10, Sequences: 1}, Cut{1, 1}, 10},                 // 64 KiB
+		"many blocks":          {1, 2, 64 << 10, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 16}, 1},                // 16 bytes
+		"endless":              {1, 2, 64 << 10, worker.Context{MaxTokens: 1 << 62, Sequences: 1 << 62}, Cut{256, 16}, 1 << 55}, // stops at the largest number
+	} {
+		cfg := arch.Config{Layers: c.layers, KVHeads: 1, HeadDim: c.width}
+		got, err := CutExtent(cfg, c.extent)
+		if err != nil || got != c.want || got.Floor(c.context) != c.floor {
+			t.Errorf("%s: %+v with a floor of %d, %v; want %+v, %d", name, got, got.Floor(c.context), err, c.want, c.floor)
+		}
+		if each := arch.KVBytesPerToken(cfg); int64(got.PerExtent*got.BlockTokens)*each > c.extent {
+			t.Errorf("%s: %+v takes more than an extent", name, got)
+		}
 	}
-	if got := Blocks(worker.Context{MaxTokens: math.MaxInt, Sequences: math.MaxInt}); got != math.MaxInt32 {
-		t.Errorf("Blocks() = %d", got)
+	cfg := arch.Config{Layers: 17, KVHeads: 1, HeadDim: 512}
+	if _, err := CutExtent(cfg, 64<<10); err == nil || err.Error() != "One position of its KV cache takes 68 KiB, and an extent of the device has 64 KiB: give the worker 1 GiB or more, then extents have 2 MiB." {
+		t.Errorf("a position larger than an extent: %v", err)
+	}
+	if _, err := Estimate(cfg, 1, worker.Context{MaxTokens: 1, Sequences: 1}, 64<<10); err == nil {
+		t.Error("it has a footprint all the same")
+	}
+	cfg.Encoder = true
+	f, err := Estimate(cfg, 1, worker.Context{MaxTokens: 512, Sequences: 4}, 64<<10)
+	if err != nil || f.KVFloorBytes != 0 || StepOf(cfg, worker.Context{MaxTokens: 512, Sequences: 4}) != (Step{512, 512}) {
+		t.Errorf("an encoder: %+v, %v", f, err)
 	}
 }
 

@@ -394,7 +394,7 @@ func TestInspectAndFootprint(t *testing.T) {
 	if s.Homes[0].Footprint.Total() != got.Footprint.Total() || !s.Homes[0].Footprint.Measured || s.Devices[0].UsedBytes != got.Footprint.Total() {
 		t.Errorf("inspected %+v, holds %+v, account %+v", got.Footprint, s.Homes[0].Footprint, s.Devices[0])
 	}
-	if s.Homes[0].KVBlocks != 64 || s.Homes[0].MaxTokens != 512 {
+	if s.Homes[0].KVBlocks != 42 || s.Homes[0].MaxTokens != 512 {
 		t.Errorf("%+v", s.Homes[0])
 	}
 }

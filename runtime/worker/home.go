@@ -251,7 +251,10 @@ func (h *home) prepare(ctx context.Context, want api.Home) (f api.Footprint, c a
 		return f, c, path, err
 	}
 	c, _ = residency.Clamp(want.Context, header.Config.MaxPositions)
-	return residency.Estimate(header.Config, header.WeightsBytes, c, d.Extent), c, path, nil
+	if f, err = residency.Estimate(header.Config, header.WeightsBytes, c, d.Extent); err != nil {
+		return f, c, path, &fault{api.ReasonDoesNotFit, err.Error()}
+	}
+	return f, c, path, nil
 }
 
 // load puts an admitted home on its device.
@@ -264,14 +267,18 @@ func (h *home) load() {
 	w.mu.Unlock()
 
 	began := time.Now()
-	l, err := w.tryLoad(ctx, want, path, d, c, estimate, func(done float64) {
-		h.update(func() {
-			if h.phase != api.PhaseLoading {
-				h.set(api.PhaseLoading, "", "")
-			}
-			h.advance(done)
+	var l *Loaded
+	err := d.engine.Reclaimed(ctx) // the memory that was admitted may be lent
+	if err == nil {
+		l, err = w.tryLoad(ctx, want, path, d, c, estimate, func(done float64) {
+			h.update(func() {
+				if h.phase != api.PhaseLoading {
+					h.set(api.PhaseLoading, "", "")
+				}
+				h.advance(done)
+			})
 		})
-	})
+	}
 	bad := ""
 	if err != nil {
 		bad = stamp(path)

@@ -11,10 +11,8 @@ import (
 	"strings"
 
 	api "github.com/estiba/estiba/api/worker"
-	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
-	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
@@ -44,7 +42,7 @@ type Loaded struct {
 func openBackend(d device.Device) (backend.Backend, error) {
 	switch d.Kind {
 	case "cpu":
-		return cpu.New(d.Name, cpu.Options{}), nil
+		return cpu.New(d.Name, cpu.Options{Extents: extents(d.Capacity, d.Extent), Extent: d.Extent}), nil
 	}
 	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
 }
@@ -61,34 +59,37 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			m.Close()
 		}
 	}()
-	if now := residency.Estimate(m.Config, m.WeightsBytes, c, d.Extent); residency.Need(now) > residency.Need(admitted) {
+	now, err := residency.Estimate(m.Config, m.WeightsBytes, c, d.Extent)
+	if err != nil || residency.Need(now) > residency.Need(admitted) {
 		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
 	}
 	if err := touch(ctx, m, progress); err != nil {
 		return nil, classify(fmt.Errorf("load %s: %w", path, err))
 	}
-	rows, blocks := residency.Rows(c), residency.Blocks(c)
+	step := residency.StepOf(m.Config, c)
+	cut, err := residency.CutExtent(m.Config, d.Extent)
+	if err != nil {
+		return nil, err
+	}
 	p, err := d.backend.Compile(ctx, m.Graph, m.Weights, backend.Limits{
-		MaxTokens: residency.StepTokens, MaxRows: rows, BlockTokens: residency.BlockTokens, Blocks: blocks,
+		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent,
 	})
 	if err != nil {
 		return nil, classify(err)
 	}
-	defer func() {
-		if l == nil {
-			p.Close()
-		}
-	}()
-	if err := try(ctx, m, p); err != nil {
-		return nil, err
-	}
 	replica := d.replica(h.Model)
 	err = d.engine.Add(engine.Replica{
-		Name: replica, Program: p, Blocks: blocks, BlockTokens: residency.BlockTokens, MaxTokens: c.MaxTokens,
-		Vocabulary: m.Config.Vocabulary, Stop: m.Config.EOS,
-		StepTokens: residency.StepTokens, StepRows: rows, Sequences: rows,
+		Name: replica, Program: p, PerExtent: cut.PerExtent, Floor: extents(now.KVFloorBytes, d.Extent), BlockTokens: cut.BlockTokens,
+		Encoder: m.Config.Encoder, MaxTokens: c.MaxTokens, Vocabulary: m.Config.Vocabulary, Hidden: m.Config.Hidden, Stop: m.Config.EOS,
+		StepTokens: step.Tokens, StepRows: step.Rows, Sequences: step.Rows,
 	})
+	if err == nil {
+		if err = try(ctx, m, d.engine, replica); err != nil {
+			_ = d.engine.Remove(ctx, replica) // the only error: it is not there
+		}
+	}
 	if err != nil {
+		p.Close()
 		return nil, err
 	}
 	held := p.Bytes()
@@ -96,33 +97,51 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		Home: h, Model: m, Engine: d.engine, Replica: replica, MaxTokens: c.MaxTokens, program: p,
 		footprint: api.Footprint{
 			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
-			KVFloorBytes:   residency.RoundUp(held.KV, d.Extent),
-			WorkspaceBytes: residency.RoundUp(held.Workspace+arch.HostBytes(m.Config), d.Extent),
+			KVFloorBytes:   now.KVFloorBytes,
+			WorkspaceBytes: residency.RoundUp(held.Workspace+residency.Host(m.Config, c), d.Extent),
 			Measured:       true,
 		},
 	}, nil
 }
 
-// try computes a few tokens, so that weights which answer with nothing never serve.
-func try(ctx context.Context, m *model.Model, p backend.Program) error {
+// extents in so many bytes.
+func extents(bytes, extent int64) int { return int(bytes / extent) }
+
+// try asks a replica for one answer, so that weights which answer with nothing never serve.
+func try(ctx context.Context, m *model.Model, e *engine.Engine, replica string) error {
 	if m.Tokenizer == nil {
 		return nil // nobody can ask it for text
 	}
 	ids := m.Tokenizer.Encode("a", true)
-	ids = ids[:min(len(ids), residency.BlockTokens)]
 	if len(ids) == 0 {
 		return nil
 	}
-	var out backend.Out
-	span := batching.Span{Tokens: ids, Blocks: []int32{0}, Rows: batching.LastRow, Next: true}
-	if err := p.Run(ctx, batching.Batch{Spans: []batching.Span{span}}, &out); err != nil {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r := engine.Request{Replica: replica, Prompt: ids, MaxTokens: 1, Trial: true}
+	if m.Config.Encoder {
+		r.Pooling = engine.Mean
+	}
+	events, err := e.Submit(ctx, r)
+	if long, ok := errors.AsType[*engine.TooLongError](err); ok { // a context of hardly a token
+		r.Prompt = ids[:1]
+		if r.PromptOnly = long.MaxTokens == 1; r.PromptOnly {
+			r.MaxTokens = 0
+		}
+		events, err = e.Submit(ctx, r)
+	}
+	if err != nil {
 		return classify(err)
 	}
-	_, err := sampling.New(sampling.Params{}, nil).Sample(out.Logits, &sampling.Scratch{})
-	if errors.Is(err, sampling.ErrNotANumber) {
-		return &fault{api.ReasonInvalidModel, whatBroke(err)}
+	for ev := range events {
+		switch {
+		case errors.Is(ev.Err, sampling.ErrNotANumber):
+			return &fault{api.ReasonInvalidModel, whatBroke(sampling.ErrNotANumber)}
+		case ev.Err != nil:
+			return classify(ev.Err)
+		}
 	}
-	return err
+	return ctx.Err()
 }
 
 // broke hears from an engine that a resident model cannot go on. Its home leaves
@@ -254,9 +273,12 @@ func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspecti
 		return bad(err)
 	}
 	c, _ := residency.Clamp(r.Context, h.Config.MaxPositions)
+	f, err := residency.Estimate(h.Config, h.WeightsBytes, c, w.devices[0].Extent)
+	if err != nil {
+		return bad(&fault{api.ReasonDoesNotFit, err.Error()})
+	}
 	return api.Inspection{
-		Architecture: h.Architecture, Parameters: h.Parameters, ContextLength: h.Config.MaxPositions, MaxTokens: c.MaxTokens,
-		Footprint: residency.Estimate(h.Config, h.WeightsBytes, c, w.devices[0].Extent),
+		Architecture: h.Architecture, Parameters: h.Parameters, ContextLength: h.Config.MaxPositions, MaxTokens: c.MaxTokens, Footprint: f,
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/model"
+	"github.com/estiba/estiba/runtime/residency"
 )
 
 // TestRealModelsShareADevice wakes eight homes of a real model in turn on a
@@ -112,5 +114,122 @@ func TestRealModelsShareADevice(t *testing.T) {
 	}
 	if used := w.State().Devices[0].UsedBytes; used != 0 {
 		t.Errorf("%d bytes are left", used)
+	}
+}
+
+// TestMemoryIsLentUntilItIsWanted: a model under load has more KV blocks than its floor
+// while the device has room; another one that is woken has its memory all the same,
+// and no text is another for it.
+func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
+	const extent = 64 << 10
+	path := fixture.Model("stories260K/hf-f32")
+	h, err := model.Inspect(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := residency.Clamp(api.Context{}, h.Config.MaxPositions)
+	need, err := residency.Estimate(h.Config, h.WeightsBytes, c, extent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	floor := int(need.KVFloorBytes / extent)
+	w, err := New(Options{
+		Name: "w0", Pool: "default/cpu", Log: slog.New(slog.DiscardHandler), Drain: time.Second,
+		Devices: []device.Device{{Name: "cpu-0", Kind: "cpu", Extent: extent, Capacity: 2 * need.Total()}},
+		Fetch:   func(_ context.Context, src api.Source, _ func(float64)) (string, error) { return src.URI, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- w.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}()
+	a := api.Assignment{Epoch: 1, Generation: 1, Instance: w.State().Instance}
+	for _, name := range []string{"ns/a", "ns/b"} {
+		a.Homes = append(a.Homes, api.Home{Model: name, Source: api.Source{URI: path}, Devices: []string{"cpu-0"}})
+	}
+	if r := w.Assign(a); r != nil {
+		t.Fatalf("%+v", r)
+	}
+	l, release, err := w.Use(ctx, "ns/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	request := func(i int) engine.Request {
+		r := engine.Request{Replica: l.Replica, Prompt: []int32{1, int32(300 + i)}, MaxTokens: 300, IgnoreStop: true}
+		for n := range 120 {
+			r.Prompt = append(r.Prompt, int32(260+(n*(7+2*i))%200))
+		}
+		return r
+	}
+	read := func(events <-chan engine.Event) (ids []int32) {
+		for ev := range events {
+			if ev.Err != nil {
+				t.Error(ev.Err)
+			}
+			if ev.Finish == "" {
+				ids = append(ids, ev.Token.ID)
+			}
+		}
+		return ids
+	}
+	submit := func(i int) <-chan engine.Event {
+		events, err := l.Engine.Submit(ctx, request(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return events
+	}
+	const texts = 6
+	var want [texts][]int32
+	for i := range want {
+		want[i] = read(submit(i))
+	}
+	var all [texts]<-chan engine.Event
+	for i := range all {
+		all[i] = submit(i)
+	}
+	for range 200 { // all of them, most of the way
+		for i := range all {
+			<-all[i]
+		}
+	}
+	s := w.State()
+	lent := s.Homes[0].KVBlocks
+	if per := lent / 2; per <= 2*floor || s.Devices[0].UsedBytes != need.Total() {
+		t.Errorf("%d extents held, the floor is %d; %d bytes used", per, floor, s.Devices[0].UsedBytes)
+	}
+	b, release, err := w.Use(ctx, "ns/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	s = w.State()
+	if got := s.Homes[0].KVBlocks / 2; got > 2*floor || s.Devices[0].UsedBytes != 2*need.Total() { // b uses nothing yet
+		t.Errorf("%d extents held after b was loaded, the floor is %d; %d bytes used", got, floor, s.Devices[0].UsedBytes)
+	}
+	r := request(0)
+	r.Replica = b.Replica
+	events, err := b.Engine.Submit(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(events); !slices.Equal(got, want[0]) {
+		t.Errorf("b: %v, want %v", got, want[0])
+	}
+	for i := range all {
+		if got := read(all[i]); !slices.Equal(got, want[i][200:]) {
+			t.Errorf("text %d: %v, alone %v", i, got, want[i][200:])
+		}
+	}
+	if n := w.Counters()["ns/a"].Preempted; n == 0 {
+		t.Error("nobody was preempted")
 	}
 }

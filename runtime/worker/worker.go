@@ -98,6 +98,7 @@ type claimed struct {
 	backend backend.Backend
 	engine  *engine.Engine
 	loads   atomic.Int64
+	budget  int // extents that its replicas' KV blocks may take together; guarded by Worker.mu
 }
 
 // replica is a name in the engine for the next load of a model: two revisions may be there.
@@ -160,7 +161,10 @@ func New(o Options) (*Worker, error) {
 		if err != nil {
 			return nil, err
 		}
-		w.devices = append(w.devices, &claimed{Device: d, backend: b, engine: engine.New(engine.Options{Log: o.Log, Failed: w.broke})})
+		n := extents(d.Capacity, d.Extent)
+		w.devices = append(w.devices, &claimed{Device: d, backend: b, budget: n, engine: engine.New(engine.Options{
+			Log: o.Log, Failed: w.broke, Extents: n, Discard: b.Discard,
+		})})
 	}
 	w.timer = time.AfterFunc(time.Hour, func() {
 		w.mu.Lock()
@@ -351,6 +355,9 @@ func (w *Worker) settle() {
 			own.set(api.PhaseIdle, "", "")
 		}
 	}
+	for _, d := range w.devices {
+		w.lend(d)
+	}
 	if decision.Again.IsZero() {
 		w.timer.Stop()
 	} else {
@@ -382,6 +389,26 @@ func (w *Worker) used(device string) (n int64) {
 		}
 	}
 	return n
+}
+
+// lend lets the replicas of a device have all of it for KV blocks that no weights and no
+// workspace take: those that are admitted, too. What is guaranteed to each is within that. w.mu is held.
+func (w *Worker) lend(d *claimed) {
+	free := d.Capacity
+	for h := range w.all() {
+		if h.key.device == d.Name {
+			free -= max(h.held-h.footprint.KVFloorBytes, 0)
+		}
+	}
+	n := extents(free, d.Extent)
+	if n == d.budget {
+		return
+	}
+	if err := d.engine.Resize(n); err != nil {
+		w.log.Error("extents not lent", "device", d.Name, "error", err)
+		return
+	}
+	d.budget = n
 }
 
 func (w *Worker) device(name string) *claimed {
