@@ -171,7 +171,7 @@ const (
 	maxPositions  = 1 << 30
 	maxTypes      = 1 << 16
 	maxExperts    = 1 << 10
-	maxAllExperts = 1 << 16 // of all layers
+	maxAllExperts = 1 << 15 // of all layers
 )
 
 // layers is how many there are, whether or not that has been checked.

@@ -1,10 +1,12 @@
 package arch_test
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -312,9 +314,109 @@ func TestSharedConfigs(t *testing.T) {
 	}
 }
 
+// others are configurations of the other architectures.
+var others = []string{
+	`{"model_type": "mistral", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 96}`,
+	`{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 96, "num_local_experts": 4, "sliding_window": null}`,
+	`{"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96, "use_sliding_window": true, "max_window_layers": 1}`,
+	`{"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": null, "vocab_size": 96, "use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"]}`,
+	`{"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 96, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "decoder_sparse_step": 2, "mlp_only_layers": [1]}`,
+	`{"model_type": "phi3", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75, "rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1.5, 2, 2], "long_factor": [1, 1, 1, 1, 1, 1]}}`,
+	`{"model_type": "gemma2", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 96, "final_logit_softcapping": null}`,
+	`{"model_type": "bert", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}`,
+}
+
+// TestClassDefaults wants what Hugging Face's classes take for fields that are not there; null is there.
+func TestClassDefaults(t *testing.T) {
+	var got []arch.Config
+	for _, text := range others {
+		c, err := arch.ParseHF([]byte(text), nil)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		got = append(got, c)
+	}
+	want := []arch.Config{
+		{Architecture: "mistral", Layers: 2, Hidden: 64, FFN: 64, Heads: 8, KVHeads: 8, HeadDim: 8, Vocabulary: 96, MaxPositions: 131072, NormEps: 1e-6, RopeTheta: 10000, Windows: []int{4096, 4096}, BOS: 1, EOS: []int32{2}},
+		{Architecture: "mixtral", Layers: 2, Hidden: 64, FFN: 16, Heads: 8, KVHeads: 8, HeadDim: 8, Vocabulary: 96, MaxPositions: 131072, NormEps: 1e-5, RopeTheta: 1e6, Experts: 4, ExpertsPerToken: 2, ExpertFFN: 16, NormalizeExperts: true, BOS: 1, EOS: []int32{2}},
+		{Architecture: "qwen2", Layers: 2, Hidden: 64, FFN: 64, Heads: 4, KVHeads: 2, HeadDim: 16, Vocabulary: 96, MaxPositions: 32768, NormEps: 1e-6, RopeTheta: 10000, QKVBias: true, Windows: []int{0, 4096}, BOS: -1},
+		{Architecture: "qwen3", Layers: 2, Hidden: 64, FFN: 64, Heads: 4, KVHeads: 4, HeadDim: 128, Vocabulary: 96, MaxPositions: 32768, NormEps: 1e-6, RopeTheta: 10000, Windows: []int{4096, 0}, BOS: -1},
+		{Architecture: "qwen3_moe", Layers: 4, Hidden: 64, FFN: 64, Heads: 4, KVHeads: 4, HeadDim: 16, Vocabulary: 96, MaxPositions: 32768, NormEps: 1e-6, RopeTheta: 10000, Experts: 4, ExpertsPerToken: 2, ExpertFFN: 8, DenseLayers: []int{0, 1, 2}, BOS: -1},
+		{
+			Architecture: "phi3", Layers: 2, Hidden: 64, FFN: 64, Heads: 4, KVHeads: 4, HeadDim: 16, Vocabulary: 96, MaxPositions: 4096, NormEps: 1e-5, RopeTheta: 10000, RopeDims: 12,
+			RopeScaling: arch.RopeScaling{Kind: arch.RopeLongRoPE, Original: 4096, Amplitude: 1.1902380714238083, Divisors: []float64{1, 1, 1, 1.5, 2, 2}}, BOS: 1, EOS: []int32{},
+		},
+		{
+			Architecture: "gemma2", Layers: 3, Hidden: 64, FFN: 64, Heads: 8, KVHeads: 4, HeadDim: 256, Vocabulary: 96, MaxPositions: 8192, NormEps: 1e-6, NormShift: 1, RopeTheta: 10000,
+			Windows: []int{4096, 0, 4096}, AttentionScale: 1.0 / 16, AttentionSoftCap: 50, GELU: arch.GELUTanh, TiedOutput: true, BOS: 2, EOS: []int32{1},
+		},
+		{Architecture: "bert", Encoder: true, Layers: 2, Hidden: 64, FFN: 64, Heads: 4, KVHeads: 4, HeadDim: 16, Vocabulary: 96, MaxPositions: 512, Types: 2, NormEps: 1e-12, TiedOutput: true, BOS: -1},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestOthersRefuse what they would compute wrongly, by the field's name.
+func TestOthersRefuse(t *testing.T) {
+	for _, c := range []struct {
+		kind, field, value string
+		want               error
+	}{
+		{"mistral", "sliding_window", "0", arch.ErrInvalid},
+		{"mistral", "sliding_window", "-1", arch.ErrInvalid},
+		{"mistral", "attention_bias", "true", arch.ErrUnsupported},
+		{"mistral", "layer_types", `["sliding_attention", "full_attention"]`, arch.ErrUnsupported},
+		{"mixtral", "num_experts_per_tok", "5", arch.ErrInvalid},
+		{"mixtral", "num_local_experts", "-1", arch.ErrInvalid},
+		{"mixtral", "n_shared_experts", "1", arch.ErrUnsupported},
+		{"qwen2", "layer_types", `["full_attention"]`, arch.ErrInvalid},
+		{"qwen2", "layer_types", `["chunked_attention", "full_attention"]`, arch.ErrUnsupported},
+		{"qwen2", "sliding_window", "1.5", arch.ErrInvalid},
+		{"qwen2", "attention_bias", "true", arch.ErrUnsupported},
+		{"qwen3", "attention_bias", "3", arch.ErrInvalid},
+		{"qwen3_moe", "decoder_sparse_step", "0", arch.ErrInvalid},
+		{"qwen3_moe", "mlp_only_layers", "1", arch.ErrInvalid},
+		{"qwen3_moe", "num_experts", "1000000", arch.ErrInvalid},
+		{"qwen3_moe", "shared_expert_intermediate_size", "64", arch.ErrUnsupported},
+		{"phi3", "partial_rotary_factor", "1.5", arch.ErrInvalid},
+		{"phi3", "partial_rotary_factor", "0.01", arch.ErrInvalid},
+		{"phi3", "rope_scaling", `{"type": "longrope", "short_factor": [1]}`, arch.ErrInvalid},
+		{"phi3", "rope_scaling", `{"type": "longrope", "short_factor": [0, 1, 1, 1, 1, 1]}`, arch.ErrInvalid},
+		{"phi3", "rope_scaling", `{"type": "linear", "factor": 2}`, arch.ErrUnsupported},
+		{"phi3", "attention_bias", "true", arch.ErrUnsupported},
+		{"gemma2", "hidden_activation", `"silu"`, arch.ErrUnsupported},
+		{"gemma2", "query_pre_attn_scalar", "0", arch.ErrInvalid},
+		{"gemma2", "final_logit_softcapping", "-3", arch.ErrInvalid},
+		{"gemma2", "use_bidirectional_attention", "true", arch.ErrUnsupported},
+		{"bert", "position_embedding_type", `"relative_key"`, arch.ErrUnsupported},
+		{"bert", "is_decoder", "true", arch.ErrUnsupported},
+		{"bert", "hidden_act", `"relu"`, arch.ErrUnsupported},
+		{"bert", "type_vocab_size", "0", arch.ErrInvalid},
+		{"bert", "num_attention_heads", "5", arch.ErrInvalid},
+		{"bert", "layer_norm_eps", "0", arch.ErrInvalid},
+	} {
+		i := slices.IndexFunc(others, func(text string) bool { return strings.Contains(text, `"`+c.kind+`"`) })
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(others[i]), &fields); err != nil {
+			t.Fatal(err)
+		}
+		fields[c.field] = json.RawMessage(c.value)
+		text, _ := json.Marshal(fields)
+		if _, err := arch.ParseHF(text, nil); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.field) {
+			t.Errorf("%s with %s %s: got %v, want %v naming it", c.kind, c.field, c.value, err, c.want)
+		}
+	}
+}
+
 func FuzzParseHF(f *testing.F) {
 	f.Add([]byte(config), []byte(`{"eos_token_id": [1, 2]}`))
 	f.Add([]byte(with("rope_parameters", `{"rope_type": "default"}`)), []byte(nil))
+	f.Add([]byte(with("rope_scaling", `{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}`)), []byte(nil))
+	f.Add([]byte(with("rope_parameters", `{"full_attention": {"rope_type": "yarn", "factor": 4, "beta_fast": 3, "truncate": false}}`)), []byte(nil))
+	for _, text := range others {
+		f.Add([]byte(text), []byte(nil))
+	}
 	f.Fuzz(func(t *testing.T, config, generation []byte) {
 		c, err := arch.ParseHF(config, generation)
 		sound(t, c, err)
@@ -322,13 +424,24 @@ func FuzzParseHF(f *testing.F) {
 }
 
 func FuzzParseGGUF(f *testing.F) {
-	f.Add("llama.block_count", uint64(3), 0.5, "x", byte(0))
-	f.Add("llama.rope.scaling.type", uint64(3), 0.5, "none", byte(2))
-	f.Add("tokenizer.ggml.tokens", uint64(3), 0.5, "none", byte(4))
-	f.Fuzz(func(t *testing.T, key string, n uint64, x float64, s string, kind byte) {
-		kv := pairs()
+	f.Add("llama", "llama.block_count", uint64(3), 0.5, "x", byte(0))
+	f.Add("llama", "llama.rope.scaling.type", uint64(3), 0.5, "none", byte(2))
+	f.Add("llama", "tokenizer.ggml.tokens", uint64(3), 0.5, "none", byte(4))
+	f.Add("llama", "llama.expert_count", uint64(3), 0.5, "none", byte(0))
+	for _, name := range []string{"qwen2", "qwen3", "qwen3moe", "phi3", "gemma2", "bert"} {
+		f.Add(name, name+".attention.sliding_window", uint64(4), 0.5, "none", byte(0))
+		f.Add(name, name+".rope.scaling.factor", uint64(4), 4.5, "none", byte(1))
+	}
+	f.Fuzz(func(t *testing.T, name, key string, n uint64, x float64, s string, kind byte) {
+		kv := map[string]any{}
+		for k, v := range pairs() {
+			kv[strings.Replace(k, "llama.", name+".", 1)] = v
+		}
+		kv["general.architecture"] = name
+		kv[name+".attention.layer_norm_epsilon"], kv[name+".expert_used_count"], kv[name+".expert_feed_forward_length"] = float32(1e-12), uint32(1), uint32(9)
 		kv[key] = []any{n, x, s, int64(n), []any{n, x, s}, []uint64{n, n}, nil, int8(n), n > 3}[kind%9]
-		c, err := arch.ParseGGUF(kv, has)
+		tensors := func(tensor string) bool { return kind%2 == 0 || strings.HasSuffix(tensor, s) }
+		c, err := arch.ParseGGUF(kv, tensors)
 		sound(t, c, err)
 	})
 }
@@ -341,7 +454,7 @@ func sound(t *testing.T, c arch.Config, err error) {
 		}
 		return
 	}
-	if arch.KVBytesPerToken(c) <= 0 || arch.WorkspaceBytes(c, 1, 1) <= 0 {
+	if arch.KVBytesPerToken(c) <= 0 && !c.Encoder || arch.WorkspaceBytes(c, 1, 1) <= 0 {
 		t.Fatalf("no sizes for %+v", c)
 	}
 }

@@ -19,7 +19,8 @@ import (
 func (m *Model) check(config string, w *weights.Header) error {
 	used := make(map[string]bool, len(m.Graph.Weights))
 	stored := map[string]int64{}
-	for _, weight := range m.Graph.Weights {
+	for i, weight := range m.Graph.Weights {
+		m.Graph.Weights[i].HF, m.Graph.Weights[i].GGUF = nil, nil // nobody looks again, and a mixture has many
 		place, info, ok := find(w, weight)
 		if !ok {
 			return fmt.Errorf("read %s: tensor %q: %w: the files have no such tensor, which %s of %d layers needs",
@@ -52,6 +53,20 @@ func (m *Model) check(config string, w *weights.Header) error {
 	m.Stored = slices.SortedFunc(maps.Keys(stored), func(a, b string) int {
 		return cmp.Or(cmp.Compare(stored[b], stored[a]), cmp.Compare(a, b))
 	})
+	return nil
+}
+
+// bounded refuses a configuration of more layers and experts than the files can hold at a byte for each, before
+// a graph is made of it.
+func (m *Model) bounded(config string, w *weights.Header) error {
+	bytes := int64(0)
+	for _, info := range w.Tensors {
+		bytes += info.Size
+	}
+	c := m.Config
+	if n := int64(c.Layers) * int64(1+c.Experts); n > bytes {
+		return fmt.Errorf("read %s: %w: it asks for %d layers of %d experts, but the files have %d bytes of tensors", config, ErrInvalid, c.Layers, c.Experts, bytes)
+	}
 	return nil
 }
 

@@ -142,6 +142,9 @@ func read(path string, w *weights.Header, text bool) (*Model, error) {
 		return nil, ofKind(err)
 	}
 	m.Architecture = m.Config.Architecture
+	if err := m.bounded(configOf(path, w), w); err != nil {
+		return nil, err
+	}
 	g, err := arch.Build(m.Config)
 	if err != nil {
 		return nil, ofKind(fmt.Errorf("read %s: %w", configOf(path, w), err))

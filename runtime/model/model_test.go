@@ -184,24 +184,26 @@ func TestConfigIsBounded(t *testing.T) {
 	}
 }
 
-// TestHostBytes compares what a model with many layers takes with what is admitted for it.
+// TestHostBytes compares what a model with many layers, or many experts, takes with what is admitted for it.
 func TestHostBytes(t *testing.T) {
-	dir := fixture.HugeModel(t, t.TempDir())
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	m, err := Open(dir)
-	if err != nil {
-		t.Fatal(err)
+	for name, dir := range map[string]string{"layers": fixture.HugeModel(t, t.TempDir()), "experts": fixture.HugeMixture(t, t.TempDir())} {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what pools hold too
+		runtime.ReadMemStats(&before)
+		m, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		got, admitted := int64(after.HeapAlloc)-int64(before.HeapAlloc), arch.HostBytes(m.Config)
+		t.Logf("%s: %d bytes, %d admitted", name, got, admitted)
+		if admitted < got || admitted > 4*got {
+			t.Errorf("%s: %d bytes, %d admitted", name, got, admitted)
+		}
+		m.Close()
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	got, admitted := int64(after.HeapAlloc)-int64(before.HeapAlloc), arch.HostBytes(m.Config)
-	t.Logf("%d bytes, %d admitted", got, admitted)
-	if admitted < got || admitted > 4*got {
-		t.Errorf("%d bytes, %d admitted", got, admitted)
-	}
-	m.Close()
 }
 
 func TestTokenizerLargerThanItsModel(t *testing.T) {
@@ -213,20 +215,30 @@ func TestTokenizerLargerThanItsModel(t *testing.T) {
 }
 
 func TestHugeModel(t *testing.T) {
-	dir := fixture.HugeModel(t, t.TempDir())
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	start := time.Now()
-	h, err := Inspect(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	runtime.ReadMemStats(&after)
-	if d, b := time.Since(start), after.TotalAlloc-before.TotalAlloc; d > 5*time.Second || b > 32<<20 {
-		t.Errorf("took %v and %d bytes", d, b)
-	}
-	if h.WeightsBytes < 1e12 || h.WeightsBytes != 4*h.Parameters {
-		t.Errorf("%d bytes, %d parameters", h.WeightsBytes, h.Parameters)
+	for name, c := range map[string]struct {
+		dir   string
+		bytes float64
+		most  uint64 // allocated
+	}{
+		"layers":  {fixture.HugeModel(t, t.TempDir()), 1e12, 32 << 20},
+		"experts": {fixture.HugeMixture(t, t.TempDir()), 119e9, 96 << 20},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start := time.Now()
+		h, err := Inspect(c.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		d, b := time.Since(start), after.TotalAlloc-before.TotalAlloc
+		t.Logf("%s: took %v and %d bytes", name, d, b)
+		if d > 5*time.Second || b > c.most {
+			t.Errorf("%s: took %v and %d bytes", name, d, b)
+		}
+		if float64(h.WeightsBytes) < c.bytes || h.WeightsBytes != 4*h.Parameters {
+			t.Errorf("%s: %d bytes, %d parameters", name, h.WeightsBytes, h.Parameters)
+		}
 	}
 }
 

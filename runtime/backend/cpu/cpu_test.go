@@ -58,8 +58,10 @@ func TestGolden(t *testing.T) {
 		{"golden/mixtral-top2", ""},
 		{"golden/phi3-fused", ""},
 	} {
+		greedy := map[string]map[string][]int32{} // model -> prompt -> ids
 		if c.golden == "" {
 			c.golden = c.model + "/golden.safetensors"
+			greedy[c.model] = greedyIDs(t, fixture.Shared(t, c.model+"/golden.json"))
 		}
 		g, w := load(t, fixture.Shared(t, c.model))
 		golden := safetensors(t, fixture.Shared(t, c.golden))
@@ -90,6 +92,7 @@ func TestGolden(t *testing.T) {
 			} else {
 				t.Logf("%s of %s: off by at most %.2g", prompt, c.model, off)
 			}
+			got = slices.Clone(got)
 			var single []float32
 			for i := range tokens {
 				single = append(single, run(i, tokens[i:i+1])...)
@@ -97,11 +100,44 @@ func TestGolden(t *testing.T) {
 			if !slices.Equal(single, got) {
 				t.Errorf("%s of %s: token by token, the logits differ from those of one pass", prompt, c.model)
 			}
+			var ids []int32
+			row := got[len(got)-g.Vocabulary():]
+			for len(ids) < len(greedy[c.model][prompt]) {
+				ids = append(ids, int32(slices.Index(row, slices.Max(row))))
+				row = run(len(tokens)+len(ids)-1, ids[len(ids)-1:])
+			}
+			if want := greedy[c.model][prompt]; !slices.Equal(ids, want) {
+				t.Errorf("%s of %s: goes on with %v, want %v", prompt, c.model, ids, want)
+			}
 		}
 		if cases == 0 {
 			t.Errorf("%s has no cases", c.golden)
 		}
 	}
+}
+
+// greedyIDs are the likeliest tokens after each prompt, one after the other.
+func greedyIDs(t *testing.T, path string) map[string][]int32 {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden struct {
+		Prompts map[string]struct {
+			Greedy []int32 `json:"greedy_ids"`
+		} `json:"prompts"`
+	}
+	if err := json.Unmarshal(text, &golden); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]int32{}
+	for name, p := range golden.Prompts {
+		if all[name] = p.Greedy; len(p.Greedy) == 0 {
+			t.Errorf("%s: no ids after %s", path, name)
+		}
+	}
+	return all
 }
 
 // TestGoldenEncoder compares every number of the last hidden states.
