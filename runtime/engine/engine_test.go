@@ -27,6 +27,7 @@ type program struct {
 	cells       [][]int32
 	step        time.Duration
 	steps       atomic.Int64
+	encoder     bool
 	// broken, if set, may fail a batch or panic.
 	broken func(batching.Batch) error
 }
@@ -51,19 +52,35 @@ func (p *program) Run(ctx context.Context, b batching.Batch, out *backend.Out) e
 			return err
 		}
 	}
-	out.Logits = out.Logits[:0]
+	out.Logits, out.Hidden = out.Logits[:0], out.Hidden[:0]
 	for _, s := range b.Spans {
 		for i, t := range s.Tokens {
-			at := s.Start + i
-			p.cells[s.Blocks[at/p.blockTokens]][at%p.blockTokens] = t
+			if at := s.Start + i; !p.encoder {
+				p.cells[s.Blocks[at/p.blockTokens]][at%p.blockTokens] = t
+			}
 		}
-		for i := range s.Tokens {
+		for i, t := range s.Tokens {
 			if s.Rows == batching.AllRows || s.Rows == batching.LastRow && i == len(s.Tokens)-1 {
-				out.Logits = append(out.Logits, p.logits(s, s.Start+i+1)...)
+				if !p.encoder {
+					out.Logits = append(out.Logits, p.logits(s, s.Start+i+1)...)
+				}
+				if out.WantHidden {
+					out.Hidden = append(out.Hidden, state(t, s.Start+i)...)
+				}
 			}
 		}
 	}
 	return nil
+}
+
+const hidden = 3
+
+// state is the hidden state of a token at a position; token 39 has none.
+func state(token int32, at int) []float32 {
+	if token == 39 {
+		return []float32{float32(math.NaN()), 0, 0}
+	}
+	return []float32{float32(token) - 20, float32(at), 1 - float32(at%3)}
 }
 
 func (p *program) logits(s batching.Span, n int) []float32 {
@@ -482,6 +499,197 @@ func TestPromptLogits(t *testing.T) {
 			if !slices.Equal(last.PromptLogits, want) || !slices.Equal(ids, alone(text, n)) {
 				t.Errorf("%d logits, ids %v", len(last.PromptLogits), ids)
 			}
+		}
+	})
+}
+
+// TestEmbeddings: a prompt's hidden states are pooled, over however many steps, beside texts
+// and by encoders.
+func TestEmbeddings(t *testing.T) {
+	pooled := func(prompt []int32, how Pooling) []float32 {
+		sum := make([]float64, hidden)
+		for at, token := range prompt {
+			if how == Mean || how == CLS && at == 0 || how == Last && at == len(prompt)-1 {
+				for i, x := range state(token, at) {
+					sum[i] += float64(x)
+				}
+			}
+		}
+		length := math.Sqrt(sum[0]*sum[0] + sum[1]*sum[1] + sum[2]*sum[2])
+		var v []float32
+		for _, x := range sum {
+			v = append(v, float32(x/length))
+		}
+		return v
+	}
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := small("a")
+		a.Hidden, a.StepRows = hidden, 8
+		b, pb := small("b")
+		b.Hidden, b.Encoder, b.Blocks, b.BlockTokens, b.MaxTokens, b.StepTokens, pb.encoder = hidden, true, 0, 0, 60, 64, true
+		c, _ := small("c")
+		e := start(t, a, b, c)
+		var streams, texts []<-chan Event
+		var want [][]float32
+		for i := range 6 {
+			for _, how := range []Pooling{Mean, CLS, Last} {
+				r := Request{Replica: []string{"a", "b"}[i%2], Prompt: prompt(1+9*i, int32(i)), Pooling: how, MaxTokens: 7}
+				for at := range r.Prompt {
+					r.Prompt[at] %= 39
+				}
+				events, err := e.Submit(t.Context(), r)
+				for errors.Is(err, ErrQueueFull) {
+					time.Sleep(time.Millisecond)
+					events, err = e.Submit(t.Context(), r)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				streams = append(streams, events)
+				want = append(want, pooled(r.Prompt, how))
+			}
+			texts = append(texts, submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(5, int32(i)), MaxTokens: 20}))
+		}
+		for i, s := range streams {
+			if ids, last := read(s); len(ids) > 0 || !slices.Equal(last.Embedding, want[i]) || last.Finish != batching.FinishLength || last.Output != 0 {
+				t.Errorf("%d: %v %+v, want %v", i, ids, last, want[i])
+			}
+		}
+		for i, s := range texts {
+			if ids, last := read(s); !slices.Equal(ids, alone(prompt(5, int32(i)), 20)) || last.Embedding != nil {
+				t.Errorf("text %d: %v %+v", i, ids, last)
+			}
+		}
+		for name, c := range map[string]struct {
+			r    Request
+			want error
+		}{
+			"text of an encoder":        {Request{Replica: "b", Prompt: prompt(3, 1), MaxTokens: 3}, ErrNoText},
+			"longer than its context":   {Request{Replica: "b", Prompt: prompt(61, 1), Pooling: Mean}, &TooLongError{Prompt: 61, MaxTokens: 60}},
+			"a model without embedding": {Request{Replica: "c", Prompt: prompt(3, 1), Pooling: Mean}, ErrNoEmbedding},
+		} {
+			if _, err := e.Submit(t.Context(), c.r); !errors.Is(err, c.want) && fmt.Sprint(err) != c.want.Error() {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		for range failures {
+			if _, last := read(submit(t, e, t.Context(), Request{Replica: "b", Prompt: []int32{39}, Pooling: Mean})); !errors.Is(last.Err, sampling.ErrNotANumber) {
+				t.Errorf("no number: %+v", last)
+			}
+		}
+		if _, err := e.Submit(t.Context(), Request{Replica: "b", Prompt: prompt(3, 1), Pooling: Mean}); !errors.Is(err, ErrBroken) {
+			t.Errorf("broken: %v", err)
+		}
+	})
+}
+
+// TestLending: replicas that share a slab have each their floor, whatever the others do;
+// a smaller slab is there within a step.
+func TestLending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const extents = 12
+		memory := make([][]int32, extents*2)
+		for i := range memory {
+			memory[i] = make([]int32, 4)
+		}
+		var discarded []int32
+		e := New(Options{Log: slog.New(slog.DiscardHandler), Extents: extents, Discard: func(list []int32) {
+			discarded = append(discarded, list...)
+			for _, extent := range list {
+				for _, b := range memory[2*extent : 2*extent+2] {
+					clear(b)
+				}
+			}
+		}})
+		var all []Replica
+		for _, name := range []string{"a", "b"} {
+			r := Replica{Name: name, PerExtent: 2, Floor: 4, BlockTokens: 4, MaxTokens: 32, Vocabulary: vocabulary, StepTokens: 16, Sequences: 8, Waiting: 8}
+			p := newProgram(r)
+			p.cells = memory
+			r.Program = p
+			all = append(all, r)
+		}
+		run(t, e, all...)
+		if err := e.Add(Replica{Name: "c", Program: all[0].Program, PerExtent: 2, Floor: 5, BlockTokens: 4, MaxTokens: 8, Vocabulary: vocabulary}); err == nil {
+			t.Error("more is guaranteed than there is")
+		}
+		texts := func(name string, n int) (streams []<-chan Event) {
+			for i := range n {
+				streams = append(streams, submit(t, e, t.Context(), Request{Replica: name, Prompt: prompt(6, int32(i)), MaxTokens: 24}))
+			}
+			return streams
+		}
+		ended := func(streams []<-chan Event) {
+			t.Helper()
+			for i, s := range streams {
+				if ids, last := read(s); !slices.Equal(ids, alone(prompt(6, int32(i)), 24)) {
+					t.Errorf("text %d: %v %+v", i, ids, last)
+				}
+			}
+		}
+		a := texts("a", 8)
+		time.Sleep(20 * time.Millisecond)
+		if s, _ := e.Stats("a"); s.KVBlocks <= 2*4 {
+			t.Errorf("nothing is borrowed: %+v", s)
+		}
+		b := texts("b", 8)
+		time.Sleep(10 * time.Millisecond)
+		if err := e.Resize(7); err == nil {
+			t.Error("resized below the floors")
+		}
+		if err := e.Resize(8); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := e.Reclaimed(t.Context()); err != nil || time.Since(began) > time.Millisecond || len(discarded) != extents-8 {
+			t.Errorf("%v after %v, discarded %v", err, time.Since(began), discarded)
+		}
+		for _, name := range []string{"a", "b"} {
+			if s, _ := e.Stats(name); s.KVBlocks > 2*4 || s.Running == 0 {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+		ended(a)
+		ended(b)
+		// Idle, it is done too.
+		if err := errors.Join(e.Remove(t.Context(), "b"), e.Resize(4), e.Reclaimed(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if s, _ := e.Stats("a"); s.KVUsed != 0 || s.KVBlocks > 2*4 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestSamePromptTogether: several answers to one prompt, asked for at once, share its
+// blocks, and it is computed once.
+func TestSamePromptTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		computed := 0
+		p.broken = func(b batching.Batch) error {
+			for _, s := range b.Spans {
+				if s.Start < 24 {
+					computed += len(s.Tokens)
+				}
+			}
+			return nil
+		}
+		e := start(t, a)
+		var streams []<-chan Event
+		for i := range 8 {
+			r := Request{Replica: "a", Prompt: prompt(25, 1), MaxTokens: 6}
+			r.Sampling.Temperature, r.Sampling.Seed = float64(i%2), uint64(i)
+			streams = append(streams, submit(t, e, t.Context(), r))
+		}
+		for i, s := range streams {
+			ids, last := read(s)
+			if i%2 == 0 && !slices.Equal(ids, alone(prompt(25, 1), 6)) || len(ids) != 6 || (last.Cached == 24) != (i > 0) {
+				t.Errorf("%d: %v %+v", i, ids, last)
+			}
+		}
+		if s, _ := e.Stats("a"); computed != 25 && computed != 24 || s.Prefix.Hits != 7*24 {
+			t.Errorf("%d tokens of the prompt were computed; %+v", computed, s)
 		}
 	})
 }
