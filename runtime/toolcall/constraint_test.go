@@ -289,3 +289,25 @@ func TestProperties(t *testing.T) {
 		}
 	}
 }
+
+// What a request with many tools costs before its first token.
+func BenchmarkConstraint(b *testing.B) {
+	var offered []Tool
+	for i := range 64 {
+		var list []string
+		for j := range 10 {
+			list = append(list, fmt.Sprintf(`"argument%d":{"type":"string","description":"What it is."}`, j))
+		}
+		offered = append(offered, Tool{Name: fmt.Sprint("tool", i), Parameters: json.RawMessage(`{"type":"object","properties":{` + strings.Join(list, ",") + `},"required":["argument1"],"additionalProperties":false}`)})
+	}
+	for _, name := range []string{"hermes", "functions"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := formats[name].Constraint(offered, Choice{Mode: Required, Parallel: true}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

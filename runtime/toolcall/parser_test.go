@@ -389,3 +389,27 @@ func TestTemplates(t *testing.T) {
 		}
 	}
 }
+
+// What reading costs a token of a plain answer, and of a call.
+func BenchmarkParser(b *testing.B) {
+	for name, text := range map[string]string{
+		"text": strings.Repeat("The ship <b>sails</b> on. ", 40),
+		"call": `<tool_call>{"name": "weather", "arguments": {"city": "` + strings.Repeat("A long name, ", 80) + `"}}</tool_call>`,
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			tokens := 0
+			for b.Loop() {
+				p := formats["hermes"].Parser(tools, func() uint64 { return 1 })
+				tokens = 0
+				for rest := text; rest != ""; tokens++ {
+					n := min(4, len(rest))
+					p.Push(rest[:n])
+					rest = rest[n:]
+				}
+				p.Flush()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*tokens), "ns/token")
+		})
+	}
+}
