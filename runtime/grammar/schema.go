@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -463,10 +462,7 @@ func (c *compiler) resolve(ref string) (*value, string, error) {
 	if !ok {
 		return nil, "", fmt.Errorf("the reference %q leaves the schema: only #/… is supported", ref)
 	}
-	pointer, err := url.PathUnescape(pointer)
-	if err != nil {
-		return nil, "", fmt.Errorf("the reference %q is not a URI", ref)
-	}
+	pointer = unescapePercent(pointer)
 	v := c.document
 	if pointer == "" {
 		return v, "#", nil
@@ -493,6 +489,22 @@ func (c *compiler) resolve(ref string) (*value, string, error) {
 		v = next
 	}
 	return v, "#" + pointer, nil
+}
+
+// unescapePercent reads %XX, as in a URI's fragment.
+func unescapePercent(s string) string {
+	var out []byte
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if b, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
+				out = append(out, byte(b))
+				i += 2
+				continue
+			}
+		}
+		out = append(out, s[i])
+	}
+	return string(out)
 }
 
 func anchor(v *value, name, path string) (*value, string) {
