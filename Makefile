@@ -28,6 +28,10 @@ test: ## everything that needs only Go
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@hack/fuzz.sh
 
+.PHONY: soak
+soak: ## keep a worker busy with everything at once for SOAK (5m)
+	@ESTIBA_SOAK=$${SOAK:-5m} $(GO) test -count 1 -timeout 60m -run '^TestSoak$$' -v ./runtime/worker
+
 .PHONY: bench
 bench: ## benchmarks, as ratios within one run
 	@hack/bench-gateway.sh
