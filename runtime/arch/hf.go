@@ -248,7 +248,7 @@ func (f *fields) refuseUnread() {
 	unread := func(names ...string) []string {
 		return slices.DeleteFunc(names, func(n string) bool { return f.known[n] })
 	}
-	for _, name := range unread("attention_bias", "mlp_bias", "use_qk_norm", "qk_norm", "use_bidirectional_attention", "is_decoder", "add_cross_attention", "use_sliding_window", "qkv_bias", "lm_head_bias", "use_parallel_residual", "alibi") {
+	for _, name := range unread("attention_bias", "mlp_bias", "use_qk_norm", "qk_norm", "use_bidirectional_attention", "is_decoder", "add_cross_attention", "use_sliding_window", "qkv_bias", "lm_head_bias", "use_parallel_residual", "alibi", "use_mrope") {
 		var on bool
 		if f.boolean(name, &on); on {
 			f.fail(name, unsupported("is true"))
@@ -263,7 +263,7 @@ func (f *fields) refuseUnread() {
 	}
 	for _, name := range unread(
 		"quantization_config", "compression_config", "sliding_window", "attention_chunk_size",
-		"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_scaling", "rope_parameters", "per_layer_config", "text_config",
+		"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_scaling", "rope_parameters", "per_layer_config", "text_config", "clip_qkv", "no_rope_layers", "cross_attention_layers", "rotary_dim",
 	) {
 		if f.has(name) {
 			f.fail(name, unsupported("is %s", clip(f.raw[name])))
