@@ -250,9 +250,15 @@ func submitError(err error) *apiError {
 		return invalid("prompt", "The prompt has no tokens.")
 	case errors.Is(err, engine.ErrVocabulary):
 		return invalid("prompt", "%s.", capitalized(err.Error()))
+	case errors.Is(err, engine.ErrNoText), errors.Is(err, engine.ErrNoEmbedding):
+		return invalid("model", "%s.", capitalized(err.Error()))
 	case errors.Is(err, engine.ErrQueueFull):
-		return &apiError{status: http.StatusTooManyRequests, retryAfter: 1, Type: "rate_limit_error", Code: "rate_limit_exceeded",
+		e := &apiError{status: http.StatusTooManyRequests, retryAfter: 1, Type: "rate_limit_error", Code: "rate_limit_exceeded",
 			Message: "Too many requests wait for this model. Try again in a moment."}
+		if full, ok := errors.AsType[*engine.QueueFullError](err); ok {
+			e.retryAfter = max(1, int(math.Ceil(full.RetryAfter.Seconds())))
+		}
+		return e
 	case errors.Is(err, engine.ErrNoReplica), errors.Is(err, engine.ErrStopped): // it has gone since Use; nothing has been done
 		return &apiError{status: api.StatusLacks, Type: "invalid_request_error", Code: "model_not_here",
 			Message: "This worker does not take requests for the model now."}
