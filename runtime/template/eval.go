@@ -3,6 +3,7 @@ package template
 import (
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 )
 
@@ -173,11 +174,11 @@ func (x *state) repeatList(l *list, n int64) *list {
 	if len(l.items) == 0 {
 		return out
 	}
-	for range n {
-		x.step(1)
-		x.charge(16 * len(l.items))
-		out.items = append(out.items, l.items...)
+	if n = max(n, 0); n > int64(x.memory) {
+		x.charge(x.memory + 1)
 	}
+	x.charge(16 * len(l.items) * int(n))
+	out.items = slices.Repeat(l.items, int(n))
 	return out
 }
 
@@ -352,8 +353,7 @@ func (x *state) subscript(v, at value) value {
 		if i, ok := small(at); ok {
 			x.step(len(v.s) / 16)
 			if i, ok := index(i, int64(v.length())); ok {
-				from := offset(v.s, int(i))
-				return v.cut(from, from+offset(v.s[from:], 1))
+				return x.slice(v, int(i), int(i)+1, 1)
 			}
 		}
 	case *interval:
@@ -601,7 +601,7 @@ func (n *filtering) inBlock() bool {
 func (x *state) filter(name string, v value, a args) value {
 	f, ok := x.lang.filters[name]
 	if !ok {
-		x.fail("No filter named '%s'.", name)
+		x.fail("No filter named '%s' found.", name)
 	}
 	return f(x, v, a)
 }
@@ -617,7 +617,7 @@ func (n *question) eval(x *state) value {
 func (x *state) test(name string, v value, a args) bool {
 	f, ok := x.lang.tests[name]
 	if !ok {
-		x.fail("No test named '%s'.", name)
+		x.fail("No test named '%s' found.", name)
 	}
 	return f(x, v, a)
 }

@@ -254,9 +254,9 @@ func (n *region) exec(x *state) flow {
 	if n.isolated {
 		x.frame = nil
 	}
-	x.within(n.frame, n.body)
+	how := x.within(n.frame, n.body)
 	x.frame = around
-	return onward
+	return how
 }
 
 func (n *jump) exec(*state) flow { return n.to }

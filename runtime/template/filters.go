@@ -527,7 +527,7 @@ func filterURLEncode(x *state, v value, a args) value {
 		if len(pair) != 2 {
 			x.fail("not enough values to unpack (expected 2, got %d)", len(pair))
 		}
-		if len(b.buf) > 0 {
+		if b.buf.Len() > 0 {
 			b.literal("&")
 		}
 		b.add(quote(pair[0], true))

@@ -410,7 +410,7 @@ func general(g float64, precision int, alternate, float bool) string {
 func (x *state) format(layout text, a args) text {
 	b := builder{x: x}
 	auto := 0
-	x.formatInto(&b, layout, a, &auto, 2)
+	x.formatInto(&b, layout, a, &auto, 3)
 	return b.text()
 }
 
@@ -480,7 +480,7 @@ func (x *state) formatField(b *builder, field text, a args, auto *int, levels in
 	}
 	inner := builder{x: x}
 	x.formatInto(&inner, spec, a, auto, levels-1)
-	x.formatValue(b, v, string(inner.buf))
+	x.formatValue(b, v, inner.buf.String())
 }
 
 // formatArg finds what a field names: an argument, and attributes or items of it.

@@ -185,7 +185,10 @@ func (p *parser) statement(ends []string) stmt {
 		}
 		return &foreign{tag: t.text, line: t.line}
 	case "autoescape":
-		p.fail(t.line, "the tag 'autoescape' is not supported: prompts are not escaped")
+		if c, ok := p.expression(true).(*constant); !ok || c.v != false {
+			p.fail(t.line, "the tag 'autoescape' can only be false: prompts are not escaped")
+		}
+		return &region{body: p.block("endautoescape")}
 	}
 	message := fmt.Sprintf("Encountered unknown tag '%s'.", t.text)
 	if len(ends) > 0 {
@@ -308,6 +311,7 @@ func (p *parser) signature(def *macroDef) {
 			p.fail(t.line, "non-default argument follows default argument")
 		}
 		def.params = append(def.params, name)
+		p.fewArguments(t.line, len(def.params))
 	}
 	p.next()
 }
@@ -676,6 +680,7 @@ func (p *parser) arguments() arguments {
 		}
 	}
 	for comma := false; !p.at(")"); comma = true {
+		p.fewArguments(line, len(a.pos)+len(a.names))
 		if comma {
 			p.expect(",")
 			if p.at(")") {
@@ -704,6 +709,13 @@ func (p *parser) arguments() arguments {
 	}
 	p.next()
 	return a
+}
+
+// fewArguments bounds how many arguments one thing has.
+func (p *parser) fewArguments(line, n int) {
+	if n > 255 {
+		p.fail(line, "more than 255 arguments")
+	}
 }
 
 func (p *parser) call(of expr) expr {

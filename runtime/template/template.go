@@ -56,8 +56,8 @@ func (e *Error) Is(target error) bool { return target == ErrTooLong && e.limit }
 const (
 	maxSource   = 512 << 10 // bytes of a template
 	baseSteps   = 4 << 20
-	baseMemory  = 64 << 20
-	inputSteps  = 32       // a byte
+	baseMemory  = 32 << 20
+	inputSteps  = 16       // a byte
 	inputMemory = 64       // bytes a byte
 	maxInput    = 64 << 20 // bytes beyond which no more is given
 	maxDepth    = 800

@@ -74,14 +74,14 @@ func (t text) pieces(f func(s string, plain bool)) {
 // builder joins texts. What it takes is charged to the state's memory.
 type builder struct {
 	x     *state
-	buf   []byte
+	buf   strings.Builder
 	plain [][2]int
 }
 
 func (b *builder) add(t text) {
 	b.x.charge(len(t.s) + 16*len(t.plain))
-	at := len(b.buf)
-	b.buf = append(b.buf, t.s...)
+	at := b.buf.Len()
+	b.buf.WriteString(t.s)
 	for _, p := range t.plain {
 		b.mark(at+p[0], at+p[1])
 	}
@@ -89,8 +89,8 @@ func (b *builder) add(t text) {
 
 func (b *builder) write(s string, plain bool) {
 	b.x.charge(len(s))
-	at := len(b.buf)
-	b.buf = append(b.buf, s...)
+	at := b.buf.Len()
+	b.buf.WriteString(s)
 	if plain && s != "" {
 		b.mark(at, at+len(s))
 	}
@@ -106,7 +106,7 @@ func (b *builder) mark(from, to int) {
 	b.plain = append(b.plain, [2]int{from, to})
 }
 
-func (b *builder) text() text { return text{s: string(b.buf), plain: b.plain} }
+func (b *builder) text() text { return text{s: b.buf.String(), plain: b.plain} }
 
 // convert gives each part of t to f, which must not depend on what is around it.
 func (x *state) convert(t text, f func(string) string) text {
@@ -202,11 +202,15 @@ func (t text) strip(f func(rune) bool) text { return t.stripRight(f).stripLeft(f
 
 // slice is t[start:stop:step] with the bounds of indices.
 func (x *state) slice(t text, start, stop, step int) text {
-	x.step(len(t.s) / 16)
 	if step == 1 {
 		if stop <= start {
 			return text{safe: t.safe}
 		}
+		if isASCII(t.s) {
+			x.step(len(t.s) / 16)
+			return t.cut(start, stop)
+		}
+		x.step(len(t.s) / 4)
 		from := offset(t.s, start)
 		return t.cut(from, from+offset(t.s[from:], stop-start))
 	}

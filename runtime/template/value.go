@@ -292,6 +292,7 @@ func (x *state) iterate(v value) (next func() (value, bool), ok bool) {
 			n := offset(rest.s, 1)
 			c := v.cut(len(v.s)-len(rest.s), len(v.s)-len(rest.s)+n)
 			rest.s = rest.s[n:]
+			c.safe = false
 			return c, true
 		}, true
 	case *generator:
@@ -759,7 +760,7 @@ func reprText(t text) string {
 	x := state{memory: math.MaxInt, steps: math.MaxInt}
 	b := builder{x: &x}
 	writeReprText(&b, t)
-	return string(b.buf)
+	return b.buf.String()
 }
 
 func writeReprText(b *builder, t text) {
