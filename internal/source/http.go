@@ -34,7 +34,9 @@ var folderFiles = []struct {
 	{"tokenizer.json", false},
 	{"tokenizer.model", false},
 	{"tokenizer_config.json", false},
+	{"special_tokens_map.json", false},
 	{"chat_template.jinja", false},
+	{"chat_template.json", false},
 }
 
 const (
