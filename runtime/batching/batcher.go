@@ -311,8 +311,10 @@ func (b *Batcher) tenant(name string) *tenant {
 			least, any = t.served, true
 		}
 	}
-	for other, t := range b.tenants { // those that nothing is remembered of
-		if t.sequences == 0 && (!any || t.served <= least) {
+	const most = 1024             // are remembered
+	many := len(b.tenants) > most // who has so many names has no long memory of any
+	for other, t := range b.tenants {
+		if t.sequences == 0 && (!any || t.served <= least || many) {
 			delete(b.tenants, other)
 		}
 	}
@@ -359,7 +361,7 @@ func (b *Batcher) Reclaim() (discard []int32) {
 		if debtor == nil {
 			break
 		}
-		b.preempt(debtor)
+		b.repay(debtor)
 	}
 	if b.slab.Settled() {
 		return nil

@@ -181,7 +181,7 @@ func (b *Batcher) start(s *sequence) bool {
 			cached = n
 			break
 		}
-		b.preempt(r.slab.Debtor(r.cache))
+		b.repay(r.slab.Debtor(r.cache))
 	}
 	if !s.started {
 		s.started, s.cached = true, cached
@@ -202,9 +202,9 @@ func (b *Batcher) grow(s *sequence) bool {
 		case kvcache.Given:
 			return true
 		case kvcache.Owed:
-			b.preempt(r.slab.Debtor(r.cache))
+			b.repay(r.slab.Debtor(r.cache))
 		case kvcache.Full:
-			b.preempt(r.cache)
+			r.preempt(r.running[len(r.running)-1])
 			if !s.running {
 				return false
 			}
@@ -213,15 +213,25 @@ func (b *Batcher) grow(s *sequence) bool {
 	return true
 }
 
-// preempt takes the blocks of the newest running sequence of whose cache it is; it waits
-// in front of all others.
-func (b *Batcher) preempt(c *kvcache.Cache) {
-	at := slices.IndexFunc(b.replicas, func(r *replica) bool { return r.cache == c })
-	r := b.replicas[at]
-	s := r.running[len(r.running)-1]
-	c.Close(s.ID)
+// repay makes a cache that borrowed use an extent less: sequences of its replica, as new as
+// can be, give up their blocks.
+func (b *Batcher) repay(debtor *kvcache.Cache) {
+	r := b.replicas[slices.IndexFunc(b.replicas, func(r *replica) bool { return r.cache == debtor })]
+	all := make([]uint64, len(r.running))
+	for i, s := range r.running {
+		all[i] = s.ID
+	}
+	for _, id := range debtor.InTheWay(all) {
+		r.preempt(b.sequences[id])
+	}
+}
+
+// preempt takes the blocks of a running sequence; it waits in front of all others.
+func (r *replica) preempt(s *sequence) {
+	r.cache.Close(s.ID)
 	s.computed, s.running = 0, false
-	r.running = r.running[:len(r.running)-1]
+	at := slices.Index(r.running, s)
+	r.running = slices.Delete(r.running, at, at+1)
 	r.waiting = slices.Insert(r.waiting, 0, s)
 	r.stats.Preempted++
 }

@@ -17,7 +17,8 @@ import (
 //
 // A full block whose tokens have been computed is sealed: it is known by the
 // block before it and its own tokens, and a later sequence with the same prefix
-// shares it. A sealed block that nobody uses stays findable until its turn, the
+// shares it. Nobody writes to it any more. What is left of a common prefix, less than a
+// block, each sequence computes into a block of its own, since a copy would save little. A sealed block that nobody uses stays findable until its turn, the
 // least recently used of the device first, comes to be given away.
 type Cache struct {
 	slab        *Slab
@@ -281,6 +282,33 @@ func (c *Cache) Close(seq uint64) {
 		c.release(c.block(id))
 	}
 	c.retired = append(c.retired, t)
+}
+
+// InTheWay are the sequences that have to be closed so that an extent of the cache becomes
+// idle: of all extents the one whose users are the newest. all are the sequences that
+// are open, oldest first; the result has the newest first.
+func (c *Cache) InTheWay(all []uint64) []uint64 {
+	oldest := map[int32]int{} // extent -> index of its oldest user
+	for i, seq := range all {
+		for _, b := range c.tables[seq].blocks {
+			if e := b / int32(c.perExtent); oldest[e] == 0 {
+				oldest[e] = i + 1
+			}
+		}
+	}
+	best := int32(-1)
+	for e, i := range oldest {
+		if best < 0 || i > oldest[best] || i == oldest[best] && e < best {
+			best = e
+		}
+	}
+	var users []uint64
+	for _, seq := range slices.Backward(all) {
+		if slices.ContainsFunc(c.tables[seq].blocks, func(b int32) bool { return b/int32(c.perExtent) == best }) {
+			users = append(users, seq)
+		}
+	}
+	return users
 }
 
 func (c *Cache) newTable() *table {

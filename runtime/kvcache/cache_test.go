@@ -206,19 +206,28 @@ func (w *twin) close(p *player, i int) {
 	p.open = slices.Delete(p.open, i, i+1)
 }
 
-// preempt ends the newest sequence of a cache that owes something.
+// preempt ends sequences of a cache that owes something, so that it uses an extent less.
 func (w *twin) preempt(debtor *Cache) {
 	w.t.Helper()
-	for _, p := range w.caches {
-		if p.Cache == debtor {
-			if p.inUse() <= p.floor || len(p.open) == 0 {
-				w.fatalf("cache %d is to preempt: it uses %d extents, its floor is %d", p.number, p.inUse(), p.floor)
-			}
-			w.close(p, len(p.open)-1)
-			return
-		}
+	at := slices.IndexFunc(w.caches, func(p *player) bool { return p.Cache == debtor })
+	if at < 0 {
+		w.fatalf("nobody owes anything")
 	}
-	w.fatalf("nobody owes anything")
+	p := w.caches[at]
+	before := p.inUse()
+	if before <= p.floor {
+		w.fatalf("cache %d is to preempt: it uses %d extents, its floor is %d", p.number, before, p.floor)
+	}
+	var all []uint64
+	for _, s := range p.open {
+		all = append(all, s.id)
+	}
+	for _, id := range p.InTheWay(all) {
+		w.close(p, slices.IndexFunc(p.open, func(s *sequence) bool { return s.id == id }))
+	}
+	if p.inUse() >= before {
+		w.fatalf("cache %d uses %d extents, before others preempted %d", p.number, p.inUse(), before)
+	}
 }
 
 // ask repeats a wish until it is granted or refused, and checks that the floor is kept.
@@ -523,6 +532,34 @@ func TestLending(t *testing.T) {
 		t.Errorf("discarded %v", got)
 	}
 	check(t, s)
+}
+
+// TestInTheWay: the oldest sequences keep their blocks as long as they can.
+func TestInTheWay(t *testing.T) {
+	c, err := NewSlab(4).Open(0, 2, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq, n := range []int{1, 1, 1, 2, 1} { // extents: 0 1, 2 3, 3 4
+		if _, answer := c.Open(uint64(seq), make([]int32, n), false, 0); answer != Given {
+			t.Fatal(answer)
+		}
+	}
+	for _, want := range [][]uint64{{4, 3}, {2}, {1, 0}} {
+		var all []uint64
+		for seq := range uint64(5) {
+			if c.Table(seq) != nil {
+				all = append(all, seq)
+			}
+		}
+		got := c.InTheWay(all)
+		if !slices.Equal(got, want) {
+			t.Errorf("of %v: %v, want %v", all, got, want)
+		}
+		for _, seq := range got {
+			c.Close(seq)
+		}
+	}
 }
 
 // TestEqualHashes shows that a hash decides nothing: the tokens do.
