@@ -5,8 +5,11 @@ package sampling
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"slices"
+
+	"github.com/estiba/estiba/runtime/grammar"
 )
 
 // Params of a request. The zero value is greedy: the largest logit, the lowest
@@ -23,6 +26,9 @@ type Params struct {
 	Repetition float64 // divides positive and multiplies negative logits of tokens of prompt and output; 0 or 1: off
 
 	Bias map[int32]float64 // added to these tokens' logits
+
+	// Constraint is of this request alone: only tokens that it allows are chosen. Nil: all.
+	Constraint *grammar.Matcher
 
 	MinTokens int     // none of Ends is chosen while the output has fewer
 	Ends      []int32 // tokens that end a text
@@ -97,6 +103,11 @@ func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
 		s.counts[id]++
 	}
 	s.output++
+	if m := s.params.Constraint; m != nil {
+		if err := m.Accept(id); err != nil {
+			return Token{}, fmt.Errorf("follow the grammar: %w", err)
+		}
+	}
 	token := Token{ID: id}
 	if s.params.Logprobs {
 		token.Logprob, token.Top = logprobs(logits, id, s.params.TopLogprobs)
@@ -110,7 +121,7 @@ func (p Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
 func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
 	p := s.params
 	early := s.output < p.MinTokens && len(p.Ends) > 0
-	if len(p.Bias) == 0 && s.counts == nil && !early {
+	if len(p.Bias) == 0 && s.counts == nil && !early && p.Constraint == nil {
 		return logits
 	}
 	row := append(scratch.row[:0], logits...)
@@ -141,6 +152,14 @@ func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
 	}
 	for id, n := range s.counts {
 		change(id, func(x float64) float64 { return x - p.Presence - float64(n)*p.Frequency })
+	}
+	if p.Constraint != nil {
+		mask := p.Constraint.Mask()
+		for i := range row {
+			if i/64 >= len(mask) || mask[i/64]>>(i%64)&1 == 0 {
+				row[i] = float32(math.Inf(-1))
+			}
+		}
 	}
 	if early {
 		for _, id := range p.Ends {

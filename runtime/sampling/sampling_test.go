@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/estiba/estiba/runtime/grammar"
 )
 
 var nan, inf = float32(math.NaN()), float32(math.Inf(1))
@@ -83,6 +85,19 @@ func TestMinTokens(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// TestConstraint: of "a", "b" and an end, "b", then "a", then the end, whatever is likelier.
+func TestConstraint(t *testing.T) {
+	v := grammar.NewVocabulary(3, func(id int32) ([]byte, bool) { return []byte{"ab"[id&1]}, id < 2 }, []int32{2})
+	for _, temperature := range []float64{0, 2} {
+		s := New(Params{Constraint: grammar.NewMatcher(grammar.Literal("ba"), v), Temperature: temperature}, nil)
+		for _, want := range []int32{1, 0, 2} {
+			if token, err := s.Sample([]float32{3, 1, 9, 12}, &Scratch{}); err != nil || token.ID != want {
+				t.Errorf("at %g: %v, %v; want %d", temperature, token, err, want)
+			}
 		}
 	}
 }
