@@ -109,6 +109,31 @@ func TestServe(t *testing.T) {
 	})
 }
 
+// TestServeEndpoints: all that is not about texts goes the same way through the gateway, and wakes models too.
+func TestServeEndpoints(t *testing.T) {
+	folder := t.TempDir()
+	const asleep = "  autoscaling: {min: 0, max: 1}\n"
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32"))+asleep)
+	url := serve(t, folder, 0)
+	eventually(t, "ready", func() error { return get(url+"/readyz", nil) })
+	for _, c := range []struct{ path, body, says string }{
+		{"/tokenize", `{"model":"stories","prompt":"Once upon a time"}`, `{"count":5,"max_model_len":512,"tokens":[1,403,407,261,378],"token_strs":null}`},
+		{"/detokenize", `{"model":"stories","tokens":[403,407,261,378]}`, `{"prompt":"Once upon a time"}`},
+		{"/v1/embeddings", `{"model":"stories","input":"Once"}`, `"total_tokens":2`},
+		{"/v1/responses", `{"model":"stories"}`, `not_found`},
+	} {
+		res, err := http.Post(url+c.path, "application/json", strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		if !strings.Contains(string(data), c.says) {
+			t.Errorf("%s %s: %d %.300s", c.path, c.body, res.StatusCode, data)
+		}
+	}
+}
+
 func TestServeSaysWhyNot(t *testing.T) {
 	folder := t.TempDir()
 	huge := fixture.HugeModel(t, t.TempDir())

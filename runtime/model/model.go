@@ -62,6 +62,7 @@ type Model struct {
 	Graph     *graph.Graph
 	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer
 	Chat
+	vocabulary vocabulary
 
 	checkpoint *weights.Checkpoint
 	parts      map[string]part // the graph's name of a weight -> where it is in the checkpoint

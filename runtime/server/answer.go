@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
-	"github.com/estiba/estiba/runtime/sampling"
+	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/toolcall"
 )
 
 // answer writes texts as OpenAI's objects.
@@ -29,21 +31,34 @@ func newAnswer(g *generation) *answer {
 	return &answer{generation: g, id: kind + rand.Text(), created: time.Now().Unix()}
 }
 
-func (a *answer) object(kind string, choices []any) map[string]any {
-	return map[string]any{"id": a.id, "object": kind, "created": a.created, "model": a.model, "choices": choices}
+// envelope is an answer, or a chunk of one.
+type envelope struct {
+	ID      string          `json:"id"`
+	Object  string          `json:"object"`
+	Created int64           `json:"created"` // seconds since 1970
+	Model   string          `json:"model"`
+	Choices []any           `json:"choices"`
+	Usage   json.RawMessage `json:"usage,omitempty"`
+}
+
+func (a *answer) envelope(kind string, choices ...any) envelope {
+	if choices == nil {
+		choices = []any{}
+	}
+	return envelope{ID: a.id, Object: kind, Created: a.created, Model: a.model, Choices: choices}
 }
 
 // usage of some tokens.
-func usage(prompt, output, cached int) map[string]any {
-	return map[string]any{
-		"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
-		"prompt_tokens_details": map[string]int{"cached_tokens": cached},
-	}
+func usage(prompt, output, cached int) json.RawMessage {
+	return fmt.Appendf(nil, `{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}`,
+		prompt, output, prompt+output, cached)
 }
+
+var null = json.RawMessage("null")
 
 // total is the usage of all texts; a prompt with several counts once. How much of
 // a prompt was taken over is known only of texts that were not cut at a stop string.
-func total(texts []*text) map[string]any {
+func total(texts []*text) json.RawMessage {
 	var prompt, output, cached int
 	for _, t := range texts {
 		output += t.output
@@ -57,8 +72,8 @@ func total(texts []*text) map[string]any {
 // whole is a text that has been collected.
 type whole struct {
 	content, reasoning strings.Builder
-	calls              []delta // each complete
-	tokens             []sampling.Token
+	calls              []toolcall.Delta // each complete
+	tokens             []spoken
 }
 
 func (c *whole) add(p piece) {
@@ -97,8 +112,8 @@ func (a *answer) collect(ctx context.Context, w http.ResponseWriter, texts []*te
 	if a.of == chat {
 		kind = "chat.completion"
 	}
-	o := a.object(kind, choices)
-	o["usage"] = total(texts)
+	o := a.envelope(kind, choices...)
+	o.Usage = total(texts)
 	writeJSON(w, http.StatusOK, o)
 	return nil
 }
@@ -179,8 +194,8 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*tex
 		}
 	}
 	if a.usage {
-		last := a.object(a.chunk(), []any{})
-		last["usage"] = total(texts)
+		last := a.envelope(a.kind())
+		last.Usage = total(texts)
 		if !send(last) {
 			return nil
 		}
@@ -191,32 +206,41 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*tex
 	return nil
 }
 
-// chunk is the kind of a stream's objects.
-func (a *answer) chunk() string {
+// kind is that of a stream's objects.
+func (a *answer) kind() string {
 	if a.of == chat {
 		return "chat.completion.chunk"
 	}
 	return "text_completion"
 }
 
+// chunk is a choice in a chunk: of a chat with a delta, of completions with text.
+type chunk struct {
+	Index    int     `json:"index"`
+	Delta    any     `json:"delta,omitzero"`
+	Text     *string `json:"text,omitzero"`
+	Logprobs any     `json:"logprobs"`
+	Finish   *string `json:"finish_reason"`
+}
+
 // chunks of one piece: the role before the first, the finish reason in one of its own.
-func (a *answer) chunks(i int, t *text, p piece, first bool) (list []any) {
-	add := func(d delta, delta map[string]any, tokens []sampling.Token, finish any) {
-		c := map[string]any{"index": i, "finish_reason": finish, "logprobs": nil}
+func (a *answer) chunks(i int, t *text, p piece, first bool) (list []envelope) {
+	add := func(d toolcall.Delta, delta any, tokens []spoken, finish *string) {
+		c := chunk{Index: i, Finish: finish}
 		if len(tokens) > 0 {
-			c["logprobs"] = a.logprobs(t, tokens)
+			c.Logprobs = a.logprobs(t, tokens)
 		}
 		if a.of == chat {
-			c["delta"] = delta
+			c.Delta = delta
 		} else {
-			c["text"] = d.Content
+			c.Text = &d.Content
 		}
-		o := a.object(a.chunk(), []any{c})
+		o := a.envelope(a.kind(), c)
 		switch {
 		case a.usages:
-			o["usage"] = usage(t.prompt, p.output, t.cached)
+			o.Usage = usage(t.prompt, p.output, t.cached)
 		case a.usage:
-			o["usage"] = nil
+			o.Usage = null
 		}
 		list = append(list, o)
 	}
@@ -225,39 +249,56 @@ func (a *answer) chunks(i int, t *text, p piece, first bool) (list []any) {
 		if len(p.deltas) > 0 && p.deltas[0].Call() {
 			role["content"] = nil
 		}
-		add(delta{}, role, nil, nil)
+		add(toolcall.Delta{}, role, nil, nil)
 	}
 	deltas := p.deltas
 	if len(deltas) == 0 && len(p.tokens) > 0 {
-		deltas = []delta{{}} // for their logprobs
+		deltas = []toolcall.Delta{{}} // for their logprobs
 	}
 	for n, d := range deltas {
-		var tokens []sampling.Token
+		var tokens []spoken
 		if n == 0 {
 			tokens = p.tokens
 		}
-		add(d, deltaObject(d), tokens, nil)
+		add(d, newDelta(d), tokens, nil)
 	}
 	if p.finish != "" {
-		add(delta{}, map[string]any{}, nil, p.finish)
+		add(toolcall.Delta{}, struct{}{}, nil, &p.finish)
 	}
 	return list
 }
 
-// deltaObject is what a chat's message grows by.
-func deltaObject(d delta) map[string]any {
+// delta is what a chat's message grows by.
+type delta struct {
+	Content   *string    `json:"content,omitzero"`
+	Reasoning *string    `json:"reasoning_content,omitzero"`
+	Calls     []callPart `json:"tool_calls,omitempty"`
+}
+
+// callPart is a part of a call; the first has its id, type and name.
+type callPart struct {
+	Index    int    `json:"index"`
+	ID       string `json:"id,omitempty"`
+	Type     string `json:"type,omitempty"`
+	Function struct {
+		Name      string `json:"name,omitempty"`
+		Arguments string `json:"arguments"`
+	} `json:"function"`
+}
+
+func newDelta(d toolcall.Delta) delta {
 	switch {
 	case d.Reasoning != "":
-		return map[string]any{"reasoning_content": d.Reasoning}
-	case d.Content != "" || d == (delta{}):
-		return map[string]any{"content": d.Content}
+		return delta{Reasoning: &d.Reasoning}
+	case d.Content != "" || d == toolcall.Delta{}:
+		return delta{Content: &d.Content}
 	}
-	call := map[string]any{"index": d.Index, "function": map[string]any{"arguments": d.Arguments}}
+	part := callPart{Index: d.Index, ID: d.ID}
+	part.Function.Name, part.Function.Arguments = d.Name, d.Arguments
 	if d.ID != "" {
-		call["id"], call["type"] = d.ID, "function"
-		call["function"] = map[string]any{"name": d.Name, "arguments": d.Arguments}
+		part.Type = "function"
 	}
-	return map[string]any{"tool_calls": []any{call}}
+	return delta{Calls: []callPart{part}}
 }
 
 // logprob is a token's as the chat endpoint writes it.
@@ -269,65 +310,84 @@ type logprob struct {
 }
 
 // logprobs is null unless they were asked for.
-func (a *answer) logprobs(t *text, tokens []sampling.Token) any {
+func (a *answer) logprobs(t *text, tokens []spoken) any {
 	if !a.sampling.Logprobs {
 		return nil
 	}
 	if a.of != chat {
-		return t.lists(tokens)
+		return lists(t.tokenizer, tokens)
 	}
 	content := []logprob{}
-	for _, token := range tokens {
-		l := t.logprob(token.ID, token.Logprob)
+	for _, s := range tokens {
+		l := newLogprob(t.tokenizer, s.ID, s.Logprob)
 		l.Top = []logprob{}
-		for _, top := range token.Top {
-			l.Top = append(l.Top, t.logprob(top.ID, top.Logprob))
+		for _, top := range s.Top {
+			l.Top = append(l.Top, newLogprob(t.tokenizer, top.ID, top.Logprob))
 		}
 		content = append(content, l)
 	}
 	return map[string]any{"content": content, "refusal": nil}
 }
 
-func (t *text) logprob(id int32, p float64) logprob {
-	text, bytes := t.spelled(id)
-	l := logprob{Token: text, Logprob: finite(p), Bytes: make([]int, len(bytes))}
+func newLogprob(t *tokenizer.Tokenizer, id int32, p float64) logprob {
+	bytes := spelled(t, id)
+	l := logprob{Token: legible(bytes), Logprob: finite(p), Bytes: make([]int, len(bytes))}
 	for i, b := range bytes {
 		l.Bytes[i] = int(b)
 	}
 	return l
 }
 
+// lists is the older endpoint's shape: lists side by side. Null is the logprob of
+// a prompt's first token.
+func lists(t *tokenizer.Tokenizer, tokens []spoken) map[string]any {
+	name := func(id int32) string {
+		bytes := spelled(t, id)
+		if utf8.Valid(bytes) {
+			return string(bytes)
+		}
+		return "bytes:" + legible(bytes)
+	}
+	n := len(tokens)
+	names, values, tops, offsets := make([]string, n), make([]any, n), make([]map[string]float64, n), make([]int, n)
+	for i, s := range tokens {
+		names[i], offsets[i] = name(s.ID), s.offset
+		if s.given {
+			continue
+		}
+		values[i], tops[i] = finite(s.Logprob), map[string]float64{}
+		for _, other := range slices.Backward(s.Top) { // of those that look alike the likelier stays
+			tops[i][name(other.ID)] = finite(other.Logprob)
+		}
+	}
+	return map[string]any{"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+}
+
 // finite is a logprob as JSON can have it; OpenAI's word for minus infinity.
 func finite(p float64) float64 { return max(p, -9999) }
 
-// lists is the older endpoint's shape: lists side by side.
-func (t *text) lists(tokens []sampling.Token) map[string]any {
-	var (
-		pieces  = []string{}
-		values  = []float64{}
-		tops    = []map[string]float64{}
-		offsets = []int{}
-	)
-	for _, token := range tokens {
-		text, bytes := t.spelled(token.ID)
-		top := map[string]float64{}
-		for _, other := range slices.Backward(token.Top) { // of those that look alike the likelier stays
-			name, _ := t.spelled(other.ID)
-			top[name] = finite(other.Logprob)
-		}
-		at := t.offset
-		if len(bytes) > 0 && inside(bytes[0]) {
-			at-- // it belongs to the character before
-		}
-		pieces, values, tops, offsets = append(pieces, text), append(values, finite(token.Logprob)), append(tops, top), append(offsets, max(at, 0))
-		for _, b := range bytes {
-			if !inside(b) {
-				t.offset++
-			}
-		}
+// spelled is what a token adds to a text, or how the tokenizer's files write one that is no text.
+func spelled(t *tokenizer.Tokenizer, id int32) []byte {
+	if bytes, ok := bytesOf(t, id); ok {
+		return bytes
 	}
-	return map[string]any{"tokens": pieces, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+	return []byte(pieceOf(t, id))
 }
 
-// inside says that a byte of UTF-8 is not the first of its character.
-func inside(b byte) bool { return b&0xc0 == 0x80 }
+// legible is bytes as text; those that are no characters are written as \xe2.
+func legible(bytes []byte) string {
+	if utf8.Valid(bytes) {
+		return string(bytes)
+	}
+	var text strings.Builder
+	for len(bytes) > 0 {
+		r, n := utf8.DecodeRune(bytes)
+		if r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&text, `\x%02x`, bytes[0])
+		} else {
+			text.Write(bytes[:n])
+		}
+		bytes = bytes[n:]
+	}
+	return text.String()
+}

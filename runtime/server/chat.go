@@ -2,20 +2,23 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/estiba/estiba/runtime/template"
+	"github.com/estiba/estiba/runtime/tokenizer"
 )
 
 // dialog is a chat as a template takes it.
 type dialog struct {
-	messages []object // contents are strings, arguments of tool calls are objects
-	kwargs   object   // variables of the template
-	generate bool     // the text ends where an answer begins
-	resume   bool     // the text ends with the last message's content
-	around   bool     // the tokenizer's special tokens are put around it
+	messages []object        // contents are strings, arguments of tool calls are objects
+	tools    json.RawMessage // nil: none
+	kwargs   object          // variables of the template
+	generate bool            // the text ends where an answer begins
+	resume   bool            // the text ends with the last message's content
+	around   bool            // the tokenizer's special tokens are put around it
 }
 
 // dialog reads what is rendered of a request.
@@ -172,20 +175,86 @@ func (f *fields) toolCall(o object) object {
 }
 
 // encode renders a chat and gives its ids.
-func (d dialog) encode(l Loaded) ([]int32, *apiError) {
-	// A checkpoint's own template writes the special tokens that it wants;
-	// ChatML knows nothing of a model's begin token.
-	chat, special := l.Template, d.around
-	if chat == nil {
-		chat, special = template.ChatML(), true
+func (d dialog) encode(c call) ([]int32, *apiError) {
+	t := c.template()
+	messages := d.messages
+	if !strings.Contains(t.Source(), "developer") {
+		messages = slices.Clone(messages)
+		for i, m := range messages {
+			if string(m.value("role")) == `"developer"` {
+				messages[i] = slices.Clone(m).set("role", quoted("system")) // what it was called before
+			}
+		}
 	}
-	messages, err := json.Marshal(d.messages)
+	in := template.Input{Tools: d.tools, AddGenerationPrompt: d.generate, BOS: c.BOS, EOS: c.EOS, Now: c.arrived}
+	var err error
+	if in.Messages, err = json.Marshal(messages); err == nil && d.kwargs != nil {
+		in.Kwargs, err = json.Marshal(d.kwargs)
+	}
 	if err != nil {
-		panic(err) // they were parsed
+		panic(err) // each part has been read as JSON
 	}
-	rendered, err := chat.Render(template.Input{Messages: messages, AddGenerationPrompt: d.generate, Now: time.Now()})
-	if err != nil {
-		return nil, invalid("messages", "The model's chat template refuses these messages: %v.", err)
+	rendered, err := t.Render(in)
+	switch {
+	case errors.Is(err, template.ErrUnusable):
+		e := invalid("messages", "%s. Send the prompt as text to /v1/completions.", capitalized(err.Error()))
+		e.Code = "chat_template_unusable"
+		return nil, e
+	case err != nil:
+		e := invalid("messages", "The model's chat template refuses these messages: %v.", err)
+		e.Code = "chat_template_error"
+		return nil, e
 	}
-	return l.Tokenizer.Encode(rendered.Text, special), nil
+	if d.resume {
+		var content string
+		json.Unmarshal(d.messages[len(d.messages)-1].value("content"), &content) // written by ourselves
+		var ok bool
+		if rendered, ok = until(rendered, content); !ok {
+			return nil, invalid("continue_final_message", "The model's chat template does not show the last message as it is, so that nothing can go on there.")
+		}
+	}
+	ids := chatIDs(c.Tokenizer, rendered.Text, rendered.Plain)
+	if d.around || c.Template == nil { // ChatML knows nothing of a model's begin token
+		if front := begin(c.Tokenizer); len(ids) < len(front) || !slices.Equal(ids[:len(front)], front) {
+			ids = append(front, ids...)
+		}
+	}
+	return ids, nil
+}
+
+// until is a chat's text up to the end of its last message.
+func until(r template.Rendered, content string) (template.Rendered, bool) {
+	last := strings.TrimSpace(content) // as most templates show it
+	i := strings.LastIndex(r.Text, last)
+	if i < 0 || last == "" {
+		return r, false
+	}
+	end := i + len(last)
+	if after := content[strings.LastIndex(content, last)+len(last):]; strings.HasPrefix(r.Text[end:], after) {
+		end += len(after)
+	}
+	r.Text = r.Text[:end]
+	r.Plain = slices.Clone(r.Plain)
+	for i, p := range r.Plain {
+		if p[1] > end {
+			r.Plain = r.Plain[:i]
+			if p[0] < end {
+				r.Plain = append(r.Plain, [2]int{p[0], end})
+			}
+			break
+		}
+	}
+	return r, true
+}
+
+// begin are the tokens that a tokenizer puts in front of a text.
+func begin(t *tokenizer.Tokenizer) []int32 {
+	const any = "a"
+	whole, bare := t.Encode(any, true), t.Encode(any, false)
+	for i := range whole {
+		if len(bare) > 0 && len(whole)-i >= len(bare) && slices.Equal(whole[i:i+len(bare)], bare) {
+			return whole[:i:i]
+		}
+	}
+	return nil
 }

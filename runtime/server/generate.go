@@ -8,14 +8,18 @@ import (
 	"net/http"
 
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
+	"github.com/estiba/estiba/runtime/toolcall"
 )
 
 // generation asks for texts: a chat's answer, or the continuation of prompts.
 type generation struct {
 	of        endpoint // chat or completions
 	model     string
-	dialog    dialog   // of a chat
+	dialog    dialog  // of a chat
+	tools     tooling // of a chat
+	structure *structure
 	prompts   []prompt // of completions
 	around    bool     // of completions: special tokens around a text
 	echo      bool     // the prompt in front
@@ -48,6 +52,8 @@ func parseChat(body []byte) (asked, *apiError) {
 			g.dialog.kwargs = g.dialog.kwargs.set(name, raw)
 		}
 	}
+	g.tools = f.tooling()
+	g.dialog.tools = g.tools.shown
 	g.common(f)
 	g.maxTokens = f.integer("max_tokens", 1, math.MaxInt32, 0)
 	g.maxTokens = f.integer("max_completion_tokens", 1, math.MaxInt32, g.maxTokens)
@@ -72,9 +78,6 @@ func parseCompletion(body []byte) (asked, *apiError) {
 	g.only = g.maxTokens == 0
 	if top := f.integer("logprobs", 0, maxTop, -1); top >= 0 {
 		g.sampling.Logprobs, g.sampling.TopLogprobs = true, top
-	}
-	if g.echo && g.sampling.Logprobs {
-		f.fail("echo", "echo with logprobs is not supported")
 	}
 	if len(g.prompts)*g.n > maxTexts {
 		f.fail("n", "n times the number of prompts must be at most %d", maxTexts)
@@ -112,6 +115,9 @@ func (g *generation) common(f *fields) {
 	g.ignoreEnd = f.boolean("ignore_eos", false)
 	g.ends = f.ids("stop_token_ids")
 	g.stops = f.stops()
+	if g.structure = f.structure(); g.structure != nil && (g.ignoreEnd || g.minTokens > 0) {
+		f.fail(g.structure.param, "%s excludes ignore_eos and min_tokens: its text ends where it must", g.structure.param)
+	}
 	g.keepStop = f.boolean("include_stop_str_in_output", false)
 	g.special = !f.boolean("skip_special_tokens", true)
 	g.stream = f.boolean("stream", false)
@@ -155,7 +161,12 @@ func (g *generation) start(ctx context.Context, c call) ([]*text, *apiError) {
 	if e := g.known(c.Tokenizer.Size()); e != nil {
 		return nil, e
 	}
-	prompts, e := g.encode(c.Loaded)
+	format := toolcall.Detect(c.template().Source())
+	must, e := g.grammar(format)
+	if e != nil {
+		return nil, e
+	}
+	prompts, e := g.encode(c)
 	if e != nil {
 		return nil, e
 	}
@@ -166,9 +177,12 @@ func (g *generation) start(ctx context.Context, c call) ([]*text, *apiError) {
 			own, cancel := context.WithCancel(ctx)
 			params := g.sampling
 			params.Seed += uint64(choice) * 0x9e3779b97f4a7c15 // far from other requests' seeds, which people count up
+			if must != nil {
+				params.Constraint = grammar.NewMatcher(must, c.Vocabulary())
+			}
 			events, err := c.Engine.Submit(own, engine.Request{
-				Replica: c.Replica, Prompt: ids, MaxTokens: g.maxTokens, Sampling: params,
-				Stop: g.ends, IgnoreStop: g.ignoreEnd, PromptOnly: g.only,
+				Replica: c.Replica, Tenant: c.tenant, Prompt: ids, MaxTokens: g.maxTokens, Sampling: params,
+				Stop: g.ends, IgnoreStop: g.ignoreEnd, PromptOnly: g.only, PromptLogprobs: g.echo && g.sampling.Logprobs,
 			})
 			if err != nil { // those before it end with ctx
 				cancel()
@@ -178,18 +192,28 @@ func (g *generation) start(ctx context.Context, c call) ([]*text, *apiError) {
 				}
 				return nil, e
 			}
-			t := newText(events, cancel, c, ids, g)
-			t.counts = choice == 0
-			if g.echo {
-				t.echo = g.prompts[i].text
-				if g.prompts[i].ids != nil {
-					t.echo = c.Tokenizer.Decode(ids, g.special)
-				}
-			}
-			list = append(list, t)
+			list = append(list, g.text(events, cancel, c, format, i, choice, ids))
 		}
 	}
 	return list, nil
+}
+
+// text is the one of a prompt's choice.
+func (g *generation) text(events <-chan engine.Event, cancel context.CancelFunc, c call, format toolcall.Format, i, choice int, ids []int32) *text {
+	t := newText(events, cancel, c, ids, g)
+	t.counts = choice == 0
+	if g.echo {
+		t.echo = &echo{text: g.prompts[i].text, ids: ids}
+		if g.prompts[i].ids != nil {
+			t.echo.text = c.Tokenizer.Decode(ids, g.special)
+		}
+	}
+	if g.of == chat && (g.tools.offered() || format.Always()) {
+		t.calls = format.Parser(g.tools.tools, rand.Uint64)
+		t.single = !g.tools.choice.Parallel || g.tools.choice.Mode == toolcall.Named
+		t.decode = decoder(c.Tokenizer, true, ids) // markers of calls may be special tokens
+	}
+	return t
 }
 
 // known refuses token ids that the model does not have.
@@ -212,12 +236,12 @@ func noTokenizer(model string) *apiError {
 }
 
 // encode turns a request's prompts into ids.
-func (g *generation) encode(l Loaded) ([][]int32, *apiError) {
+func (g *generation) encode(c call) ([][]int32, *apiError) {
 	if g.of == chat {
-		ids, e := g.dialog.encode(l)
+		ids, e := g.dialog.encode(c)
 		return [][]int32{ids}, e
 	}
-	return encodeAll(l, g.prompts, g.around), nil
+	return encodeAll(c.Loaded, g.prompts, g.around), nil
 }
 
 func encodeAll(l Loaded, prompts []prompt, around bool) [][]int32 {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/worker"
@@ -47,10 +49,23 @@ type OpenAI struct {
 type Loaded struct {
 	Engine    *engine.Engine
 	Replica   string               // its name there
+	Tenant    string               // whose its requests are, unless somebody says otherwise
 	MaxTokens int                  // context
 	Tokenizer *tokenizer.Tokenizer // nil: the checkpoint has no tokenizer files
 	Template  *template.Template   // nil: chats are rendered as ChatML
-	Measures  *Measures            // nil: nothing is measured
+	BOS, EOS  string               // its tokens around a text, for templates
+	Pooling   string               // of embeddings: a name of engine.Poolings, or of what cannot be done
+	// Vocabulary are the texts of tokens, for grammars.
+	Vocabulary func() *grammar.Vocabulary
+	Measures   *Measures // nil: nothing is measured
+}
+
+// template is the model's own, or ChatML.
+func (l Loaded) template() *template.Template {
+	if l.Template == nil {
+		return template.ChatML()
+	}
+	return l.Template
 }
 
 // asked is a request that has been read and checked.
@@ -64,12 +79,14 @@ type asked interface {
 type call struct {
 	Loaded
 	arrived time.Time
+	tenant  string // whose it is
 }
 
 // Routes adds the endpoints to a mux.
 func (o *OpenAI) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/chat/completions", o.endpoint(parseChat))
 	mux.HandleFunc("POST /v1/completions", o.endpoint(parseCompletion))
+	mux.HandleFunc("POST /v1/embeddings", o.endpoint(parseEmbeddings))
 	mux.HandleFunc("POST /tokenize", o.endpoint(parseTokenize))
 	mux.HandleFunc("POST /detokenize", o.endpoint(parseDetokenize))
 	mux.HandleFunc("GET /v1/models", o.models)
@@ -192,7 +209,7 @@ func (o *OpenAI) endpoint(parse func([]byte) (asked, *apiError)) http.HandlerFun
 			defer release()
 			loaded = l
 		}
-		if e := req.answer(ctx, w, call{Loaded: loaded, arrived: arrived}); e != nil {
+		if e := req.answer(ctx, w, call{Loaded: loaded, arrived: arrived, tenant: cmp.Or(r.Header.Get(api.HeaderTenant), loaded.Tenant)}); e != nil {
 			if e.status == api.StatusLacks && home == "" {
 				e = useError(worker.ErrLacks, req.modelName(), false)
 			}
@@ -248,10 +265,12 @@ func submitError(err error) *apiError {
 	switch {
 	case errors.Is(err, engine.ErrEmptyPrompt):
 		return invalid("prompt", "The prompt has no tokens.")
+	case errors.Is(err, engine.ErrNoText):
+		return invalid("model", "The model makes embeddings, not texts. Send its input to /v1/embeddings.")
+	case errors.Is(err, engine.ErrNoEmbedding):
+		return invalid("model", "The model makes no embeddings.")
 	case errors.Is(err, engine.ErrVocabulary):
 		return invalid("prompt", "%s.", capitalized(err.Error()))
-	case errors.Is(err, engine.ErrNoText), errors.Is(err, engine.ErrNoEmbedding):
-		return invalid("model", "%s.", capitalized(err.Error()))
 	case errors.Is(err, engine.ErrQueueFull):
 		e := &apiError{status: http.StatusTooManyRequests, retryAfter: 1, Type: "rate_limit_error", Code: "rate_limit_exceeded",
 			Message: "Too many requests wait for this model. Try again in a moment."}

@@ -60,7 +60,10 @@ func (p *script) Run(ctx context.Context, b batching.Batch, out *backend.Out) er
 	out.Logits = make([]float32, b.Logits()*vocabulary)
 	row := 0
 	for _, s := range b.Spans {
-		if s.Rows != batching.LastRow {
+		if s.Rows == batching.AllRows {
+			row += len(s.Tokens) - 1
+		}
+		if s.Rows == batching.NoRows {
 			continue
 		}
 		next := int32(endToken)
@@ -90,7 +93,7 @@ type fake struct {
 	handler http.Handler
 }
 
-func newFake(t *testing.T, says string, change func(*script, *engine.Replica)) *fake {
+func newFake(t testing.TB, says string, change func(*script, *engine.Replica)) *fake {
 	t.Helper()
 	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
 	if err != nil {
@@ -301,6 +304,176 @@ func TestStream(t *testing.T) {
 	}
 }
 
+const oneTool = `{"type":"function","function":{"name":"look","description":"Look it up.","parameters":{"type":"object","properties":{"what":{"type":"string"}}},"strict":false}}`
+
+// calls are what a model says that calls a tool twice, after a word.
+const calls = "Well <tool_call>\n{\"name\": \"look\", \"arguments\": {\"what\": \"é\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"look\", \"arguments\": {}}\n</tool_call>"
+
+// called is the part of a chat's answer that clients act upon.
+type called struct {
+	Choices []struct {
+		Index        int
+		FinishReason *string `json:"finish_reason"`
+		Message      struct {
+			Content   *string
+			ToolCalls []toolCall `json:"tool_calls"`
+		}
+		Delta struct {
+			Role      string
+			Content   *string
+			ToolCalls []toolCall `json:"tool_calls"`
+		}
+	}
+}
+
+type toolCall struct {
+	Index    *int
+	ID, Type string
+	Function struct{ Name, Arguments string }
+}
+
+func roomy(_ *script, r *engine.Replica) { r.Blocks, r.MaxTokens = 64, 1024 }
+
+func TestToolCalls(t *testing.T) {
+	f := newFake(t, calls, roomy)
+	ask := func(more string) called {
+		t.Helper()
+		w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"x"}],"temperature":0,"tools":[`+oneTool+`]`+more+`}`)
+		var c called
+		if err := json.Unmarshal(w.Body.Bytes(), &c); err != nil || w.Code != 200 || len(c.Choices) != 1 {
+			t.Fatalf("%d %s: %v", w.Code, w.Body, err)
+		}
+		return c
+	}
+	for more, want := range map[string]struct {
+		content string
+		calls   []string
+		finish  string
+	}{
+		``:                             {"Well", []string{`look {"what": "é"}`, `look {}`}, "tool_calls"},
+		`,"parallel_tool_calls":false`: {"Well", []string{`look {"what": "é"}`}, "tool_calls"},
+		`,"tool_choice":"none"`:        {" " + calls, nil, "stop"},
+		`,"stop":"</tool_call>"`:       {"Well", []string{`look {"what": "é"}`}, "tool_calls"},
+		`,"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"look"}}]}}`: {"Well", []string{`look {"what": "é"}`, `look {}`}, "tool_calls"},
+	} {
+		c := ask(more).Choices[0]
+		var got []string
+		ids := map[string]bool{}
+		for _, call := range c.Message.ToolCalls {
+			got = append(got, call.Function.Name+" "+call.Function.Arguments)
+			if call.ID == "" || ids[call.ID] || call.Type != "function" || call.Index != nil {
+				t.Errorf("%s: %+v", more, call)
+			}
+			ids[call.ID] = true
+		}
+		if c.Message.Content == nil || strings.TrimSpace(*c.Message.Content) != strings.TrimSpace(want.content) || !cmp.Equal(got, want.calls) || *c.FinishReason != want.finish {
+			t.Errorf("%s: %v %q, finish %s", more, c.Message.Content, got, *c.FinishReason)
+		}
+	}
+	// Nothing but a call: no content.
+	f = newFake(t, calls[len("Well "):], roomy)
+	if c := ask("").Choices[0]; c.Message.Content != nil || len(c.Message.ToolCalls) != 2 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestToolCallStream: a call's first part has its id and name, further ones only arguments.
+func TestToolCallStream(t *testing.T) {
+	f := newFake(t, calls, roomy)
+	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"x"}],"temperature":0,"stream":true,"tools":[`+oneTool+`]}`)
+	var content, finish string
+	var got []toolCall
+	first := true
+	for _, e := range events(t, w.Body.String()) {
+		var c called
+		if e == "[DONE]" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(e), &c); err != nil || len(c.Choices) != 1 {
+			t.Fatalf("%s: %v", e, err)
+		}
+		d := c.Choices[0].Delta
+		if (d.Role == "assistant") != first {
+			t.Errorf("role in %s", e)
+		}
+		first = false
+		if d.Content != nil {
+			content += *d.Content
+		}
+		for _, call := range d.ToolCalls {
+			switch {
+			case call.Index == nil || *call.Index > len(got):
+				t.Fatalf("index in %s", e)
+			case *call.Index == len(got):
+				if call.ID == "" || call.Type != "function" || call.Function.Name != "look" {
+					t.Errorf("first part %s", e)
+				}
+				got = append(got, call)
+			case call.ID != "" || call.Type != "" || call.Function.Name != "":
+				t.Errorf("later part %s", e)
+			default:
+				got[*call.Index].Function.Arguments += call.Function.Arguments
+			}
+		}
+		if r := c.Choices[0].FinishReason; r != nil {
+			finish = *r
+		}
+	}
+	if strings.TrimSpace(content) != "Well" || len(got) != 2 || got[0].Function.Arguments != `{"what": "é"}` || got[1].Function.Arguments != "{}" || finish != "tool_calls" {
+		t.Errorf("%q %+v %s", content, got, finish)
+	}
+}
+
+func TestEchoLogprobs(t *testing.T) {
+	f := newFake(t, "there was", nil)
+	for _, c := range []struct {
+		body   string
+		tokens []string
+		offset []int
+		text   string
+	}{
+		{`"max_tokens":0`, []string{"<s>", " Once", " upon"}, []int{0, 0, 4}, "Once upon"},
+		{`"max_tokens":1`, []string{"<s>", " Once", " upon", " there"}, []int{0, 0, 4, 9}, "Once upon there"},
+		{`"max_tokens":1,"stream":true`, []string{"<s>", " Once", " upon", " there"}, []int{0, 0, 4, 9}, "Once upon there"},
+	} {
+		w := f.post("/v1/completions", `{"model":"stories","prompt":"Once upon","temperature":0,"echo":true,"logprobs":1,`+c.body+`}`)
+		body := w.Body.String()
+		if !strings.HasPrefix(body, "data: ") {
+			body = "data: " + body + "\n\n"
+		}
+		var text string
+		var tokens []string
+		var offsets []int
+		var values []*float64
+		for _, e := range events(t, body) {
+			var o struct {
+				Choices []struct {
+					Text     string
+					Logprobs *struct {
+						Tokens        []string
+						TokenLogprobs []*float64           `json:"token_logprobs"`
+						TopLogprobs   []map[string]float64 `json:"top_logprobs"`
+						TextOffset    []int                `json:"text_offset"`
+					}
+				}
+			}
+			if e == "[DONE]" {
+				continue
+			}
+			if err := json.Unmarshal([]byte(e), &o); err != nil || len(o.Choices) != 1 {
+				t.Fatalf("%s: %v", e, err)
+			}
+			text += o.Choices[0].Text
+			if l := o.Choices[0].Logprobs; l != nil {
+				tokens, offsets, values = append(tokens, l.Tokens...), append(offsets, l.TextOffset...), append(values, l.TokenLogprobs...)
+			}
+		}
+		if text != c.text || !cmp.Equal(offsets, c.offset) || !cmp.Equal(tokens, c.tokens) || values[0] != nil || values[1] == nil {
+			t.Errorf("%s: %q %q %v %v", c.body, text, tokens, offsets, values)
+		}
+	}
+}
+
 func TestLogprobs(t *testing.T) {
 	f := newFake(t, "there was", nil)
 	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"hi"}],"temperature":0,"max_tokens":1,"logprobs":true,"top_logprobs":1}`)
@@ -394,10 +567,18 @@ func TestErrors(t *testing.T) {
 		"no tokens":          {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":0}`, status: 400, param: "max_tokens"},
 		"temperature":        {path: "completions", body: `{"model":"stories","prompt":"x","temperature":2.5}`, status: 400, param: "temperature", says: "from 0 to 2"},
 		"n":                  {path: "completions", body: `{"model":"stories","prompt":"x","n":129}`, status: 400, param: "n"},
-		"echo":               {path: "completions", body: `{"model":"stories","prompt":"x","echo":true,"logprobs":1}`, status: 400, param: "echo"},
-		"tools":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{}]}`, status: 400, param: "tools"},
-		"response_format":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}`, status: 400, param: "response_format"},
-		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"}}`, status: 400, param: "structured_outputs"},
+		"tools":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{}]}`, status: 400, param: "tools[0].type"},
+		"tool twice":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `,` + oneTool + `]}`, status: 400, param: "tools[1].function.name", says: "twice"},
+		"tool of no name":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"a b"}}]}`, status: 400, param: "tools[0].function.name"},
+		"no such tool":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `],"tool_choice":{"type":"function","function":{"name":"other"}}}`, status: 400, param: "tool_choice.function.name", says: "none of tools"},
+		"tools required":     {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tool_choice":"required"}`, status: 400, param: "tool_choice", says: "needs tools"},
+		"tool choice":        {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `],"tool_choice":"some"}`, status: 400, param: "tool_choice"},
+		"response_format":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"yaml"}}`, status: 400, param: "response_format.type"},
+		"schema":             {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"what"}}}}`, status: 400, param: "response_format", says: "what"},
+		"two structures":     {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a","choice":["b"]}}`, status: 400, param: "structured_outputs", says: "one of"},
+		"two ways":           {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"},"response_format":{"type":"json_object"}}`, status: 400, param: "structured_outputs", says: "exclude"},
+		"endless structure":  {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"},"ignore_eos":true}`, status: 400, param: "structured_outputs", says: "ignore_eos"},
+		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a("}}`, status: 400, param: "structured_outputs", says: "regex"},
 		"logit_bias":         {path: "completions", body: `{"model":"stories","prompt":"x","logit_bias":{"a":1}}`, status: 400, param: "logit_bias"},
 		"empty stop":         {path: "completions", body: `{"model":"stories","prompt":"x","stop":""}`, status: 400, param: "stop"},
 		"top_logprobs":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"top_logprobs":2}`, status: 400, param: "top_logprobs"},
@@ -752,9 +933,16 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"model":"m","prompt":"a","top_p":0,"top_k":50,"min_tokens":3,"stop_token_ids":[1]}`))
 	f.Add([]byte(`{"n":1,"tools":[],"response_format":{"type":"text"},"x":null,"x":1}`))
 	f.Add([]byte(`{"model":"m","tokens":[1,2]}`))
+	f.Add([]byte(`{"model":"m","input":["a",[1]],"encoding_format":"base64"}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `],"tool_choice":"required","response_format":{"type":"json_schema","json_schema":{"schema":{}}}}`))
+	f.Add([]byte(`{"model":"m","prompt":"x","structured_outputs":{"regex":"a|b"}}`))
 	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"a":[[[[]]]]},"continue_final_message":true}`))
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for _, parse := range []func([]byte) (asked, *apiError){parseChat, parseCompletion, parseTokenize, parseDetokenize} {
+		for _, parse := range []func([]byte) (asked, *apiError){parseChat, parseCompletion, parseTokenize, parseDetokenize, parseEmbeddings} {
 			r, err := parse(body)
 			if err != nil {
 				if err.status != http.StatusBadRequest || err.Message == "" {
@@ -778,6 +966,11 @@ func FuzzParse(f *testing.F) {
 			}
 			if p.TopP == 0 && p.TopK != 1 {
 				t.Fatalf("%s: top_p 0 leaves nothing but the likeliest token, not %d", body, p.TopK)
+			}
+			if g.of == chat {
+				if _, e := g.dialog.encode(call{Loaded: Loaded{Tokenizer: tok}}); e != nil && e.status != http.StatusBadRequest {
+					t.Fatalf("%s: %+v", body, e)
+				}
 			}
 			for _, m := range g.dialog.messages {
 				if text, e := json.Marshal(m); e != nil || !json.Valid(text) {

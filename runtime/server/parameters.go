@@ -48,6 +48,12 @@ var parameters = []parameter{
 	{"input", embeddings, served, "a string, token ids, or a list of up to 2048 of either", nil},
 	{"tokens", detokenize, served, "token ids", nil},
 
+	{"tools", chat | tokenize, served, "up to 128 of type function; with `strict`, arguments are valid under `parameters`", nil},
+	{"tool_choice", chat | tokenize, served, "none (the model is not told of any), auto, required, a function, or allowed_tools", nil},
+	{"parallel_tool_calls", chat | tokenize, served, "default true; false: at most one call in an answer", nil},
+	{"response_format", texts, served, "text, json_object or json_schema, which is followed whether strict or not", nil},
+	{"structured_outputs", texts, served, "one of regex, choice, grammar, json and json_object, as vLLM's clients ask for it", nil},
+
 	{"max_tokens", texts, served, "of the answer; what the context has room for bounds it too. Default: 16 for completions, all the room for chats", nil},
 	{"max_completion_tokens", chat, served, "the newer name of `max_tokens`", nil},
 	{"min_tokens", texts, served, "no end token and no stop string ends the text earlier", nil},
@@ -95,12 +101,6 @@ var parameters = []parameter{
 	{"prediction", chat, ignored, "it would only be faster", nil},
 	{"request_id", texts | embeddings, ignored, "send the header `x-request-id`", nil},
 	{"session_id", texts, ignored, "", nil},
-
-	{"tools", chat, refused, "tools are not called yet", []string{"[]"}},
-	{"tool_choice", chat, refused, "tools are not called yet", []string{`"none"`, `"auto"`}},
-	{"parallel_tool_calls", chat, refused, "tools are not called yet", []string{"true", "false"}},
-	{"response_format", texts, refused, "texts are not constrained yet", []string{`{"type":"text"}`}},
-	{"structured_outputs", texts, refused, "texts are not constrained yet", nil},
 
 	{"suffix", completions, refused, "models that fill in the middle take it as part of the prompt", []string{`""`}},
 	{"best_of", completions, refused, "send n and choose", []string{"1"}},

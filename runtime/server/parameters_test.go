@@ -48,7 +48,7 @@ func TestContractParameters(t *testing.T) {
 // nothing else; either way they panic otherwise.
 func TestParametersAreTaken(t *testing.T) {
 	for of, parse := range map[endpoint]func([]byte) (asked, *apiError){
-		chat: parseChat, completions: parseCompletion, tokenize: parseTokenize, detokenize: parseDetokenize,
+		chat: parseChat, completions: parseCompletion, tokenize: parseTokenize, detokenize: parseDetokenize, embeddings: parseEmbeddings,
 	} {
 		for _, p := range parameters {
 			if p.of&of == 0 {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -86,9 +87,11 @@ func (s *Server) use(ctx context.Context, model string) (Loaded, func(), error) 
 	if err != nil {
 		return Loaded{}, nil, err
 	}
+	namespace, _, _ := strings.Cut(l.Home.Model, "/")
 	return Loaded{
-		Engine: l.Engine, Replica: l.Replica, MaxTokens: l.MaxTokens, Tokenizer: l.Model.Tokenizer, Template: l.Model.Template,
-		Measures: s.measured.of(l.Home.Model),
+		Engine: l.Engine, Replica: l.Replica, Tenant: namespace, MaxTokens: l.MaxTokens,
+		Tokenizer: l.Model.Tokenizer, Template: l.Model.Template, BOS: l.Model.BOS, EOS: l.Model.EOS, Vocabulary: l.Model.Vocabulary,
+		Pooling: l.Model.DefaultPooling(), Measures: s.measured.of(l.Home.Model),
 	}, release, nil
 }
 

@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/toolcall"
 )
 
 // text is one answer as it comes: ids become text, which ends where a stop string
@@ -20,29 +22,45 @@ type text struct {
 	cancel    context.CancelFunc // ends the request
 	tokenizer *tokenizer.Tokenizer
 	decode    *tokenizer.Stream
-	within    tokenizer.Stream // in the middle of a text; copied to see what one token is there
+	calls     *toolcall.Parser // nil: all of it is content
+	single    bool             // at most one call
 	stops     []string
 	keepStop  bool // the stop string is part of the text
 	minTokens int  // before that, none ends it
 	logprobs  bool
 	times     times
 
-	echo    string           // in front of it
-	held    string           // may be the start of a stop string
-	pending []sampling.Token // their text is not out yet
-	called  bool             // a tool
-	prompt  int              // tokens
-	counts  bool             // among several texts of a prompt, the one of whose usage the prompt is
-	output  int              // tokens
-	cached  int              // of the prompt, taken over
-	offset  int              // of the next token in the text, in characters, for logprobs
+	special bool     // tokens are part of the text
+	echo    *echo    // a prompt that is to be in front; nil: none, any more
+	front   string   // of the next piece
+	held    string   // may be the start of a stop string
+	pending []spoken // their text is not out yet
+	called  bool     // a tool
+	prompt  int      // tokens
+	counts  bool     // among several texts of a prompt, the one of whose usage the prompt is
+	output  int      // tokens
+	cached  int      // of the prompt, taken over
+	offset  int      // of the next token in the text, in characters
+}
+
+// spoken is a token with its place in the text, for logprobs.
+type spoken struct {
+	sampling.Token
+	offset int  // in characters
+	given  bool // the first of a prompt, which has no logprob
+}
+
+// echo is a prompt that is part of its text.
+type echo struct {
+	text string
+	ids  []int32
 }
 
 // piece is the next part of a text; the last one has a finish reason or an error.
 type piece struct {
-	deltas []delta
-	tokens []sampling.Token // with logprobs
-	output int              // tokens of the text so far
+	deltas []toolcall.Delta
+	tokens []spoken // with logprobs
+	output int      // tokens of the text so far
 	finish string
 	err    *apiError
 	gone   bool // the client is not there any more
@@ -53,9 +71,8 @@ const finishCalls = "tool_calls"
 
 func newText(events <-chan engine.Event, cancel context.CancelFunc, c call, prompt []int32, g *generation) *text {
 	return &text{
-		events: events, cancel: cancel, tokenizer: c.Tokenizer, decode: c.Tokenizer.Stream(prompt...),
-		within: *c.Tokenizer.Stream(c.Tokenizer.Encode("a", false)...),
-		stops:  g.stops, keepStop: g.keepStop, minTokens: g.minTokens, logprobs: g.sampling.Logprobs,
+		events: events, cancel: cancel, tokenizer: c.Tokenizer, decode: decoder(c.Tokenizer, g.special, prompt), special: g.special,
+		stops: g.stops, keepStop: g.keepStop, minTokens: g.minTokens, logprobs: g.sampling.Logprobs,
 		prompt: len(prompt), times: times{of: c.Measures, arrived: c.arrived},
 	}
 }
@@ -125,11 +142,6 @@ func (p piece) last() bool { return p.gone || p.err != nil || p.finish != "" }
 
 // next waits until there is more to say.
 func (t *text) next() piece {
-	if t.echo != "" {
-		front := t.echo
-		t.echo = ""
-		return piece{deltas: []delta{{Content: front}}}
-	}
 	for {
 		ev, ok := <-t.events
 		t.cached = max(t.cached, ev.Cached)
@@ -138,64 +150,112 @@ func (t *text) next() piece {
 			return piece{gone: true}
 		case ev.Finish == batching.FinishError:
 			return piece{err: stepError(ev.Err)}
-		case ev.Finish != "":
+		}
+		t.repeat(ev.PromptLogprobs)
+		if ev.Finish != "" {
 			out, stopped := t.cut(t.decode.Flush())
 			if !stopped {
 				out, t.held = out+t.held, ""
 			}
 			return t.end(out, stopped, ev.Finish)
 		}
-		t.token(ev)
-		out, stopped := t.cut(t.decode.Push(ev.Token.ID))
+		out, stopped := t.cut(t.token(ev))
 		if stopped {
 			return t.end(out, true, batching.FinishStop)
 		}
 		deltas, enough := t.split(out)
-		if enough {
-			return t.finish(deltas, finishCalls)
-		}
-		if len(deltas) > 0 {
-			return piece{deltas: deltas, tokens: t.give(), output: t.output}
+		switch {
+		case enough:
+			return t.say(deltas, finishCalls)
+		case len(deltas) > 0:
+			return t.say(deltas, "")
 		}
 	}
 }
 
-func (t *text) token(ev engine.Event) {
+// token takes the next one and gives the text that is certain now.
+func (t *text) token(ev engine.Event) string {
 	t.output++
 	t.times.token(ev.Started, ev.At)
 	if t.logprobs {
-		t.pending = append(t.pending, ev.Token)
+		t.pending = append(t.pending, spoken{Token: ev.Token, offset: t.offset})
 	}
+	out := t.decode.Push(ev.Token.ID)
+	t.offset += utf8.RuneCountInString(out)
+	return out
+}
+
+// repeat puts an echoed prompt in front, once, with its logprobs where they are asked for.
+func (t *text) repeat(logprobs []sampling.Token) {
+	if t.echo == nil {
+		return
+	}
+	decode := decoder(t.tokenizer, t.special, nil)
+	for i, id := range t.echo.ids {
+		if t.logprobs {
+			s := spoken{Token: sampling.Token{ID: id}, offset: t.offset, given: i == 0}
+			if i > 0 && i <= len(logprobs) {
+				s.Token = logprobs[i-1]
+			}
+			t.pending = append(t.pending, s)
+		}
+		t.offset += utf8.RuneCountInString(decode.Push(id))
+	}
+	t.front, t.echo = t.echo.text, nil
+	t.offset = utf8.RuneCountInString(t.front)
 }
 
 // end gives what is left of a text.
 func (t *text) end(out string, stopped bool, why batching.Finish) piece {
 	deltas, enough := t.split(out)
+	if t.calls != nil && !enough {
+		deltas, enough = t.take(deltas, t.calls.Flush())
+	}
 	switch {
 	case enough || t.called && (stopped || why == batching.FinishStop):
-		return t.finish(deltas, finishCalls)
+		return t.say(deltas, finishCalls)
 	case stopped:
 		why = batching.FinishStop
 	}
-	return t.finish(deltas, string(why))
+	return t.say(deltas, string(why))
 }
 
-func (t *text) finish(deltas []delta, why string) piece {
-	return piece{deltas: deltas, tokens: t.give(), output: t.output, finish: why}
+// say is a piece with the tokens that belong to it.
+func (t *text) say(deltas []toolcall.Delta, finish string) piece {
+	if t.front != "" {
+		if len(deltas) == 0 {
+			deltas = []toolcall.Delta{{}}
+		}
+		deltas[0].Content, t.front = t.front+deltas[0].Content, ""
+	}
+	p := piece{deltas: deltas, tokens: t.pending, output: t.output, finish: finish}
+	t.pending = nil
+	return p
 }
 
 // split tells content from calls; enough says that no more calls are wanted.
-func (t *text) split(out string) (deltas []delta, enough bool) {
-	if out == "" {
+func (t *text) split(out string) (deltas []toolcall.Delta, enough bool) {
+	switch {
+	case out == "":
 		return nil, false
+	case t.calls == nil:
+		return []toolcall.Delta{{Content: out}}, false
 	}
-	return []delta{{Content: out}}, false
+	return t.take(nil, t.calls.Push(out))
 }
 
-func (t *text) give() []sampling.Token {
-	tokens := t.pending
-	t.pending = nil
-	return tokens
+// take adds what a parser gave, which is valid only until its next.
+func (t *text) take(deltas, more []toolcall.Delta) ([]toolcall.Delta, bool) {
+	for _, d := range more {
+		if d.Call() {
+			if t.single && d.Index > 0 {
+				return deltas, true
+			}
+			t.called = true
+		}
+		deltas = append(deltas, d)
+	}
+	return deltas, false
 }
 
 // cut adds text and takes what certainly belongs to the answer: up to a stop
@@ -230,20 +290,3 @@ func (t *text) cut(more string) (out string, stopped bool) {
 	out, t.held = t.held[:len(t.held)-keep], t.held[len(t.held)-keep:]
 	return out, false
 }
-
-// spelled is a token as logprobs show it, and its bytes. One that is no text by
-// itself, such as a part of a character, is written as its bytes.
-func (t *text) spelled(id int32) (string, []byte) {
-	alone := t.within
-	text := alone.Push(id) + alone.Flush()
-	return text, []byte(text)
-}
-
-// delta is what an answer grows by: content, reasoning, or a part of a call.
-type delta struct {
-	Content, Reasoning  string
-	Index               int // of the call
-	ID, Name, Arguments string
-}
-
-func (d delta) Call() bool { return d.Content == "" && d.Reasoning == "" }

@@ -20,11 +20,12 @@ func parseTokenize(body []byte) (asked, *apiError) {
 	t := &tokenization{model: f.modelName(), pieces: f.boolean("return_token_strs", false)}
 	if raw, ok := f.left["messages"]; ok && string(raw) != "null" {
 		d := f.dialog()
+		d.tools = f.tooling().shown
 		t.dialog = &d
 		f.take("prompt")
 		return t, f.finish()
 	}
-	for _, name := range []string{"messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"} {
+	for _, name := range []string{"messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice", "parallel_tool_calls"} {
 		f.take(name) // a text has no use for them
 	}
 	t.around = f.boolean("add_special_tokens", true)
@@ -35,6 +36,14 @@ func parseTokenize(body []byte) (asked, *apiError) {
 		f.fail("prompt", "prompt must be a string")
 	}
 	return t, f.finish()
+}
+
+// tokenized is the answer, as vLLM's clients read it.
+type tokenized struct {
+	Count     int      `json:"count"`
+	MaxTokens int      `json:"max_model_len"`
+	IDs       []int32  `json:"tokens"`
+	Pieces    []string `json:"token_strs"` // null unless asked for
 }
 
 func (t *tokenization) modelName() string { return t.model }
@@ -48,7 +57,7 @@ func (t *tokenization) answer(_ context.Context, w http.ResponseWriter, c call) 
 		ids = c.Tokenizer.Encode(t.text, t.around)
 	} else {
 		var e *apiError
-		if ids, e = t.dialog.encode(c.Loaded); e != nil {
+		if ids, e = t.dialog.encode(c); e != nil {
 			return e
 		}
 	}
@@ -59,10 +68,10 @@ func (t *tokenization) answer(_ context.Context, w http.ResponseWriter, c call) 
 	if t.pieces {
 		pieces = make([]string, len(ids))
 		for i, id := range ids {
-			pieces[i] = c.Tokenizer.Decode([]int32{id}, true)
+			pieces[i] = pieceOf(c.Tokenizer, id)
 		}
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"count": len(ids), "max_model_len": c.MaxTokens, "tokens": ids, "token_strs": pieces})
+	writeJSON(w, http.StatusOK, tokenized{len(ids), c.MaxTokens, ids, pieces})
 	return nil
 }
 
