@@ -82,8 +82,9 @@ func up(n, by int64) int64 {
 
 // Step is the most that a program computes in one step.
 type Step struct {
-	Tokens int
-	Rows   int // of logits, or of the hidden state; also how many sequences run at the same time
+	Tokens    int
+	Rows      int // of logits, or of the hidden state
+	Sequences int // that run at the same time
 }
 
 // stepTokens of a decoder, whose prompts go in chunks.
@@ -92,11 +93,12 @@ const stepTokens = 256
 // StepOf a model with a clamped context. An encoder takes each prompt whole, and gives
 // a row for each of its tokens.
 func StepOf(cfg arch.Config, c worker.Context) Step {
+	sequences := min(max(c.Sequences, 32), stepTokens)
 	if cfg.Encoder {
 		n := max(c.MaxTokens, stepTokens)
-		return Step{Tokens: n, Rows: n}
+		return Step{Tokens: n, Rows: n, Sequences: sequences}
 	}
-	return Step{Tokens: stepTokens, Rows: min(max(c.Sequences, 32), stepTokens)}
+	return Step{Tokens: stepTokens, Rows: sequences, Sequences: sequences}
 }
 
 // Estimate is the footprint of a checkpoint on a device with extents of extent

@@ -312,7 +312,7 @@ func TestCut(t *testing.T) {
 	}
 	cfg.Encoder = true
 	f, err := Estimate(cfg, 1, worker.Context{MaxTokens: 512, Sequences: 4}, 64<<10)
-	if err != nil || f.KVFloorBytes != 0 || StepOf(cfg, worker.Context{MaxTokens: 512, Sequences: 4}) != (Step{512, 512}) {
+	if err != nil || f.KVFloorBytes != 0 || StepOf(cfg, worker.Context{MaxTokens: 512, Sequences: 4}) != (Step{512, 512, 32}) {
 		t.Errorf("an encoder: %+v, %v", f, err)
 	}
 }

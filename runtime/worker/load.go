@@ -81,7 +81,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 	err = d.engine.Add(engine.Replica{
 		Name: replica, Program: p, PerExtent: cut.PerExtent, Floor: extents(now.KVFloorBytes, d.Extent), BlockTokens: cut.BlockTokens,
 		Encoder: m.Config.Encoder, MaxTokens: c.MaxTokens, Vocabulary: m.Config.Vocabulary, Hidden: m.Config.Hidden, Stop: m.Config.EOS,
-		StepTokens: step.Tokens, StepRows: step.Rows, Sequences: step.Rows,
+		StepTokens: step.Tokens, StepRows: step.Rows, Sequences: step.Sequences,
 	})
 	if err == nil {
 		if err = try(ctx, m, d.engine, replica); err != nil {
