@@ -303,7 +303,7 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 	if r.MaxTokens == 0 && !r.PromptLogits && !s.PromptOnly {
 		s.MaxTokens = home.MaxTokens
 	}
-	if !r.IgnoreStop {
+	if !r.IgnoreStop || r.Sampling.Constraint != nil { // an end is all that a grammar may leave
 		s.Stop = append(s.Stop, home.Stop...)
 	}
 	s.Stop = append(s.Stop, r.Stop...)
@@ -577,7 +577,7 @@ func (e *Engine) commit(w *work) {
 			}
 			continue
 		}
-		q.choice, w.next[i] = c.token, batching.Next{Token: c.token.ID}
+		q.choice, w.next[i] = c.token, batching.Next{Token: c.token.ID, Ended: q.ended()}
 	}
 	e.deliver(e.batcher.Commit(w.batch, w.next, time.Since(w.began))...)
 }
@@ -594,6 +594,9 @@ func (e *Engine) abort(w *work, err error) {
 	}
 	e.deliver(e.batcher.Abort(w.batch, err, time.Since(w.began))...)
 }
+
+// ended: the grammar allows nothing but an end after the token that has just been chosen.
+func (q *request) ended() bool { return q.Sampling.Constraint != nil && q.Sampling.Constraint.Ended() }
 
 // judge counts a failed step, and says whether it is the model that is broken.
 // Weights that cannot be read are so at once. Engine.mu is held.

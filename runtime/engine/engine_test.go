@@ -15,6 +15,7 @@ import (
 
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
 )
 
@@ -579,6 +580,49 @@ func TestEmbeddings(t *testing.T) {
 		}
 		if _, err := e.Submit(t.Context(), Request{Replica: "b", Prompt: prompt(3, 1), Pooling: Mean}); !errors.Is(err, ErrBroken) {
 			t.Errorf("broken: %v", err)
+		}
+	})
+}
+
+// TestConstraint: a text ends with the token after which its grammar allows only an end, or
+// with an end token, where that is allowed; it needs no step more.
+func TestConstraint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		a.Stop = []int32{3}
+		e := start(t, a)
+		v := grammar.NewVocabulary(vocabulary, func(id int32) ([]byte, bool) { return []byte{byte('a' + id%26)}, id != 3 }, a.Stop)
+		for pattern, c := range map[string]struct {
+			tokens, steps int
+			finish        batching.Finish
+		}{
+			"[a-z]{5}":   {5, 5, batching.FinishStop},
+			"[a-z]{50}":  {9, 9, batching.FinishLength},
+			"(xyz)?":     {0, 1, batching.FinishStop}, // checked below: either
+			"qwertyuiop": {9, 9, batching.FinishLength},
+		} {
+			g, err := grammar.Regex(pattern)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := p.steps.Load()
+			r := Request{Replica: "a", Prompt: prompt(5, 2), MaxTokens: 9, IgnoreStop: true}
+			r.Sampling.Constraint = grammar.NewMatcher(g, v)
+			ids, last := read(submit(t, e, t.Context(), r))
+			text := ""
+			for _, id := range ids {
+				text += string(rune('a' + id%26))
+			}
+			if pattern == "(xyz)?" {
+				if text == "xyz" {
+					c.tokens, c.steps = 3, 3
+				} else if text != "" {
+					t.Errorf("%s gave %q", pattern, text)
+				}
+			}
+			if steps := p.steps.Load() - before; len(ids) != c.tokens || last.Finish != c.finish || steps != int64(c.steps) {
+				t.Errorf("%s: %q in %d steps, %+v", pattern, text, steps, last)
+			}
 		}
 	})
 }
