@@ -157,10 +157,6 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*tex
 		return err == nil
 	}
 	send := func(v any) bool {
-		data, err := json.Marshal(v)
-		if err != nil {
-			panic(err)
-		}
 		if !started {
 			started = true
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -168,7 +164,7 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*tex
 			w.Header().Set("X-Accel-Buffering", "no") // a proxy before us must not collect them
 			w.WriteHeader(http.StatusOK)
 		}
-		return write(data)
+		return write(encoded(v))
 	}
 	begun := make([]bool, len(texts))
 	next := parts(ctx, texts)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -133,14 +134,22 @@ func fail(w http.ResponseWriter, e *apiError) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // of our own values: only a number that is not one could do it
-	}
+	body := encoded(v)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
+}
+
+// encoded is a value of our own as JSON, with texts as they are: nobody puts it into HTML.
+func encoded(v any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err) // only a number that is not one could do it
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
 // endpoint answers requests that parse understands: find the home, read the
