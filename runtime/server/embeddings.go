@@ -69,14 +69,18 @@ func (e *embedding) answer(ctx context.Context, w http.ResponseWriter, c call) *
 			waiting = append(waiting, events)
 		}
 		vector, bad, gone := wait(ctx, waiting[i])
+		took := times{of: c.Measures, arrived: c.arrived}
 		switch {
 		case gone:
+			took.end(len(prompts[i]), 0, "abort")
 			return nil
 		case bad != nil:
+			took.end(len(prompts[i]), 0, "error")
 			return bad
 		case e.dimensions != 0 && e.dimensions != len(vector):
 			return invalid("dimensions", "The model's embeddings have %d dimensions, and are not made to be cut to %d. Leave dimensions out.", len(vector), e.dimensions)
 		}
+		took.end(len(prompts[i]), 0, "stop")
 		tokens += len(prompts[i])
 		data[i] = map[string]any{"object": "embedding", "index": i, "embedding": e.written(vector)}
 	}
