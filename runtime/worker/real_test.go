@@ -163,7 +163,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 	}
 	defer release()
 	request := func(i int) engine.Request {
-		r := engine.Request{Replica: l.Replica, Prompt: []int32{1, int32(300 + i)}, MaxTokens: 300, IgnoreStop: true}
+		r := engine.Request{Replica: l.Replica, Prompt: []int32{1, int32(300 + i)}, MaxTokens: 200, IgnoreStop: true}
 		for n := range 120 {
 			r.Prompt = append(r.Prompt, int32(260+(n*(7+2*i))%200))
 		}
@@ -187,7 +187,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 		}
 		return events
 	}
-	const texts = 6
+	const texts = 5
 	var want [texts][]int32
 	for i := range want {
 		want[i] = read(submit(i))
@@ -196,7 +196,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 	for i := range all {
 		all[i] = submit(i)
 	}
-	for range 200 { // all of them, most of the way
+	for range 150 { // all of them, most of the way
 		for i := range all {
 			<-all[i]
 		}
@@ -225,8 +225,8 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 		t.Errorf("b: %v, want %v", got, want[0])
 	}
 	for i := range all {
-		if got := read(all[i]); !slices.Equal(got, want[i][200:]) {
-			t.Errorf("text %d: %v, alone %v", i, got, want[i][200:])
+		if got := read(all[i]); !slices.Equal(got, want[i][150:]) {
+			t.Errorf("text %d: %v, alone %v", i, got, want[i][150:])
 		}
 	}
 	if n := w.Counters()["ns/a"].Preempted; n == 0 {
