@@ -27,6 +27,7 @@ type Batcher struct {
 	sequences map[uint64]*sequence
 	tenants   map[string]*tenant
 	busy      time.Duration // of all steps
+	served    time.Duration // replica.served of whoever ran last: of all that have work, the least
 
 	// Of the step, and used again by the next.
 	step    step
@@ -150,7 +151,7 @@ type replica struct {
 	running  []*sequence    // those that were admitted first are first
 	waiting  []*sequence    // in the order in which they came; preempted ones in front
 	stats    Stats
-	served   time.Duration // its time, or that of the busiest others when it had nothing to do
+	served   time.Duration // its time, with what the others had while it had nothing to do
 	pace     pace
 	tried    bool          // of this Next
 	lastEnd  time.Duration // Batcher.busy when a sequence ended
@@ -262,7 +263,7 @@ func (b *Batcher) Add(s Sequence) error {
 	q.tokens = append(make([]int32, 0, len(s.Prompt)+min(s.MaxTokens, 256)), s.Prompt...)
 	q.tenant.sequences++
 	if len(r.running)+len(r.waiting) == 0 {
-		r.served = max(r.served, b.leastServed(r))
+		r.served = max(r.served, b.served)
 		r.lastEnd = b.busy
 	}
 	b.sequences[s.ID] = q
@@ -285,17 +286,6 @@ func (r *replica) full(tenant string) error {
 	r.refused++
 	e.RetryAfter = min(time.Duration(r.interval*float64(r.refused)*float64(time.Second)), time.Minute)
 	return e
-}
-
-// leastServed is the time of the busy replica that has had the least.
-func (b *Batcher) leastServed(not *replica) time.Duration {
-	least := time.Duration(-1)
-	for _, r := range b.replicas {
-		if r != not && len(r.running)+len(r.waiting) > 0 && (least < 0 || r.served < least) {
-			least = r.served
-		}
-	}
-	return least
 }
 
 // tenant by name. One that had nothing to do has not saved up for it: it starts where
@@ -393,6 +383,7 @@ func (b *Batcher) Next() Batch {
 		r.tried = true
 		if spans := b.next(r); len(spans) > 0 {
 			b.replicas = append(slices.Delete(b.replicas, at, at+1), r)
+			b.served = max(b.served, r.served)
 			return Batch{Replica: r.Name, Spans: spans}
 		}
 	}

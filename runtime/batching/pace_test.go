@@ -167,6 +167,25 @@ func TestShares(t *testing.T) {
 			}
 		}, func(s Sequence) string { return s.Replica }, 300), "m0", "m1", "m2")
 	})
+	// One that had nothing to do while another was busy has saved up nothing.
+	t.Run("models by turns", func(t *testing.T) {
+		n := 0
+		check(t, run(t, 2, func(b *Batcher, id *uint64) {
+			n++
+			for i := range 2 {
+				if n < 500 && i == 0 || 500 <= n && n < 600 { // m1 alone, then nobody
+					continue
+				}
+				*id++
+				_ = b.Add(Sequence{ID: *id, Replica: fmt.Sprint("m", i), Prompt: prompt(50, *id), MaxTokens: 1})
+			}
+		}, func(s Sequence) string {
+			if n < 600 {
+				return "before"
+			}
+			return s.Replica
+		}, 100), "m0", "m1")
+	})
 	t.Run("tenants", func(t *testing.T) {
 		waiting := func(b *Batcher, tenant string) int { return b.tenant(tenant).sequences }
 		check(t, run(t, 1, func(b *Batcher, id *uint64) {
