@@ -107,28 +107,60 @@ func TestCases(t *testing.T) {
 	}
 }
 
-// TestGoldenModel has no tokenizer files.
-func TestGoldenModel(t *testing.T) {
-	path := fixture.Shared(t, "golden/llama-mha-untied")
-	data, err := os.ReadFile(filepath.Join(path, "golden.json"))
-	if err != nil {
-		t.Fatal(err)
+// TestGoldenModels: what the command prints and writes for every architecture is what an
+// independent program has: each logit within 1e-4, and the same ids. They have no tokenizer files.
+func TestGoldenModels(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(fixture.Shared(t, "golden"), "*", "golden.json"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d models, %v", len(files), err)
 	}
-	var golden struct {
-		Prompts map[string]struct {
-			Input  []int32 `json:"input_ids"`
-			Greedy []int32 `json:"greedy_ids"`
-		} `json:"prompts"`
-	}
-	if err := json.Unmarshal(data, &golden); err != nil || len(golden.Prompts) == 0 {
-		t.Fatal("golden.json has no prompts", err)
-	}
-	for name, p := range golden.Prompts {
-		if got := result(t, path, run.Options{IDs: p.Input, MaxTokens: len(p.Greedy)}); !slices.Equal(got.IDs, p.Greedy) {
-			t.Errorf("%s: got %v, want %v", name, got.IDs, p.Greedy)
+	for _, file := range files {
+		path := filepath.Dir(file)
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var golden struct {
+			Prompts map[string]struct {
+				Input  []int32 `json:"input_ids"`
+				Greedy []int32 `json:"greedy_ids"`
+			} `json:"prompts"`
+		}
+		if err := json.Unmarshal(data, &golden); err != nil || len(golden.Prompts) == 0 {
+			t.Fatal("golden.json has no prompts", err)
+		}
+		for name, p := range golden.Prompts {
+			if p.Greedy == nil { // an encoder
+				err := run.Run(t.Context(), io.Discard, io.Discard, path, run.Options{IDs: p.Input, MaxTokens: 1})
+				if err == nil || !strings.Contains(err.Error(), "estiba embed") {
+					t.Errorf("%s: %v", path, err)
+				}
+				continue
+			}
+			greedy := p.Greedy
+			if end := slices.Index(greedy, 2); end >= 0 { // of every config.json here; the reference went on
+				greedy = greedy[:end]
+			}
+			written := filepath.Join(t.TempDir(), "logits.safetensors")
+			for _, o := range []run.Options{{Logits: written}, {Exact: true}, {}} {
+				o.IDs, o.MaxTokens = p.Input, len(p.Greedy)
+				if got := result(t, path, o); !slices.Equal(got.IDs, greedy) {
+					t.Errorf("%s, %s: got %v, want %v", path, name, got.IDs, greedy)
+				}
+			}
+			shape, logits := tensor(t, written, "logits")
+			_, want := tensor(t, filepath.Join(path, "golden.safetensors"), name+".logits")
+			if len(shape) != 2 || shape[0] != len(p.Input) || len(logits) != len(want) {
+				t.Fatalf("%s, %s: shape %v", path, name, shape)
+			}
+			for i := range want {
+				if !(math.Abs(float64(logits[i]-want[i])) <= 1e-4) {
+					t.Fatalf("%s, %s: logit %d is %v, want %v", path, name, i, logits[i], want[i])
+				}
+			}
 		}
 	}
-	err = run.Run(context.Background(), io.Discard, io.Discard, path, run.Options{Prompt: "x", MaxTokens: 1})
+	err = run.Run(context.Background(), io.Discard, io.Discard, filepath.Dir(files[len(files)-1]), run.Options{Prompt: "x", MaxTokens: 1})
 	if err == nil || !strings.Contains(err.Error(), "--ids") {
 		t.Errorf("a prompt without a tokenizer: got %v", err)
 	}
