@@ -18,8 +18,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Grammar is a set of texts, as UTF-8. It does not change, so that many may share it.
@@ -55,10 +57,18 @@ func keyOf(parts ...[]byte) (key [sha256.Size]byte) {
 // newByteArena has the node of one character within a JSON string, under the
 // same id in every arena, so that vocabularies can remember it.
 func newByteArena() *arena {
+	a := *firstByteArena()
+	a.nodes, a.lists, a.sets = slices.Clone(a.nodes), slices.Clone(a.lists), slices.Clone(a.sets)
+	a.setIDs, a.spells, a.own = maps.Clone(a.setIDs), maps.Clone(a.spells), maps.Clone(a.own)
+	return &a
+}
+
+// firstByteArena is the one that others are copies of.
+var firstByteArena = sync.OnceValue(func() *arena {
 	a := newArena()
 	a.char = a.spell(everything, free)
 	return a
-}
+})
 
 // Literal is one text. What is not UTF-8 in it becomes U+FFFD.
 func Literal(text string) *Grammar {

@@ -14,7 +14,7 @@ var ErrTooComplex = errors.New("the grammar is too ambiguous here: its state wou
 
 const (
 	// maxWork bounds what one call computes, in steps of some ten nanoseconds.
-	maxWork = 4_000_000
+	maxWork = 2_000_000
 	// maxStack is how deep, in nodes, a grammar's rules may nest beyond its own
 	// depth before each choice takes the shortest way out: some hundred levels of JSON.
 	maxStack = 600

@@ -127,19 +127,20 @@ func settled(limit *decimal, c int8, count int) int8 {
 	return c
 }
 
-// number is a node for the numbers within limits; false if there are too many states.
-func (a *arena) number(l limits) (id, bool) {
+// number is a node for the numbers within limits, and how many states it took;
+// false if there are too many.
+func (a *arena) number(l limits) (n id, states int, ok bool) {
 	if l.low == nil && l.high == nil && l.multiple == nil {
 		if l.integer {
-			return a.regexNode(integerPattern, raw), true
+			return a.regexNode(integerPattern, raw), 0, true
 		}
-		return a.regexNode(numberPattern, raw), true
+		return a.regexNode(numberPattern, raw), 0, true
 	}
 	sides := [2]magnitude{}
 	for i, negative := range []bool{false, true} {
 		m, ok := l.magnitude(negative)
 		if !ok {
-			return none, false
+			return none, 0, false
 		}
 		sides[i] = m
 	}
@@ -152,12 +153,12 @@ func (a *arena) number(l limits) (id, bool) {
 		// A multiple of k / 10^scale has at most scale digits after its point.
 		d, ok := newDecimal(l.multiple)
 		if !ok || len(d.fraction) > 12 {
-			return none, false
+			return none, 0, false
 		}
 		scale = len(d.fraction)
 		k, ok := new(big.Int).SetString(d.whole+d.fraction, 10)
 		if !ok || !k.IsInt64() || k.Sign() <= 0 || k.Int64() > 10_000 {
-			return none, false
+			return none, 0, false
 		}
 		modulus = k.Int64()
 		fractions = min(fractions, scale)
@@ -251,7 +252,7 @@ func (a *arena) number(l limits) (id, bool) {
 	}
 	d, err := explore(digits{}, "-0123456789.", step, end, maxNumberSize)
 	if err != nil {
-		return none, false
+		return none, 0, false
 	}
 	options := []id{a.automaton(d, raw)}
 	if !l.integer && l.multiple == nil {
@@ -265,7 +266,7 @@ func (a *arena) number(l limits) (id, bool) {
 			options = append(options, a.regexNode(`-[1-9](?:\.[0-9]{1,20})?[eE]-(?:0?[1-9]|[1-9][0-9]|[12][0-9]{2}|30[0-7])`, raw))
 		}
 	}
-	return a.or(options), true
+	return a.or(options), len(d.accept), true
 }
 
 // common is the least number that is a multiple of both.

@@ -28,7 +28,7 @@ func JSONSchema(schema []byte) (*Grammar, error) {
 	}
 	c := &compiler{
 		a: newByteArena(), chars: newArena(), document: root,
-		parsed: map[*value]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, paths: map[*value]string{},
+		parsed: map[*value]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
 	}
 	n, err := c.compile(root)
 	if err != nil {
@@ -133,7 +133,10 @@ type compiler struct {
 	patterns map[string]id
 	live     map[id]*arena // of a pattern, to match texts
 	any      anyJSON
+	contents map[string]id
+	ranges   map[string]id
 	work     int
+	steps    int // of automata, left
 	deep     int
 }
 
@@ -756,8 +759,15 @@ func limitsOf(list []*schemaPart) limits {
 func (c *compiler) numbers(list []*schemaPart, integer bool) (id, error) {
 	l := limitsOf(list)
 	l.integer = integer
-	n, ok := c.a.number(l)
-	if !ok {
+	key := fmt.Sprint(l.low, l.lowOpen, l.high, l.highOpen, l.multiple, integer)
+	n, ok := c.ranges[key]
+	if ok {
+		return n, nil
+	}
+	n, states, ok := c.a.number(l)
+	c.ranges[key] = n
+	c.steps -= 30 * states
+	if !ok || c.steps < 0 {
 		path, reason := list[0].path, "its limits need too many states"
 		for _, s := range list {
 			if s.multiple != nil {
@@ -780,7 +790,7 @@ func lengthsOf(list []*schemaPart) (least, most int32) {
 
 const (
 	maxStates = 30_000
-	maxSteps  = 3_000_000
+	maxSteps  = 2_000_000 // of a schema's automata together, some hundred nanoseconds each
 )
 
 func (c *compiler) strings(list []*schemaPart) (id, error) {
@@ -823,6 +833,10 @@ func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
 			return c.a.spellAll(c.chars, n, quoted), nil
 		}
 	}
+	key := fmt.Sprint(least, most, patterns, others)
+	if n, ok := c.contents[key]; ok {
+		return n, nil
+	}
 	any := c.chars.bytes(everything)
 	a := c.chars.clone()
 	n := a.rep(any, least, most)
@@ -832,14 +846,17 @@ func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
 	for _, p := range others {
 		n = a.and(n, a.not(p))
 	}
-	d, err := determinize(a, n, maxStates, maxSteps)
-	if err != nil {
+	d, err := determinize(a, n, maxStates, c.steps)
+	c.steps -= len(c.chars.nodes) + a.work
+	if err != nil || c.steps < 0 {
+		err = errComplex
 		if path == "" {
 			path = list[0].path
 		}
 		return none, &Error{"schema " + path, "with its length and other patterns " + err.Error()[len("it is "):]}
 	}
-	return c.a.automaton(d, quoted), nil
+	c.contents[key] = c.a.automaton(d, quoted)
+	return c.contents[key], nil
 }
 
 // child is the schemas that all must hold for what is at a place of a value.
