@@ -19,8 +19,8 @@ import (
 // computed again later, prompt and output, so that nothing of its text is lost: another
 // replica's, if that has borrowed what is this one's by right.
 //
-// It is not safe for concurrent use, except that everything but Next, Discard and
-// Reclaim may come between Next and Commit.
+// It is not safe for concurrent use, except that everything but Next and Reclaim may come
+// between Next and Commit.
 type Batcher struct {
 	slab      *kvcache.Slab // of the device
 	replicas  []*replica    // whoever has just run is last
