@@ -37,12 +37,13 @@ func (f Format) Constraint(tools []Tool, c Choice) (*grammar.Grammar, error) {
 	if c.Mode == None || c.Mode == Auto && !slices.ContainsFunc(tools, func(t Tool) bool { return t.Strict }) {
 		return nil, nil
 	}
+	w := newWords()
 	var calls []*grammar.Grammar
 	for _, t := range tools {
 		if c.Mode == Named && t.Name != c.Name {
 			continue
 		}
-		g, err := f.call(t, c.Mode != Auto || t.Strict)
+		g, err := f.call(t, c.Mode != Auto || t.Strict, w)
 		if err != nil {
 			return nil, fmt.Errorf("tool %q: %w", t.Name, err)
 		}
@@ -68,6 +69,29 @@ func (f Format) Constraint(tools []Tool, c Choice) (*grammar.Grammar, error) {
 func text(s string) *grammar.Grammar { return grammar.Literal(s) }
 
 func token(s string) *grammar.Grammar { return grammar.Special(s) }
+
+// sentence is a grammar that is being put together: texts one after the other become one.
+type sentence struct {
+	parts []*grammar.Grammar
+	text  string // after parts
+}
+
+func (s *sentence) say(text string) { s.text += text }
+
+func (s *sentence) add(g *grammar.Grammar) {
+	if s.text != "" {
+		s.parts = append(s.parts, text(s.text))
+		s.text = ""
+	}
+	s.parts = append(s.parts, g)
+}
+
+func (s *sentence) whole() *grammar.Grammar {
+	if s.text != "" {
+		s.parts, s.text = append(s.parts, text(s.text)), ""
+	}
+	return grammar.Concat(s.parts...)
+}
 
 // calls are 1 to most of a kind, with what stands around them.
 func (f Format) calls(one *grammar.Grammar, most int) *grammar.Grammar {
@@ -122,9 +146,9 @@ func (f Format) free(one *grammar.Grammar, most int) *grammar.Grammar {
 }
 
 // call is one of a tool.
-func (f Format) call(t Tool, strict bool) (*grammar.Grammar, error) {
+func (f Format) call(t Tool, strict bool, w *words) (*grammar.Grammar, error) {
 	if f.style == functions || f.style == pairs {
-		return f.tagged(t, strict)
+		return f.tagged(t, strict, w)
 	}
 	arguments := grammar.JSONObject()
 	if strict && len(t.Parameters) > 0 {
@@ -133,39 +157,62 @@ func (f Format) call(t Tool, strict bool) (*grammar.Grammar, error) {
 			return nil, err
 		}
 	}
-	object := func(key string) *grammar.Grammar {
-		return grammar.Concat(text(`{"name": `+quote(t.Name)+`, "`+key+`": `), arguments, text("}"))
+	object := func(s *sentence, key string) {
+		s.say(`{"name": ` + quote(t.Name) + `, "` + key + `": `)
+		s.add(arguments)
+		s.say("}")
 	}
+	var s sentence
 	switch f.style {
 	case pythonTag:
-		return object("parameters"), nil
+		object(&s, "parameters")
 	case mistral:
 		if !f.named {
+			object(&s, "arguments")
 			break
 		}
-		id := text("")
+		s.add(w.token("[TOOL_CALLS]"))
+		s.say(t.Name)
 		if f.ids {
 			letters, err := grammar.Regex("[0-9A-Za-z]{9}")
 			if err != nil {
 				return nil, err
 			}
-			id = grammar.Optional(grammar.Concat(token("[CALL_ID]"), letters))
+			s.add(grammar.Optional(grammar.Concat(w.token("[CALL_ID]"), letters)))
 		}
-		return grammar.Concat(token("[TOOL_CALLS]"), text(t.Name), id, token("[ARGS]"), arguments), nil
+		s.add(w.token("[ARGS]"))
+		s.add(arguments)
 	case jsonList:
+		object(&s, "arguments")
 	case deepseek:
+		s.add(w.token(deepseekCall))
 		if f.fenced {
-			return grammar.Concat(token(deepseekCall), text("function"), token(deepseekSeparator),
-				text(t.Name+"\n```json\n"), arguments, text("\n```"), token("<｜tool▁call▁end｜>")), nil
+			s.say("function")
+			s.add(w.token(deepseekSeparator))
+			s.say(t.Name + "\n```json\n")
+			s.add(arguments)
+			s.say("\n```")
+		} else {
+			s.say(t.Name)
+			s.add(w.token(deepseekSeparator))
+			s.add(arguments)
 		}
-		return grammar.Concat(token(deepseekCall), text(t.Name), token(deepseekSeparator), arguments, token("<｜tool▁call▁end｜>")), nil
+		s.add(w.token("<｜tool▁call▁end｜>"))
 	case harmony:
-		return grammar.Concat(token("<|channel|>"), text("commentary to=functions."+t.Name+" "), token("<|constrain|>"), text("json"),
-			token(harmonyMessage), arguments), nil
+		s.add(w.token("<|channel|>"))
+		s.say("commentary to=functions." + t.Name + " ")
+		s.add(w.token("<|constrain|>"))
+		s.say("json")
+		s.add(w.token(harmonyMessage))
+		s.add(arguments)
 	default:
-		return grammar.Concat(token("<tool_call>"), text("\n"), object("arguments"), text("\n"), token("</tool_call>")), nil
+		s.add(w.token("<tool_call>"))
+		s.say("\n")
+		object(&s, "arguments")
+		s.say("\n")
+		s.add(w.token("</tool_call>"))
 	}
-	return object("arguments"), nil
+	return s.whole(), nil
 }
 
 // asObject is a schema that only objects are valid under.
@@ -192,44 +239,93 @@ func written(list []member) json.RawMessage {
 }
 
 // tagged is a call whose arguments stand between tags: those that the schema names, in its order.
-func (f Format) tagged(t Tool, strict bool) (*grammar.Grammar, error) {
-	tags, head, foot := functionTags, []*grammar.Grammar{token("<tool_call>"), text("\n"), token("<function="), text(t.Name + ">\n")},
-		[]*grammar.Grammar{token("</function>"), text("\n"), token("</tool_call>")}
+func (f Format) tagged(t Tool, strict bool, w *words) (*grammar.Grammar, error) {
+	tags := &functionTags
 	if f.style == pairs {
-		tags, head, foot = pairTags, []*grammar.Grammar{token("<tool_call>"), text(t.Name + "\n")}, []*grammar.Grammar{token("</tool_call>")}
+		tags = &pairTags
 	}
-	parts := head
+	var call sentence
+	call.add(w.token("<tool_call>"))
+	if f.style == functions {
+		call.say("\n")
+		call.add(w.token("<function="))
+		call.say(t.Name + ">\n")
+	} else {
+		call.say(t.Name + "\n")
+	}
+	r := newResolver(t.Parameters)
 	for _, p := range properties(t.Parameters) {
-		value, err := taggedValue(t.Parameters, p, &tags, strict)
+		value, err := taggedValue(r, p, tags, strict, w)
 		if err != nil {
 			return nil, fmt.Errorf("argument %q: %w", p.name, err)
 		}
-		argument := grammar.Concat(token(tags.open), text(p.name), token(tags.named), text("\n"), value, text("\n"), token(tags.close), text("\n"))
-		if f.style == pairs {
-			argument = grammar.Concat(token(tags.open), text(p.name), token(tags.named), text("\n"), token(tags.value), value, token(tags.close), text("\n"))
-		}
+		to := &call
 		if !p.required || !strict {
-			argument = grammar.Optional(argument)
+			to = &sentence{}
 		}
-		parts = append(parts, argument)
+		to.add(w.token(tags.open))
+		to.say(p.name)
+		to.add(w.token(tags.named))
+		to.say("\n")
+		if tags.value != "" {
+			to.add(w.token(tags.value))
+		}
+		to.add(value)
+		if tags.lines {
+			to.say("\n")
+		}
+		to.add(w.token(tags.close))
+		to.say("\n")
+		if to != &call {
+			call.add(grammar.Optional(to.whole()))
+		}
 	}
-	return grammar.Concat(append(parts, foot...)...), nil
+	call.add(w.token(tags.end))
+	if f.style == functions {
+		call.say("\n")
+		call.add(w.token("</tool_call>"))
+	}
+	return call.whole(), nil
+}
+
+// words are the pieces that many calls have in common.
+type words struct {
+	tokens map[string]*grammar.Grammar
+	values map[string]*grammar.Grammar // closing tag -> text up to it
+}
+
+func newWords() *words {
+	return &words{map[string]*grammar.Grammar{}, map[string]*grammar.Grammar{}}
+}
+
+func (w *words) token(s string) *grammar.Grammar {
+	if w.tokens[s] == nil {
+		w.tokens[s] = token(s)
+	}
+	return w.tokens[s]
+}
+
+func (w *words) value(tags *tags) *grammar.Grammar {
+	if w.values[tags.close] == nil {
+		w.values[tags.close] = grammar.Except(tags.close)
+	}
+	return w.values[tags.close]
 }
 
 // taggedValue is an argument as text: strings as they are, the rest as JSON.
-func taggedValue(root json.RawMessage, p property, tags *tags, strict bool) (*grammar.Grammar, error) {
+func taggedValue(r *resolver, p property, tags *tags, strict bool, w *words) (*grammar.Grammar, error) {
 	switch {
 	case !strict:
-		return grammar.Except(tags.close), nil
+		return w.value(tags), nil
 	case p.kinds.bare():
-		return bareText(newResolver(root), p.schema, tags)
+		return bareText(r, p.schema, tags, w)
 	}
-	return grammar.JSONSchema(inRoot(root, p.schema))
+	return grammar.JSONSchema(inRoot(r.root, p.schema))
 }
 
 // bareText are the strings that a schema allows, without quotes, and null. Some that have a
 // closing tag in them are left out.
-func bareText(r *resolver, raw json.RawMessage, tags *tags) (*grammar.Grammar, error) {
+func bareText(r *resolver, raw json.RawMessage, tags *tags, w *words) (*grammar.Grammar, error) {
 	s, ok := r.resolve(raw)
 	if !ok {
 		return nil, fmt.Errorf("its schema cannot be followed")
@@ -249,7 +345,7 @@ func bareText(r *resolver, raw json.RawMessage, tags *tags) (*grammar.Grammar, e
 		options = append(options, text(word))
 	}
 	for _, sub := range slices.Concat(s.AnyOf, s.OneOf) {
-		g, err := bareText(r, sub, tags)
+		g, err := bareText(r, sub, tags, w)
 		if err != nil {
 			return nil, err
 		}
@@ -258,7 +354,7 @@ func bareText(r *resolver, raw json.RawMessage, tags *tags) (*grammar.Grammar, e
 	lengths := s.MinLength > 0 || s.MaxLength != nil
 	switch {
 	case len(s.AllOf) == 1 && len(options) == 0 && s.Pattern == "" && !lengths:
-		return bareText(r, s.AllOf[0], tags)
+		return bareText(r, s.AllOf[0], tags, w)
 	case len(s.AllOf) > 0, len(options) > 0 && (s.Pattern != "" || lengths), s.Pattern != "" && lengths:
 		return nil, fmt.Errorf("its schema combines what the model's format of calls cannot: leave one of allOf, anyOf, enum, pattern and the lengths")
 	case len(options) > 0:
@@ -266,7 +362,7 @@ func bareText(r *resolver, raw json.RawMessage, tags *tags) (*grammar.Grammar, e
 	case s.types()&kindString == 0:
 		return text("null"), nil
 	}
-	g := grammar.Except(tags.close)
+	g := w.value(tags)
 	if s.Pattern != "" {
 		pattern := s.Pattern
 		if !strings.ContainsAny(pattern, "^$") { // those with anchors are taken from end to end
