@@ -17,6 +17,8 @@ if command -v npm >/dev/null; then
 	(cd test/openai-node && npm ci --no-audit --no-fund --loglevel=error) >&2
 fi
 export CGO_ENABLED=0
+echo "test-kubernetes: the official clients, without a cluster" >&2
+go test -count=1 ./test/openai
 if [ -d test/api ]; then
 	echo "test-kubernetes: the API server's part" >&2
 	KUBEBUILDER_ASSETS=$programs go test -count=1 ./test/api/...

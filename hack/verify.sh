@@ -12,7 +12,7 @@ fail() {
 unformatted=$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l)
 [ -z "$unformatted" ] || fail "not formatted (run make fmt):" $unformatted
 
-for module in . hack/*/; do
+for module in . hack/*/ test/*/; do
 	[ -e "$module/go.mod" ] || continue
 	go -C "$module" mod tidy -diff >/dev/null || fail "$module/go.mod or go.sum is not tidy (run go mod tidy there)"
 done

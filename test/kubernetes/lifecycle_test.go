@@ -14,6 +14,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/test/openai"
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -288,8 +289,8 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// The official client for Node chats and streams.
-func TestOpenAIClient(t *testing.T) {
+// The official clients ask the cluster's gateway for everything that is served.
+func TestOpenAIClients(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
@@ -297,18 +298,32 @@ func TestOpenAIClient(t *testing.T) {
 		}
 		t.Skip("SKIPPED: node is missing")
 	}
-	folder := filepath.Join(fixture.Root(), "test", "openai-node")
-	if _, err := os.Stat(filepath.Join(folder, "node_modules", "openai")); err != nil {
+	tests := filepath.Join(fixture.Root(), "test")
+	if _, err := os.Stat(filepath.Join(tests, "openai-node", "node_modules", "openai")); err != nil {
 		t.Fatal("the client is not installed; run npm ci in test/openai-node")
 	}
+	program := filepath.Join(t.TempDir(), "openai-go")
+	build := exec.Command("go", "test", "-c", "-o", program, ".")
+	build.Dir = filepath.Join(tests, "openai-go")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	s := newScene(t)
-	s.pool("client", 1, "512Mi")
-	s.model("client", float32Model, "")
-	s.ready("client")
-	out, err := s.devcluster("enter", "1", node, filepath.Join(folder, "client.test.mjs"), s.gateway+"/v1", "client").CombinedOutput()
-	progress("%s", strings.TrimSpace(string(out)))
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+	folder := filepath.Join(s.models, "openai")
+	openai.Write(s, folder)
+	s.Cleanup(func() { os.RemoveAll(folder) })
+	s.pool("clients", 1, "512Mi")
+	s.apply(strings.ReplaceAll(openai.Models, "PATH", "/models/openai"))
+	s.ready("stories", "tools", "busy", "encoder")
+	for _, command := range [][]string{
+		{node, filepath.Join(tests, "openai-node", "client.test.mjs"), s.gateway + "/v1"},
+		{"env", "OPENAI_TEST_URL=" + s.gateway + "/v1", program, "-test.skip=TestContract"},
+	} {
+		out, err := s.devcluster(append([]string{"enter", "1"}, command...)...).CombinedOutput()
+		progress("%s", strings.TrimSpace(string(out)))
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
 	}
 }
 
