@@ -306,7 +306,6 @@ func filterIndent(x *state, v value, a args) value {
 
 func filterTruncate(x *state, v value, a args) value {
 	o := a.bind(x, "truncate", 0, "length", "killwords", "end", "leeway")
-	t := x.textArg("truncate", v)
 	length, leeway, end := int64(255), int64(5), literal("...")
 	if given(o[0]) {
 		length = x.intArg("truncate", o[0])
@@ -320,9 +319,10 @@ func filterTruncate(x *state, v value, a args) value {
 	if length < int64(end.length()) || leeway < 0 {
 		x.fail("expected length >= %d, got %d", end.length(), length)
 	}
-	if int64(t.length()) <= length+leeway {
-		return t
+	if x.mustLength(v) <= length+leeway {
+		return v
 	}
+	t := x.textArg("truncate", v)
 	t = t.cut(0, offset(t.s, int(length)-end.length()))
 	if !x.flag(o[1]) {
 		t = x.split(t, " ", 1, true)[0]
@@ -557,9 +557,7 @@ func filterStripTags(x *state, t text) text {
 	}
 	s = html.UnescapeString(strings.Join(strings.FieldsFunc(s, isSpace), " "))
 	x.charge(4 * len(t.s))
-	out := t.as(s)
-	out.safe = true
-	return out
+	return t.as(s)
 }
 
 func filterFileSize(x *state, v value, a args) value {

@@ -121,12 +121,20 @@ func (x *state) printf(layout text, v value) text {
 		x.printOne(&b, f, arg())
 	}
 	b.add(layout.cut(at, len(s)))
-	if isTuple && used < len(tuple.items) || !isTuple && !isMapping && used == 0 && !named {
-		if _, isList := v.(*list); !isList || isTuple {
-			x.fail("not all arguments converted during string formatting")
-		}
+	if isTuple && used < len(tuple.items) || !isTuple && used == 0 && !named && !subscriptable(v) {
+		x.fail("not all arguments converted during string formatting")
 	}
 	return b.text()
+}
+
+// subscriptable says whether Python takes v for a mapping, of which printf need
+// not use anything.
+func subscriptable(v value) bool {
+	switch v.(type) {
+	case *dict, *list, *interval, *undefined:
+		return true
+	}
+	return false
 }
 
 // printOne writes v as one directive of printf says.
