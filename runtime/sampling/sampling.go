@@ -4,9 +4,11 @@
 package sampling
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 
 	"github.com/estiba/estiba/runtime/grammar"
@@ -52,6 +54,10 @@ type Logprob struct {
 	Logprob float64
 }
 
+// ErrNothingAllowed says that a grammar allows no token of the vocabulary, or
+// none to which the model gives a chance.
+var ErrNothingAllowed = errors.New("the grammar allows no token that the model could choose here")
+
 // ErrNotANumber says that a row has nothing to choose from: every logit is NaN
 // or minus infinity, so the model or its weights are broken.
 var ErrNotANumber = errors.New("the logits are not numbers")
@@ -59,48 +65,81 @@ var ErrNotANumber = errors.New("the logits are not numbers")
 // Sampler chooses the tokens of one request, in order.
 type Sampler struct {
 	params Params
-	prompt map[int32]bool // tokens, if the repetition penalty needs them
-	counts map[int32]int  // of the output, if a penalty needs them
-	output int            // tokens chosen so far
-	drawn  uint64         // random numbers so far
+	bias   []bias
+	seen   []seen        // tokens that penalties change
+	at     map[int32]int // token -> its place in seen, if a penalty needs it
+	output int           // tokens chosen so far
+	drawn  uint64        // random numbers so far
+}
+
+type bias struct {
+	id int32
+	by float64
+}
+
+// seen is a token of the text so far.
+type seen struct {
+	id     int32
+	output int // times that it was chosen; 0: only of the prompt
 }
 
 // Scratch is memory that samplers may share, one after the other: some megabytes
 // for a large vocabulary. What is in it means nothing; the zero value works.
 type Scratch struct {
 	row        []float32 // changed copy
+	ids        []int32   // of the row, if it is only of what a grammar allows
 	candidates []candidate
+	blocks     []float64
 }
 
 // New is a sampler for a text that starts with prompt.
 func New(p Params, prompt []int32) *Sampler {
 	s := &Sampler{params: p}
-	if p.repeats() {
-		s.prompt = make(map[int32]bool, len(prompt))
-		for _, t := range prompt {
-			s.prompt[t] = true
-		}
+	for id, by := range p.Bias {
+		s.bias = append(s.bias, bias{id, by})
 	}
 	if p.repeats() || p.Presence != 0 || p.Frequency != 0 {
-		s.counts = map[int32]int{}
+		s.at = map[int32]int{}
+	}
+	if p.repeats() {
+		for _, t := range prompt {
+			if _, ok := s.at[t]; !ok {
+				s.at[t] = len(s.seen)
+				s.seen = append(s.seen, seen{id: t})
+			}
+		}
 	}
 	return s
 }
 
 // Sample chooses from a row of logits, [vocabulary], which it leaves as it is.
-// NaN counts as impossible; ErrNotANumber if nothing else is there.
+// NaN counts as impossible; ErrNotANumber if nothing else is there, and
+// ErrNothingAllowed if a constraint leaves nothing.
 func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
-	row := s.adjust(logits, scratch)
-	best, ok := argmax(row)
-	if !ok {
+	v, err := s.view(logits, scratch)
+	if err != nil {
+		return Token{}, err
+	}
+	best := argmax(v.row)
+	if best < 0 {
+		if s.params.Constraint != nil && argmax(logits) >= 0 {
+			return Token{}, ErrNothingAllowed
+		}
 		return Token{}, ErrNotANumber
 	}
-	id := best
+	place := best
 	if s.params.Temperature > 0 {
-		id = s.draw(row, best, scratch)
+		place = s.draw(v.row, best, scratch)
 	}
-	if s.counts != nil {
-		s.counts[id]++
+	id := v.id(place)
+	if s.at != nil {
+		i, ok := s.at[id]
+		if !ok {
+			i = len(s.seen)
+			s.at[id] = i
+			s.seen = append(s.seen, seen{id: id})
+		}
+		s.seen[i].output++
 	}
 	s.output++
 	if m := s.params.Constraint; m != nil {
@@ -108,156 +147,435 @@ func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
 			return Token{}, fmt.Errorf("follow the grammar: %w", err)
 		}
 	}
-	token := Token{ID: id}
 	if s.params.Logprobs {
-		token.Logprob, token.Top = logprobs(logits, id, s.params.TopLogprobs)
+		return Logprobs(logits, id, s.params.TopLogprobs), nil
 	}
-	return token, nil
+	return Token{ID: id}, nil
 }
 
-func (p Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
+func (p *Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
 
-// adjust applies bias and penalties, and what must not be chosen yet, to a copy, if there are any.
-func (s *Sampler) adjust(logits []float32, scratch *Scratch) []float32 {
-	p := s.params
+// view is the logits to choose from: of all tokens, or of those in ids, which are sorted.
+type view struct {
+	row []float32
+	ids []int32 // nil: all
+}
+
+func (v view) id(place int) int32 {
+	if v.ids == nil {
+		return int32(place)
+	}
+	return v.ids[place]
+}
+
+// at is a token's place in the row, or -1.
+func (v view) at(id int32) int {
+	if v.ids == nil {
+		if id < 0 || int(id) >= len(v.row) {
+			return -1
+		}
+		return int(id)
+	}
+	if i, ok := slices.BinarySearch(v.ids, id); ok {
+		return i
+	}
+	return -1
+}
+
+// few tokens that a grammar allows are looked at alone.
+const few = 2048
+
+// view applies the constraint, bias and penalties, and what must not be chosen
+// yet, to a copy, if there are any.
+func (s *Sampler) view(logits []float32, scratch *Scratch) (view, error) {
+	p := &s.params
 	early := s.output < p.MinTokens && len(p.Ends) > 0
-	if len(p.Bias) == 0 && s.counts == nil && !early && p.Constraint == nil {
-		return logits
+	if len(s.bias) == 0 && s.at == nil && !early && p.Constraint == nil {
+		return view{row: logits}, nil
 	}
-	row := append(scratch.row[:0], logits...)
-	scratch.row = row
-	change := func(id int32, f func(float64) float64) {
-		if 0 <= id && int(id) < len(row) {
-			row[id] = float32(f(float64(row[id])))
+	var v view
+	if m := p.Constraint; m != nil {
+		early = early && !m.Ended() // a complete text has nothing else
+		mask := m.Mask()
+		n := 0
+		for _, w := range mask {
+			n += bits.OnesCount64(w)
+		}
+		switch {
+		case n == 0 && m.Err() != nil:
+			return v, fmt.Errorf("follow the grammar: %w", m.Err())
+		case n == 0:
+			return v, ErrNothingAllowed
+		case n <= few:
+			v = pick(logits, mask, scratch)
+		default:
+			v.row = append(scratch.row[:0], logits...)
+			scratch.row = v.row
+			exclude(v.row, mask)
+		}
+	} else {
+		v.row = append(scratch.row[:0], logits...)
+		scratch.row = v.row
+	}
+	for _, b := range s.bias {
+		if i := v.at(b.id); i >= 0 {
+			v.row[i] = float32(float64(v.row[i]) + b.by)
 		}
 	}
-	for id, bias := range p.Bias {
-		change(id, func(x float64) float64 { return x + bias })
-	}
-	if p.repeats() {
-		repeat := func(x float64) float64 {
+	repeats := p.repeats()
+	for _, t := range s.seen {
+		i := v.at(t.id)
+		if i < 0 {
+			continue
+		}
+		x := float64(v.row[i])
+		if repeats {
 			if x > 0 {
-				return x / p.Repetition
+				x /= p.Repetition
+			} else {
+				x *= p.Repetition
 			}
-			return x * p.Repetition
+			x = float64(float32(x))
 		}
-		for id := range s.prompt {
-			change(id, repeat)
+		if t.output > 0 {
+			x -= p.Presence + float64(t.output)*p.Frequency
 		}
-		for id := range s.counts {
-			if !s.prompt[id] {
-				change(id, repeat)
-			}
-		}
-	}
-	for id, n := range s.counts {
-		change(id, func(x float64) float64 { return x - p.Presence - float64(n)*p.Frequency })
-	}
-	if p.Constraint != nil {
-		mask := p.Constraint.Mask()
-		for i := range row {
-			if i/64 >= len(mask) || mask[i/64]>>(i%64)&1 == 0 {
-				row[i] = float32(math.Inf(-1))
-			}
-		}
+		v.row[i] = float32(x)
 	}
 	if early {
 		for _, id := range p.Ends {
-			change(id, func(float64) float64 { return math.Inf(-1) })
+			if i := v.at(id); i >= 0 {
+				v.row[i] = float32(math.Inf(-1))
+			}
 		}
 	}
-	return row
+	return v, nil
 }
 
-// argmax is the lowest id among the largest; ok=false if every one is NaN or minus infinity.
-func argmax(row []float32) (id int32, ok bool) {
-	best := float32(math.Inf(-1))
+// pick takes the logits of a mask's tokens.
+func pick(logits []float32, mask []uint64, scratch *Scratch) view {
+	v := view{scratch.row[:0], scratch.ids[:0]}
+	for i, w := range mask {
+		for ; w != 0; w &= w - 1 {
+			if id := 64*i + bits.TrailingZeros64(w); id < len(logits) {
+				v.ids, v.row = append(v.ids, int32(id)), append(v.row, logits[id])
+			}
+		}
+	}
+	scratch.row, scratch.ids = v.row, v.ids
+	return v
+}
+
+// exclude makes what a mask leaves out impossible.
+func exclude(row []float32, mask []uint64) {
+	never := float32(math.Inf(-1))
+	for i := 0; 64*i < len(row); i++ {
+		w := uint64(0)
+		if i < len(mask) {
+			w = mask[i]
+		}
+		if w == ^uint64(0) {
+			continue
+		}
+		for j := range row[64*i : min(64*i+64, len(row))] {
+			if w>>j&1 == 0 {
+				row[64*i+j] = never
+			}
+		}
+	}
+}
+
+// argmax is the first place of the largest; -1 if every one is NaN or minus infinity.
+func argmax(row []float32) int {
+	best, at := float32(math.Inf(-1)), -1
 	for i, x := range row {
 		if x > best { // false for NaN
-			best, id, ok = x, int32(i), true
+			best, at = x, i
 		}
 	}
-	return id, ok
+	return at
 }
 
-// candidate is a token and exp((its logit - the largest) / temperature), in (0, 1].
+// candidate is a place and exp((its logit - the largest) / temperature), in (0, 1].
 type candidate struct {
-	id     int32
+	at     int32
 	weight float64
+}
+
+// before: likelier first, the lower token among equals.
+func before(a, b candidate) int {
+	return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.at, b.at))
 }
 
 // draw chooses by probability among those that TopK, then TopP, then MinP
 // leave, as they are after the temperature.
-func (s *Sampler) draw(row []float32, best int32, scratch *Scratch) int32 {
-	p := s.params
-	most := float64(row[best])
-	if math.IsInf(most, 1) {
+func (s *Sampler) draw(row []float32, best int, scratch *Scratch) int {
+	p := &s.params
+	most := row[best]
+	if math.IsInf(float64(most), 1) {
 		return best // certain; differences to it are not numbers
 	}
+	e := newExponent(most, p.Temperature)
+	topK, topP := p.TopK > 0 && p.TopK < len(row), 0 < p.TopP && p.TopP < 1
+	if !topK && !topP && p.MinP <= 0 {
+		return s.any(row, e, best, scratch)
+	}
 	all := scratch.candidates[:0]
-	total := 0.0
-	for id, x := range row {
-		if w := math.Exp((float64(x) - most) / p.Temperature); w > 0 { // false for NaN
-			all = append(all, candidate{int32(id), w})
-			total += w
+	switch {
+	case topK:
+		all = e.largest(row, p.TopK, all)
+		if topP {
+			all = all[:enough(all, p.TopP*sum(all))]
 		}
+	case topP:
+		all = e.nucleus(row, p.TopP, all)
+	default:
+		// A little below the limit, for rounding; the exact one follows.
+		all = e.above(row, under(float64(most)+math.Log(min(p.MinP, 1))*p.Temperature*(1+1e-9)), all)
 	}
 	scratch.candidates = all
-	if p.TopK > 0 && p.TopK < len(all) {
-		all = likeliest(all, p.TopK, math.Inf(1))
-		total = sum(all)
-	}
-	if 0 < p.TopP && p.TopP < 1 {
-		all = likeliest(all, len(all), p.TopP*total)
-	}
 	if p.MinP > 0 {
-		all = slices.DeleteFunc(all, func(c candidate) bool { return c.weight < p.MinP && c.id != best })
+		kept := all[:0]
+		for _, c := range all {
+			if c.weight >= p.MinP || int(c.at) == best {
+				kept = append(kept, c)
+			}
+		}
+		all = kept
 	}
 	left := s.random() * sum(all)
 	for _, c := range all {
 		if left -= c.weight; left < 0 {
-			return c.id
+			return int(c.at)
 		}
 	}
-	return all[len(all)-1].id // rounding
+	return int(all[len(all)-1].at) // rounding
 }
 
-// likeliest takes from a heap that it makes of all the n first, or fewer if
-// those have so much weight already. They are at the end of all, in order.
-func likeliest(all []candidate, n int, enough float64) []candidate {
-	heap := all
-	for i := len(heap)/2 - 1; i >= 0; i-- {
-		sink(heap, i)
+// block is so many logits whose weights are summed together, so that only one
+// block is looked at again.
+const block = 1024
+
+// any draws from all of a row.
+func (s *Sampler) any(row []float32, e exponent, best int, scratch *Scratch) int {
+	sums, total := scratch.blocks[:0], 0.0
+	for from := 0; from < len(row); from += block {
+		sum := e.sum(row[from:min(from+block, len(row))])
+		sums = append(sums, sum)
+		total += sum
 	}
-	for weight := 0.0; len(all)-len(heap) < n && weight < enough && len(heap) > 0; {
-		weight += heap[0].weight
-		last := len(heap) - 1
-		heap[0], heap[last] = heap[last], heap[0]
-		heap = heap[:last]
-		sink(heap, 0)
+	scratch.blocks = sums
+	left, last := s.random()*total, best
+	for i, sum := range sums {
+		if left >= sum {
+			left -= sum
+			continue
+		}
+		for j, x := range row[i*block : min((i+1)*block, len(row))] {
+			if w := e.of(x); w > 0 {
+				last = i*block + j
+				if left -= w; left < 0 {
+					return last
+				}
+			}
+		}
 	}
-	taken := all[len(heap):]
-	slices.Reverse(taken)
-	return taken
+	return last // rounding
 }
 
-// sink restores the heap below i: likelier first, the lower id among equals.
-func sink(heap []candidate, i int) {
-	before := func(a, b candidate) bool { return a.weight > b.weight || a.weight == b.weight && a.id < b.id }
-	for {
-		child := 2*i + 1
-		if child >= len(heap) {
-			return
-		}
-		if child+1 < len(heap) && before(heap[child+1], heap[child]) {
-			child++
-		}
-		if !before(heap[child], heap[i]) {
-			return
-		}
-		heap[i], heap[child] = heap[child], heap[i]
-		i = child
+// exponent computes exp((x - most) / temperature) for many x.
+type exponent struct {
+	most, scale float64 // scale: in parts of a power of two
+}
+
+const (
+	expParts = 256
+	// expLeast: less than exp(-60) of the largest is nothing, since even a million
+	// of those would not change a sum's last bit.
+	expLeast = -60 * math.Log2E * expParts
+	expMagic = 3 << 51 // added to a small number, it rounds it to a whole one
+)
+
+var magicBits = int64(math.Float64bits(expMagic))
+
+// expTable is 2 to the power of i/expParts.
+var expTable = func() (t [expParts]uint64) {
+	for i := range t {
+		t[i] = math.Float64bits(math.Exp2(float64(i) / expParts))
 	}
+	return t
+}()
+
+func newExponent(most float32, temperature float64) exponent {
+	return exponent{float64(most), math.Log2E * expParts / temperature}
+}
+
+// of one, to a relative error of 1e-13; 0 for NaN and what is next to nothing.
+func (e exponent) of(x float32) float64 {
+	z := (float64(x) - e.most) * e.scale
+	if !(z > expLeast) {
+		if float64(x) == e.most { // 0 times an infinite scale
+			return 1
+		}
+		return 0
+	}
+	whole := z + expMagic
+	n := int64(math.Float64bits(whole)) - magicBits
+	r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
+	power := math.Float64frombits(expTable[n&(expParts-1)] + uint64(n>>8)<<52)
+	return power * (1 + r*(1+r*(0.5+r*(1.0/6))))
+}
+
+// sum of many. It is of written out, since a call for each costs as much again.
+func (e exponent) sum(row []float32) float64 {
+	var total float64
+	table, most, scale := &expTable, e.most, e.scale
+	for _, x := range row {
+		z := (float64(x) - most) * scale
+		if !(z > expLeast) {
+			if float64(x) == most {
+				total++
+			}
+			continue
+		}
+		whole := z + expMagic
+		n := int64(math.Float64bits(whole)) - magicBits
+		r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
+		power := math.Float64frombits(table[n&(expParts-1)] + uint64(n>>8)<<52)
+		total += power * (1 + r*(1+r*(0.5+r*(1.0/6))))
+	}
+	return total
+}
+
+// above takes what is at least low.
+func (e exponent) above(row []float32, low float32, all []candidate) []candidate {
+	for i, x := range row {
+		if x >= low {
+			if w := e.of(x); w > 0 {
+				all = append(all, candidate{int32(i), w})
+			}
+		}
+	}
+	return all
+}
+
+// under is a float32 that is certainly not more.
+func under(x float64) float32 { return math.Nextafter32(float32(x), float32(math.Inf(-1))) }
+
+// largest takes the n largest, in order.
+func (e exponent) largest(row []float32, n int, all []candidate) []candidate {
+	if n > len(row)/8 {
+		all = e.above(row, float32(math.Inf(-1)), all)
+		slices.SortFunc(all, before)
+		return all[:min(n, len(all))]
+	}
+	// A heap whose top is the least of the n largest so far. The weight is the
+	// logit itself until the end.
+	worse := func(a, b candidate) bool { return before(a, b) > 0 }
+	least := math.Inf(-1)
+	for i, x := range row {
+		if !(float64(x) > least) {
+			continue // an equal one has a higher token
+		}
+		c := candidate{int32(i), float64(x)}
+		if len(all) < n {
+			all = append(all, c)
+			for k := len(all) - 1; k > 0 && worse(all[k], all[(k-1)/2]); k = (k - 1) / 2 {
+				all[k], all[(k-1)/2] = all[(k-1)/2], all[k]
+			}
+			if len(all) < n {
+				continue
+			}
+		} else {
+			all[0] = c
+			for k := 0; ; {
+				child := 2*k + 1
+				if child >= n {
+					break
+				}
+				if child+1 < n && worse(all[child+1], all[child]) {
+					child++
+				}
+				if !worse(all[child], all[k]) {
+					break
+				}
+				all[k], all[child] = all[child], all[k]
+				k = child
+			}
+		}
+		least = all[0].weight
+	}
+	slices.SortFunc(all, before)
+	for i, c := range all {
+		if all[i].weight = e.of(float32(c.weight)); all[i].weight == 0 {
+			return all[:i]
+		}
+	}
+	return all
+}
+
+// enough is how many of the first candidates together have so much weight.
+func enough(all []candidate, weight float64) int {
+	upTo := 0.0
+	for i, c := range all {
+		if upTo += c.weight; upTo >= weight {
+			return i + 1
+		}
+	}
+	return len(all)
+}
+
+// nucleus takes the likeliest that together have the share p of all weight.
+// A first pass sums weights by size, eight sizes to a power of two, so that only
+// those at the border need an order.
+func (e exponent) nucleus(row []float32, p float64, all []candidate) []candidate {
+	const perPower = 8
+	size := func(n int64) int { return int(-n >> 5) } // n in 1/256 of a power: not above 0
+	var sizes [61*3/2*perPower + 2]float64
+	table, most, scale := &expTable, e.most, e.scale
+	for _, x := range row {
+		z := (float64(x) - most) * scale
+		if !(z > expLeast) {
+			if float64(x) == most {
+				sizes[0]++
+			}
+			continue
+		}
+		whole := z + expMagic
+		n := int64(math.Float64bits(whole)) - magicBits
+		r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
+		power := math.Float64frombits(table[n&(expParts-1)] + uint64(n>>8)<<52)
+		sizes[size(n)] += power * (1 + r*(1+r*(0.5+r*(1.0/6))))
+	}
+	total := 0.0
+	for _, w := range sizes {
+		total += w
+	}
+	border, above := 0, 0.0
+	for ; border < len(sizes)-1 && above+sizes[border] < p*total; border++ {
+		above += sizes[border]
+	}
+	// What is larger is in; what is at the border goes behind it, to be sorted.
+	low := float32(math.Inf(-1))
+	if least := -float64(border+1)*expParts/perPower - 1; least > expLeast {
+		low = under(most + least/scale*(1+1e-9))
+	}
+	all = e.above(row, low, all)
+	in := 0
+	for i, c := range all {
+		if z := (float64(row[c.at]) - most) * scale; z > expLeast && size(int64(math.Float64bits(z+expMagic))-magicBits) < border || border > 0 && c.weight == 1 {
+			all[i], all[in] = all[in], all[i]
+			in++
+		}
+	}
+	slices.SortFunc(all[in:], before)
+	upTo := sum(all[:in])
+	for i, c := range all[in:] {
+		if upTo += c.weight; upTo >= p*total {
+			return all[:in+i+1]
+		}
+	}
+	return all
 }
 
 func sum(all []candidate) float64 {
@@ -279,42 +597,47 @@ func (s *Sampler) random() float64 {
 	return float64((z^z>>31)>>11) / (1 << 53)
 }
 
-// Logprobs is a token that was not chosen but given, such as one of a prompt, as Sample
-// would return it: with its logprob by the row before it, and the n likeliest there.
+// Logprobs is a token, chosen or given such as one of a prompt, with its logprob by the
+// row before it, and the n likeliest there.
 func Logprobs(logits []float32, id int32, n int) Token {
-	t := Token{ID: id}
-	t.Logprob, t.Top = logprobs(logits, id, n)
-	return t
-}
-
-// logprobs of the chosen token and of the n likeliest.
-func logprobs(logits []float32, id int32, n int) (chosen float64, top []Logprob) {
-	best, ok := argmax(logits)
-	if !ok {
-		return math.Inf(-1), nil // only a bias made a choice possible
+	best := argmax(logits)
+	if best < 0 {
+		return Token{ID: id, Logprob: math.Inf(-1)} // only a bias made a choice possible
 	}
-	most, total := float64(logits[best]), 0.0
-	for _, x := range logits {
-		if w := math.Exp(float64(x) - most); w > 0 {
-			total += w
-		}
+	most := float64(logits[best])
+	log := math.Log(newExponent(logits[best], 1).sum(logits))
+	if math.IsInf(most, 1) {
+		log = 0
 	}
-	logprob := func(x float32) float64 { return float64(x) - most - math.Log(total) }
-	if n > 0 {
-		for i, x := range logits {
-			if x != x || len(top) == n && float64(x) <= top[n-1].Logprob {
-				continue
-			}
-			at := len(top)
-			for at > 0 && top[at-1].Logprob < float64(x) {
-				at--
-			}
-			top = slices.Insert(top, at, Logprob{int32(i), float64(x)})
-			top = top[:min(len(top), n)]
+	logprob := func(x float32) float64 {
+		if float64(x) == most {
+			return -log // also where it is infinite
 		}
-		for i := range top {
-			top[i].Logprob = logprob(float32(top[i].Logprob))
-		}
+		return float64(x) - most - log
 	}
-	return logprob(logits[id]), top
+	token := Token{ID: id, Logprob: logprob(logits[id])}
+	if n <= 0 {
+		return token
+	}
+	top := make([]Logprob, 0, min(n, len(logits)))
+	least := math.Inf(-1)
+	for i, x := range logits {
+		if x != x || len(top) == n && float64(x) <= least {
+			continue
+		}
+		if len(top) < n {
+			top = append(top, Logprob{})
+		}
+		at := len(top) - 1
+		for ; at > 0 && top[at-1].Logprob < float64(x); at-- {
+			top[at] = top[at-1]
+		}
+		top[at] = Logprob{int32(i), float64(x)}
+		least = top[len(top)-1].Logprob
+	}
+	for i := range top {
+		top[i].Logprob = logprob(float32(top[i].Logprob))
+	}
+	token.Top = top
+	return token
 }

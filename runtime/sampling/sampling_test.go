@@ -3,6 +3,7 @@ package sampling
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -131,14 +132,14 @@ func TestSeed(t *testing.T) {
 // kept is the plain way to say which tokens are left and how likely each is.
 func kept(row []float32, p Params) map[int32]float64 {
 	var all []candidate
-	most, _ := argmax(row)
+	most := argmax(row)
 	for id, x := range row {
 		if w := math.Exp(float64(x-row[most]) / p.Temperature); w > 0 {
 			all = append(all, candidate{int32(id), w})
 		}
 	}
 	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.at, b.at))
 	})
 	if p.TopK > 0 {
 		all = all[:min(p.TopK, len(all))]
@@ -155,7 +156,7 @@ func kept(row []float32, p Params) map[int32]float64 {
 	all = slices.DeleteFunc(all, func(c candidate) bool { return c.weight < p.MinP })
 	share := map[int32]float64{}
 	for _, c := range all {
-		share[c.id] = c.weight / sum(all)
+		share[c.at] = c.weight / sum(all)
 	}
 	return share
 }
@@ -229,31 +230,212 @@ func TestLogprobsOfBrokenRow(t *testing.T) {
 	}
 }
 
-// TestScratch: once it has grown, a token costs no memory of the vocabulary's size.
-func TestScratch(t *testing.T) {
-	row := make([]float32, 10_000)
+// TestSteady: a token costs no memory once things have grown, but for the list of the likeliest.
+func TestSteady(t *testing.T) {
+	row := noise(10_000, 3)
 	var scratch Scratch
-	for _, p := range []Params{{Temperature: 1}, {Temperature: 1, TopK: 5000, TopP: 0.99}, {Temperature: 1, Bias: map[int32]float64{1: 1}}} {
-		if n := testing.AllocsPerRun(10, func() { New(p, nil).Sample(row, &scratch) }); n > 2 {
-			t.Errorf("%+v: %v allocations", p, n)
+	for _, c := range []struct {
+		p    Params
+		want float64
+	}{
+		{Params{}, 0}, {Params{Temperature: 1}, 0}, {Params{Temperature: 1, TopK: 1000, TopP: 0.99, MinP: 0.01}, 0}, {Params{Temperature: 1, TopP: 0.9}, 0},
+		{Params{Temperature: 1, TopK: 40, Bias: map[int32]float64{1: 1}}, 0}, {Params{Temperature: 1, Repetition: 1.1, Presence: 0.1, Frequency: 0.1}, 0},
+		{Params{Logprobs: true, TopLogprobs: 20}, 1},
+	} {
+		c.p.Seed = 1
+		s := New(c.p, []int32{1, 2, 3})
+		for range 300 {
+			s.Sample(row, &scratch)
+		}
+		if n := testing.AllocsPerRun(50, func() { s.Sample(row, &scratch) }); n > c.want {
+			t.Errorf("%+v: %v allocations", c.p, n)
 		}
 	}
 }
 
-func BenchmarkSample(b *testing.B) {
-	row := make([]float32, 128_000)
+func noise(n int, deviation float64) []float32 {
+	row := make([]float32, n)
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range row {
-		row[i] = float32(3 * r.NormFloat64())
+		row[i] = float32(deviation * r.NormFloat64())
 	}
-	for name, p := range map[string]Params{
-		"greedy": {}, "temperature": {Temperature: 1}, "topP": {Temperature: 1, TopP: 0.95},
-		"topK": {Temperature: 1, TopK: 40}, "logprobs": {Logprobs: true, TopLogprobs: 20},
+	return row
+}
+
+// TestDrawTwin: the n-th draw of a seed is the token at that share of the
+// kept ones, whatever way was taken to it.
+func TestDrawTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	var scratch Scratch
+	for range 400 {
+		row := noise(1+r.IntN(5000), []float64{0.01, 1, 5, 40}[r.IntN(4)])
+		for i := range row {
+			switch r.IntN(40) {
+			case 0:
+				row[i] = nan
+			case 1:
+				row[i] = -inf
+			case 2:
+				row[i] = row[r.IntN(len(row))]
+			}
+		}
+		if argmax(row) < 0 {
+			continue
+		}
+		p := Params{Temperature: []float64{0.01, 0.7, 1, 2}[r.IntN(4)], Seed: r.Uint64()}
+		if r.IntN(2) == 0 {
+			p.TopK = 1 + r.IntN(len(row))
+		}
+		if r.IntN(2) == 0 {
+			p.TopP = r.Float64()
+		}
+		if r.IntN(2) == 0 {
+			p.MinP = math.Pow(r.Float64(), 4)
+		}
+		share := kept(row, p)
+		s := New(p, nil)
+		for range 20 {
+			token, err := s.Sample(row, &scratch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if share[token.ID] == 0 { // a token at the border may be in or out by rounding
+				q := p
+				q.TopP *= 1 + 1e-9
+				q.MinP *= 1 - 1e-9
+				if kept(row, q)[token.ID] == 0 {
+					t.Fatalf("%+v: %d was chosen, with logit %g", p, token.ID, row[token.ID])
+				}
+			}
+		}
+		// Together the weights of what is kept are right: those of the library's function.
+		e := newExponent(row[argmax(row)], p.Temperature)
+		for id, x := range row {
+			want := math.Exp((float64(x) - e.most) / p.Temperature)
+			if got := e.of(x); want >= 1e-26 && math.Abs(got-want) > 1e-12*want || want != want && got != 0 || want < 1e-27 && got > 1e-25 {
+				t.Fatalf("exp of %g at %d: %g, want %g", (float64(x)-e.most)/p.Temperature, id, got, want)
+			}
+		}
+	}
+}
+
+// TestPenaltiesTwin compares with penalties applied by the definitions, with and without a constraint.
+func TestPenaltiesTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	const size = 3000
+	pieces := func(id int32) ([]byte, bool) {
+		return []byte{byte('a' + id%7), byte('a' + id%5), byte(id)&0x7f | 1}, id < size-1
+	}
+	v := grammar.NewVocabulary(size, pieces, []int32{size - 1})
+	for _, pattern := range []string{"", "(?s)(?:a.*|[^a]a.*)", "(?s).*"} {
+		for range 20 {
+			p := Params{Presence: r.Float64(), Frequency: r.Float64(), Repetition: 0.5 + r.Float64(), Bias: map[int32]float64{}}
+			for range 10 {
+				p.Bias[int32(r.IntN(size+10)-5)] = 4 * r.NormFloat64()
+			}
+			if pattern != "" {
+				g, err := grammar.Regex(pattern)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.Constraint = grammar.NewMatcher(g, v)
+			}
+			prompt := []int32{5, 7, 5, int32(r.IntN(size))}
+			s := New(p, prompt)
+			counts := map[int32]int{}
+			for range 30 {
+				row := noise(size, 0)
+				for i := range row {
+					row[i] = float32(r.NormFloat64())
+				}
+				want, best := int32(-1), math.Inf(-1)
+				for i := range int32(size) {
+					x := float64(float32(float64(row[i]) + p.Bias[i]))
+					if counts[i] > 0 || slices.Contains(prompt, i) {
+						if x > 0 {
+							x /= p.Repetition
+						} else {
+							x *= p.Repetition
+						}
+						x = float64(float32(x))
+					}
+					if n := counts[i]; n > 0 {
+						x = float64(float32(x - (p.Presence + float64(n)*p.Frequency)))
+					}
+					allowed := p.Constraint == nil || p.Constraint.Mask()[i/64]>>(i%64)&1 == 1
+					if x > best && allowed {
+						best, want = x, i
+					}
+				}
+				token, err := s.Sample(row, &Scratch{})
+				if err != nil || token.ID != want {
+					t.Fatalf("%q: %v, %v; want %d", pattern, token, err, want)
+				}
+				if counts[token.ID]++; token.ID == size-1 {
+					break
+				}
+			}
+		}
+	}
+}
+
+func TestNothingAllowed(t *testing.T) {
+	v := grammar.NewVocabulary(3, func(id int32) ([]byte, bool) { return []byte{"ab"[id&1]}, id < 2 }, []int32{2})
+	for name, c := range map[string]struct {
+		text string
+		row  []float32
+		want error
+	}{
+		"no token spells it":      {"c", []float32{1, 1, 1}, ErrNothingAllowed},
+		"the model excludes it":   {"a", []float32{-inf, 1, 1}, ErrNothingAllowed},
+		"the logits are not ones": {"a", []float32{nan, nan, nan}, ErrNotANumber},
+		"one is left":             {"a", []float32{-90, 1, 1}, nil},
 	} {
-		b.Run(name, func(b *testing.B) {
-			s, scratch := New(p, nil), Scratch{}
+		for _, temperature := range []float64{0, 1} {
+			s := New(Params{Temperature: temperature, Constraint: grammar.NewMatcher(grammar.Literal(c.text), v)}, nil)
+			if _, err := s.Sample(c.row, &Scratch{}); !errors.Is(err, c.want) {
+				t.Errorf("%s: %v, want %v", name, err, c.want)
+			}
+		}
+	}
+	// What must not end yet may, once nothing else is left.
+	s := New(Params{MinTokens: 9, Ends: []int32{2}, Constraint: grammar.NewMatcher(grammar.Literal("a"), v)}, nil)
+	for _, want := range []int32{0, 2} {
+		if token, err := s.Sample([]float32{1, 1, 1}, &Scratch{}); err != nil || token.ID != want {
+			t.Errorf("%v, %v; want %d", token, err, want)
+		}
+	}
+}
+
+// BenchmarkSample is at the vocabulary of Qwen3, with logits like a model's.
+func BenchmarkSample(b *testing.B) {
+	row := noise(151_936, 3)
+	v := grammar.NewVocabulary(len(row), func(id int32) ([]byte, bool) { return fmt.Appendf(nil, "%x", id), id > 0 }, []int32{0})
+	digits, err := grammar.Regex("[0-9]*")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		p    Params
+		g    *grammar.Grammar
+	}{
+		{"greedy", Params{}, nil}, {"temperature", Params{Temperature: 1}, nil}, {"topP", Params{Temperature: 1, TopP: 0.95}, nil},
+		{"topK", Params{Temperature: 1, TopK: 40}, nil}, {"topKtopP", Params{Temperature: 0.7, TopK: 20, TopP: 0.8}, nil}, {"minP", Params{Temperature: 1, MinP: 0.05}, nil},
+		{"penalties", Params{Temperature: 1, TopK: 40, Repetition: 1.1, Presence: 0.5}, nil}, {"logprobs", Params{Logprobs: true, TopLogprobs: 20}, nil},
+		{"constraint", Params{Temperature: 1}, digits}, {"wideConstraint", Params{Temperature: 1}, grammar.Text()},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			if c.g != nil {
+				c.p.Constraint = grammar.NewMatcher(c.g, v)
+			}
+			s, scratch := New(c.p, []int32{1, 2, 3}), Scratch{}
+			b.ReportAllocs()
 			for b.Loop() {
-				s.Sample(row, &scratch)
+				if _, err := s.Sample(row, &scratch); err != nil {
+					s = New(c.p, nil)
+					s.params.Constraint = grammar.NewMatcher(c.g, v) // the text has ended
+				}
 			}
 		})
 	}
