@@ -75,6 +75,7 @@ var rules = map[string]rule{
 	"runtime/backend/backendtest": {ours: append([]string{"internal/fixture"}, underRuntime...), deny: kubernetes},
 	"runtime/weights":             {ours: underRuntime, deny: kubernetes},
 	"runtime/tokenizer":           {ours: underRuntime, deny: kubernetes},
+	"runtime/tokenizer/pattern":   {pure: true},
 	"runtime/template":            {ours: underRuntime, deny: kubernetes},
 	"runtime/model":               {ours: underRuntime, deny: kubernetes},
 	"runtime/engine":              {ours: underRuntime, deny: kubernetes},

@@ -110,7 +110,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 
 	w := writer{result: &result}
 	if o.IDs == nil {
-		w.text = m.Tokenizer.Stream(prompt...)
+		w.text = m.Tokenizer.Stream(false, prompt...)
 	}
 	if !o.JSON {
 		w.out = stdout

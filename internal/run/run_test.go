@@ -199,13 +199,13 @@ func TestLogits(t *testing.T) {
 // TestIDsNeedNoTokenizer, not even one that can be read.
 func TestIDsNeedNoTokenizer(t *testing.T) {
 	path := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
-	fixture.EditJSON(t, filepath.Join(path, "tokenizer.json"), map[string]any{"model": map[string]any{"type": "WordPiece"}})
+	fixture.EditJSON(t, filepath.Join(path, "tokenizer.json"), map[string]any{"model": map[string]any{"type": "Unigram"}})
 	got := result(t, path, run.Options{IDs: []int32{1, 403, 407, 261, 378}, MaxTokens: 3})
 	if want := []int32{432, 383, 286}; !slices.Equal(got.IDs, want) {
 		t.Errorf("got %v, want %v", got.IDs, want)
 	}
 	err := run.Run(context.Background(), io.Discard, io.Discard, path, run.Options{Prompt: "x", MaxTokens: 1})
-	if err == nil || !strings.Contains(err.Error(), "WordPiece") {
+	if err == nil || !strings.Contains(err.Error(), "Unigram") {
 		t.Errorf("with a text: %v", err)
 	}
 }

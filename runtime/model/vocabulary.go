@@ -18,16 +18,14 @@ type vocabulary struct {
 func (m *Model) Vocabulary() *grammar.Vocabulary {
 	m.vocabulary.once.Do(func() {
 		t := m.Tokenizer
-		before := t.Encode("a", false)
 		token := func(id int32) ([]byte, bool) {
-			within := t.Stream(before...)
-			text := within.Push(id) + within.Flush()
-			return []byte(text), text != ""
+			bytes, ok := t.TokenBytes(id)
+			return bytes, ok && len(bytes) > 0
 		}
 		v := grammar.NewVocabulary(m.Config.Vocabulary, token, m.Config.EOS)
 		for id := range int32(m.Config.Vocabulary) {
 			if _, text := token(id); !text && t.Has(id) {
-				v.AddSpecial(t.Decode([]int32{id}, true), id)
+				v.AddSpecial(t.Text(id), id)
 			}
 		}
 		m.vocabulary.of = v

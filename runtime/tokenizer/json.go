@@ -2,9 +2,11 @@ package tokenizer
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 )
 
@@ -15,7 +17,7 @@ type file struct {
 	PreTokenizer  part        `json:"pre_tokenizer"`
 	PostProcessor part        `json:"post_processor"`
 	Decoder       part        `json:"decoder"`
-	Model         *bpe        `json:"model"`
+	Model         *jsonModel  `json:"model"`
 }
 
 // part is a small one; what it says may take some times its bytes.
@@ -56,17 +58,17 @@ func (a *addedTokens) UnmarshalJSON(text []byte) error {
 	})
 }
 
-// bpe is the model of a tokenizer.json. Its vocabulary and merges are read where
+// jsonModel is the model of a tokenizer.json. Its vocabulary and merges are read where
 // they stand, so that the text is not in memory twice and a pair of tokens is
-// never more than two numbers; what is wrong with them is told when it is their turn.
-type bpe struct {
-	bpeHead
-	vocab  vocab
-	merges map[[2]int32]rankedMerge
-	wrong  error // with merges
+// never more than numbers; what is wrong with them is told when it is their turn.
+type jsonModel struct {
+	modelHead
+	vocab vocab
+	pairs pairs
+	wrong error // with merges
 }
 
-type bpeHead struct {
+type modelHead struct {
 	Type         string   `json:"type"`
 	Dropout      *float64 `json:"dropout"`
 	UnkToken     *string  `json:"unk_token"`
@@ -75,26 +77,50 @@ type bpeHead struct {
 	FuseUnk      bool     `json:"fuse_unk"`
 	ByteFallback bool     `json:"byte_fallback"`
 	IgnoreMerges bool     `json:"ignore_merges"`
+	MaxChars     *int     `json:"max_input_chars_per_word"`
 }
 
-func (m *bpe) UnmarshalJSON(text []byte) error {
+func (m *jsonModel) UnmarshalJSON(text []byte) error {
 	m.Type = typeOf(text)
-	if m.Type != "BPE" {
+	if m.Type == "none" { // old files do not say
+		m.Type = oldType(text)
+	}
+	if m.Type != "BPE" && m.Type != "WordPiece" {
 		return nil // refused when it is its turn
 	}
+	kind := m.Type
 	head := struct {
-		*bpeHead
+		*modelHead
 		Vocab *vocab `json:"vocab"`
-	}{&m.bpeHead, &m.vocab}
+	}{&m.modelHead, &m.vocab}
 	if err := json.Unmarshal(text, &head); err != nil {
 		return err
 	}
-	m.merges = map[[2]int32]rankedMerge{}
+	if m.Type = kind; kind != "BPE" {
+		return nil
+	}
 	merges := struct { // once the vocabulary is there
 		Merges *mergeList `json:"merges"`
-	}{&mergeList{m}}
+	}{&mergeList{of: m}}
 	return json.Unmarshal(text, &merges)
 }
+
+// oldType is the type of a model that does not say: one with merges is a BPE.
+func oldType(text []byte) string {
+	var has struct {
+		Merges *skipped `json:"merges"`
+		Vocab  *skipped `json:"vocab"`
+	}
+	if json.Unmarshal(text, &has) != nil || has.Merges == nil || has.Vocab == nil {
+		return "none"
+	}
+	return "BPE"
+}
+
+// skipped is there, whatever it is.
+type skipped struct{}
+
+func (*skipped) UnmarshalJSON([]byte) error { return nil }
 
 // vocab is tokens and ids. Whether the ids make sense is seen later.
 type vocab map[string]int32
@@ -126,25 +152,29 @@ func (v *vocab) UnmarshalJSON(text []byte) error {
 }
 
 // mergeList reads pairs in the order of their ranks.
-type mergeList struct{ of *bpe }
+type mergeList struct{ of *jsonModel }
 
 func (l *mergeList) UnmarshalJSON(text []byte) error {
+	m := l.of
+	m.pairs = newPairs(len(m.vocab))
+	var buf []byte
 	rank := int32(0)
-	l.of.wrong = eachElement(text, func(dec *json.Decoder) error {
+	m.wrong = eachElement(text, func(dec *json.Decoder) error {
 		left, right, err := mergePair(dec)
 		if err != nil {
 			return err
 		}
-		a, okA := l.of.vocab[left]
-		b, okB := l.of.vocab[right]
-		id, ok := l.of.vocab[left+right]
+		a, okA := m.vocab[left]
+		b, okB := m.vocab[right]
+		buf = append(append(buf[:0], left...), strings.TrimPrefix(right, m.Prefix)...)
+		id, ok := m.vocab[string(buf)]
 		if !okA || !okB || !ok {
 			return fmt.Errorf("merge %d, of %.100q and %.100q, is not of tokens in the vocabulary", rank, left, right)
 		}
 		if rank == maxVocabulary {
 			return fmt.Errorf("more than %d", maxVocabulary)
 		}
-		l.of.merges[[2]int32{a, b}] = rankedMerge{rank, id}
+		m.pairs.add(a, b, rank, id)
 		rank++
 		return nil
 	})
@@ -204,32 +234,37 @@ func eachElement(text []byte, f func(dec *json.Decoder) error) error {
 }
 
 // ParseJSON reads a tokenizer.json, Hugging Face's format. Errors name the
-// field and wrap ErrInvalid or ErrUnsupported.
+// field and wrap ErrInvalid or ErrUnsupported. Truncation and padding, which some
+// files ask for, are not applied.
 func ParseJSON(text []byte) (*Tokenizer, error) {
 	var f file
 	if err := json.Unmarshal(text, &f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if given(f.PreTokenizer) {
-		return nil, refuse("pre_tokenizer.type", typeOf(f.PreTokenizer))
-	}
-	t := &Tokenizer{unknown: noID, wholeRuns: true}
-	var d decoder
+	r := &jsonReader{t: &Tokenizer{}}
 	for _, part := range []struct {
 		name string
 		read func() error
 	}{
-		{"normalizer", func() error { return t.jsonNormalizer(f.Normalizer) }},
-		{"decoder", func() error { return d.read(f.Decoder) }},
-		{"model", func() error { return t.jsonModel(f.Model, f.AddedTokens, &d) }},
-		{"post_processor", func() error { return t.jsonPostProcessor(f.PostProcessor) }},
+		{"normalizer", func() error { return r.normalizer(f.Normalizer) }},
+		{"pre_tokenizer", func() error { return r.preTokenizer(f.PreTokenizer) }},
+		{"decoder", func() error { return r.decoder(f.Decoder) }},
+		{"model", func() error { return r.model(f.Model, f.AddedTokens) }},
+		{"post_processor", func() error { return r.postProcessor(f.PostProcessor) }},
 	} {
 		if err := part.read(); err != nil {
 			return nil, fmt.Errorf("%s%w", part.name, err)
 		}
 	}
-	t.strip = d.strip
-	return t, nil
+	return r.t, nil
+}
+
+// jsonReader makes a tokenizer of a file's parts.
+type jsonReader struct {
+	t *Tokenizer
+	bounds
+	byteLevel bool   // parts come in GPT-2's alphabet
+	join      joined // how tokens become text
 }
 
 // given says whether an optional part is there.
@@ -262,176 +297,102 @@ func decode(raw []byte, into any) error {
 	return nil
 }
 
-func (t *Tokenizer) jsonNormalizer(raw []byte) error {
-	if !given(raw) {
-		return nil
-	}
-	var n struct {
-		Type        string            `json:"type"`
-		Normalizers []json.RawMessage `json:"normalizers"`
-		Prepend     string            `json:"prepend"`
-		replace
-	}
-	if err := decode(raw, &n); err != nil {
-		return err
-	}
-	switch n.Type {
-	case "Sequence":
-		for _, raw := range n.Normalizers {
-			if typeOf(raw) == "Sequence" { // none is written so, and recursion stays bounded
-				return refuse(".type", "a Sequence within a Sequence")
-			}
-			if err := t.jsonNormalizer(raw); err != nil {
-				return err
-			}
-		}
-		return nil
-	case "Prepend":
-		t.steps = append(t.steps, step{prepend: n.Prepend})
-		return nil
-	case "Replace":
-		old, err := n.literal()
-		t.steps = append(t.steps, step{old: old, new: n.Content})
-		return err
-	}
-	return refuse(".type", n.Type)
-}
-
-// replace is what normalizers and decoders of type Replace have.
-type replace struct {
-	Pattern struct {
-		String *string `json:"String"`
-	} `json:"pattern"`
-	Content string `json:"content"`
-}
-
-// literal is the text to be replaced.
-func (r replace) literal() (string, error) {
-	if r.Pattern.String == nil || *r.Pattern.String == "" {
-		return "", refuse(".pattern", "anything but a String")
-	}
-	return *r.Pattern.String, nil
-}
-
-// decoder is the one that SentencePiece's vocabularies have: replace, bytes,
-// all in one, strip.
-type decoder struct {
-	replaces []step
-	strip    int
-}
-
-func (d *decoder) read(raw []byte) error {
-	if !given(raw) {
-		return refuse("", "none")
-	}
-	var s struct {
-		Type     string            `json:"type"`
-		Decoders []json.RawMessage `json:"decoders"`
-	}
-	if err := decode(raw, &s); err != nil {
-		return err
-	}
-	if s.Type != "Sequence" {
-		return refuse(".type", s.Type)
-	}
-	at := 0 // 0: Replace*, 1: ByteFallback seen, 2: Fuse seen, 3: Strip seen
-	for _, raw := range s.Decoders {
-		var one struct {
-			Type  string `json:"type"`
-			Start int    `json:"start"`
-			Stop  int    `json:"stop"`
-			replace
-		}
-		if err := decode(raw, &one); err != nil {
-			return err
-		}
-		switch {
-		case one.Type == "Replace" && at == 0:
-			old, err := one.literal()
-			if err != nil {
-				return err
-			}
-			d.replaces = append(d.replaces, step{old: old, new: one.Content})
-		case one.Type == "ByteFallback" && at == 0, one.Type == "Fuse" && at == 1:
-			at++
-		case one.Type == "Strip" && at == 2:
-			if one.Content != " " || one.Start < 0 || one.Start > 1 || one.Stop != 0 {
-				return refuse(".decoders", "a Strip of anything but one space at the start")
-			}
-			d.strip = one.Start
-			at++
-		default:
-			return refuse(".decoders", one.Type+" in this place")
-		}
-	}
-	if at < 2 {
-		return refuse(".decoders", "a Sequence without ByteFallback and Fuse")
-	}
-	return nil
-}
-
-func (t *Tokenizer) jsonModel(m *bpe, added []addedToken, d *decoder) error {
+func (r *jsonReader) model(m *jsonModel, tokens []addedToken) error {
 	switch {
 	case m == nil:
 		return fmt.Errorf(": %w: it is missing", ErrInvalid)
+	case m.Type == "WordPiece":
+		return r.wordPiece(m, tokens)
 	case m.Type != "BPE":
 		return refuse(".type", m.Type)
 	case m.Dropout != nil && *m.Dropout != 0:
 		return refuse(".dropout", *m.Dropout)
-	case m.Prefix != "":
-		return refuse(".continuing_subword_prefix", m.Prefix)
-	case m.Suffix != "":
-		return refuse(".end_of_word_suffix", m.Suffix)
-	case m.IgnoreMerges:
-		return refuse(".ignore_merges", true)
 	}
-	if err := t.jsonPieces(m.vocab, added, d); err != nil {
+	bytes := r.byteLevel && m.Prefix == "" && m.Suffix == "" && !m.ByteFallback
+	if r.byteLevel && !bytes && !r.mapped {
+		r.t.splits = append(r.t.splits, intoAlphabet)
+	} else if bytes && r.mapped {
+		r.t.splits = append(r.t.splits, outOfAlphabet)
+	}
+	if err := r.pieces(m, tokens, bytes); err != nil {
 		return err
 	}
-	t.fuseUnknown = m.FuseUnk
-	if m.UnkToken != nil {
+	out := &bpe{
+		vocabulary: &r.t.vocabulary, pairs: m.pairs, byteLevel: bytes, bytes: noBytes, unknown: noID,
+		fuseUnknown: m.FuseUnk, wholes: m.IgnoreMerges, prefix: m.Prefix, suffix: m.Suffix,
+	}
+	r.t.model = out
+	if m.UnkToken != nil && *m.UnkToken != "" {
 		id, ok := m.vocab[*m.UnkToken]
 		if !ok {
 			return fmt.Errorf(".unk_token: %w: %q is not in the vocabulary", ErrInvalid, *m.UnkToken)
 		}
-		t.unknown = id
+		out.unknown = id
 	}
 	for b := range 256 {
-		id, ok := m.vocab[bytePiece(byte(b))]
-		if m.ByteFallback && !ok {
-			return fmt.Errorf(".byte_fallback: %w: the vocabulary lacks %s", ErrUnsupported, bytePiece(byte(b)))
+		switch {
+		case bytes:
+			if id, ok := out.find(string([]byte{byte(b)})); ok {
+				out.bytes[b] = id
+			}
+		case m.ByteFallback:
+			id, ok := m.vocab[bytePiece(byte(b))]
+			if !ok {
+				return fmt.Errorf(".byte_fallback: %w: the vocabulary lacks %s", ErrUnsupported, bytePiece(byte(b)))
+			}
+			out.bytes[b] = id
 		}
-		t.bytes[b] = id
-	}
-	if !m.ByteFallback {
-		t.bytes = noBytes
 	}
 	if m.wrong != nil {
 		return fmt.Errorf(".merges: %w: %w", ErrInvalid, m.wrong)
 	}
-	t.merges.chars, t.merges.ranked = m.vocab, m.merges
+	_, hasSpace := m.vocab[space]
+	out.cuts = !bytes && !out.wholes && m.Prefix == "" && m.Suffix == "" && hasSpace && cutsWords(maps.Keys(m.vocab))
 	return nil
 }
 
-// noBytes is a vocabulary without byte pieces.
-var noBytes = func() (b [256]int32) {
-	for i := range b {
-		b[i] = noID
+func (r *jsonReader) wordPiece(m *jsonModel, tokens []addedToken) error {
+	if r.byteLevel && !r.mapped {
+		r.t.splits = append(r.t.splits, intoAlphabet)
 	}
-	return b
-}()
+	if err := r.pieces(m, tokens, false); err != nil {
+		return err
+	}
+	out := &wordPiece{vocabulary: &r.t.vocabulary, prefix: cmp.Or(m.Prefix, "##"), most: 100}
+	r.t.model = out
+	if m.MaxChars != nil {
+		const most = 1 << 12 // trying all ends of a word takes time
+		if *m.MaxChars < 0 || *m.MaxChars > most {
+			return refuse(".max_input_chars_per_word", *m.MaxChars)
+		}
+		out.most = *m.MaxChars
+	}
+	unknown := "[UNK]"
+	if m.UnkToken != nil {
+		unknown = *m.UnkToken
+	}
+	var ok bool
+	if out.unknown, ok = m.vocab[unknown]; !ok {
+		return fmt.Errorf(".unk_token: %w: %q is not in the vocabulary", ErrInvalid, unknown)
+	}
+	for key := range m.vocab {
+		out.longest = max(out.longest, len(key))
+	}
+	return nil
+}
 
-// jsonPieces fills in what ids stand for, and the special tokens.
-func (t *Tokenizer) jsonPieces(vocab vocab, added []addedToken, d *decoder) error {
-	n, top := len(vocab)+len(added), int64(-1)
-	for text, id := range vocab {
+// pieces fills in what ids stand for, and the added tokens. With bytes, keys are the
+// bytes that tokens are written for.
+func (r *jsonReader) pieces(m *jsonModel, tokens []addedToken, bytes bool) error {
+	t, n, top := r.t, len(m.vocab)+len(tokens), int64(-1)
+	for text, id := range m.vocab {
 		if id < 0 {
 			return fmt.Errorf(".vocab: %w: %q has id %d", ErrInvalid, text, id)
 		}
 		top = max(top, int64(id))
 	}
-	for _, a := range added {
-		if id, ok := vocab[a.Content]; a.ID < 0 || ok && int64(id) != a.ID {
+	for _, a := range tokens {
+		if id, ok := m.vocab[a.Content]; a.ID < 0 || ok && int64(id) != a.ID {
 			return fmt.Errorf(": %w: added token %q has id %d, in the vocabulary it has %d", ErrInvalid, a.Content, a.ID, id)
 		}
 		top = max(top, a.ID)
@@ -440,92 +401,44 @@ func (t *Tokenizer) jsonPieces(vocab vocab, added []addedToken, d *decoder) erro
 		return fmt.Errorf(".vocab: %w", err)
 	}
 	t.pieces = make([]piece, top+1)
-	set := func(id int64, text string) {
-		text = normalize(d.replaces, text)
-		p := piece{text: text, kind: isText}
-		if b, ok := byteOf(text); ok {
-			p = piece{kind: isByte, byte: b}
-		}
-		t.pieces[id] = p
-	}
-	for text, id := range vocab {
-		if t.pieces[id].kind != isNothing {
+	for text, id := range m.vocab {
+		p := &t.pieces[id]
+		if p.kind != isNothing {
 			return fmt.Errorf(".vocab: %w: two tokens have id %d", ErrInvalid, id)
 		}
-		set(int64(id), text)
-	}
-	var raw, norm []special
-	for _, a := range added {
-		if a.SingleWord {
-			return refuse(": added token "+a.Content+": single_word", true)
+		p.key = text
+		if bytes {
+			p.key, p.mapped = fromAlphabet(text)
 		}
-		if _, ok := vocab[a.Content]; !ok && t.pieces[a.ID].kind != isNothing {
+		r.join.token(text, p)
+		if p.mapped || !bytes {
+			t.add(id)
+		}
+	}
+	var raw, normalized []addedText
+	for _, a := range tokens {
+		p := &t.pieces[a.ID]
+		if _, ok := m.vocab[a.Content]; !ok && p.kind != isNothing {
 			return fmt.Errorf(": %w: added token %q has id %d, which another token has", ErrInvalid, a.Content, a.ID)
 		}
-		set(a.ID, a.Content)
-		t.pieces[a.ID].hidden = a.Special
-		s := special{text: a.Content, id: int32(a.ID), lstrip: a.LStrip, rstrip: a.RStrip}
+		one := addedText{
+			text: a.Content, id: int32(a.ID), lstrip: a.LStrip, rstrip: a.RStrip, word: a.SingleWord,
+			control: a.Special || looksControl(a.Content),
+		}
+		shown := a.Content
 		if a.Normalized {
-			s.text = normalize(t.steps, s.text)
-			norm = append(norm, s)
+			one.text = normalize(t.normalizer, a.Content, whole)
+			shown = one.text
+			normalized = append(normalized, one)
 		} else {
-			raw = append(raw, s)
+			raw = append(raw, one)
 		}
-	}
-	t.rawSpecial, t.normSpecial = newSplitter(raw), newSplitter(norm)
-	return nil
-}
-
-func (t *Tokenizer) jsonPostProcessor(raw []byte) error {
-	if !given(raw) {
-		return nil
-	}
-	var p struct {
-		Type   string `json:"type"`
-		Single []struct {
-			SpecialToken *struct {
-				ID string `json:"id"`
-			}
-			Sequence *struct {
-				ID string `json:"id"`
-			}
-		} `json:"single"`
-		SpecialTokens map[string]struct {
-			IDs []int32 `json:"ids"`
-		} `json:"special_tokens"`
-	}
-	if kind := typeOf(raw); kind != "TemplateProcessing" {
-		return refuse(".type", kind)
-	}
-	if err := decode(raw, &p); err != nil {
-		return err
-	}
-	seen := false
-	for _, item := range p.Single {
-		switch {
-		case item.SpecialToken != nil:
-			s, ok := p.SpecialTokens[item.SpecialToken.ID]
-			if !ok {
-				return fmt.Errorf(".single: %w: %q is not in special_tokens", ErrInvalid, item.SpecialToken.ID)
-			}
-			for _, id := range s.IDs {
-				if t.piece(id).kind == isNothing {
-					return fmt.Errorf(".special_tokens: %w: %q has id %d, which is not in the vocabulary", ErrInvalid, item.SpecialToken.ID, id)
-				}
-			}
-			if seen {
-				t.back = append(t.back, s.IDs...)
-			} else {
-				t.front = append(t.front, s.IDs...)
-			}
-		case item.Sequence != nil && item.Sequence.ID == "A" && !seen:
-			seen = true
-		default:
-			return refuse(".single", "anything but special tokens around one sequence A")
+		if p.kind == isNothing {
+			p.key = a.Content
 		}
+		r.join.token(shown, p)
+		p.hidden = a.Special
 	}
-	if !seen {
-		return refuse(".single", "a template without sequence A")
-	}
+	t.raw, t.normalized = newAdded(raw), newAdded(normalized)
 	return nil
 }

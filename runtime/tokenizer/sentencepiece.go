@@ -27,22 +27,25 @@ func ParseSentencePiece(model, config []byte) (*Tokenizer, error) {
 		return nil, err
 	}
 	t := &Tokenizer{}
-	if err := m.build(t); err != nil {
+	out, err := m.build(t)
+	if err != nil {
 		return nil, err
 	}
-	for i, id := range t.bytes {
+	for i, id := range out.bytes {
 		if m.byteFallback && id == noID {
 			return nil, fmt.Errorf("trainer_spec.byte_fallback: %w: the vocabulary lacks %s", ErrInvalid, bytePiece(byte(i)))
 		}
 	}
 	if !m.byteFallback {
-		t.bytes = noBytes
+		out.bytes = noBytes
 	}
-	if t.unknown != noID {
-		t.pieces[t.unknown] = piece{text: m.unkSurface, kind: isText}
+	if out.unknown != noID {
+		p := &t.pieces[out.unknown]
+		p.text, p.hidden = m.unkSurface, false
 	}
-	t.normSpecial = newSplitter(m.specials(typeUserDefined))
-	t.spaces(m.prefix)
+	t.normalized = newAdded(m.added(typeUserDefined))
+	chat := newAdded(m.added(typeControl))
+	t.chat = &chat
 	return t, m.around(t, config)
 }
 
@@ -53,7 +56,7 @@ const (
 )
 
 type spModel struct {
-	vocabulary
+	listed
 	kind         uint64
 	suffix       bool // white space as suffix
 	byteFallback bool
@@ -97,11 +100,13 @@ func (m *spModel) check() error {
 }
 
 // around sets the tokens around a text, as tokenizer_config.json says: by
-// default a begin token, and no end token.
+// default a begin token, and no end token. Its "legacy", by default true, says whether in
+// a chat a space goes in front of each text after a control token, or of the first text only.
 func (m *spModel) around(t *Tokenizer, config []byte) error {
 	c := struct {
 		AddBOS *bool `json:"add_bos_token"`
 		AddEOS *bool `json:"add_eos_token"`
+		Legacy *bool `json:"legacy"`
 		Added  map[string]struct {
 			Content string `json:"content"`
 		} `json:"added_tokens_decoder"`
@@ -129,6 +134,7 @@ func (m *spModel) around(t *Tokenizer, config []byte) error {
 	if c.AddEOS != nil && *c.AddEOS {
 		t.back = control(m.eos)
 	}
+	t.spaces(m.prefix, c.Legacy == nil || *c.Legacy)
 	return nil
 }
 

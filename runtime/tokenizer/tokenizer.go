@@ -1,21 +1,22 @@
-// Package tokenizer turns text into the ids of a model's vocabulary and back.
-// It reads byte-pair encodings of the SentencePiece kind, from tokenizer.json,
-// tokenizer.model and GGUF; what would come out differently here than with the
-// model's own tokenizer is refused by name. Start with Open, Encode and Stream.
+// Package tokenizer turns text into the ids of a model's vocabulary and back. It reads
+// tokenizer.json (byte-pair encodings and WordPiece), tokenizer.model (SentencePiece's
+// byte-pair encoding), vocab.txt (WordPiece) and what GGUF files have; what would come
+// out differently here than with the model's own tokenizer is refused by name. Start with
+// Open, Encode and Stream.
 //
-// A text passes through: special tokens cut out, normalization (a space in
-// front, spaces as "▁"), merges (merge.go), and the tokens around it.
+// A text passes through: added tokens cut out (added.go), normalization
+// (normalize.go), splits (pretokenize.go), the model that turns each part into
+// ids (bpe.go, wordpiece.go), and the tokens around it. Source, where nothing else is
+// said: the library tokenizers by Hugging Face, whose results these are.
 package tokenizer
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
-	"unsafe"
 
 	"github.com/estiba/estiba/runtime/weights"
 )
@@ -36,67 +37,35 @@ const (
 	maxSpecials   = 1 << 16
 )
 
-// space is how these vocabularies write a space.
+// space is how SentencePiece's vocabularies write a space.
 const space = "▁"
 
 const replacement = string(utf8.RuneError)
 
 // Tokenizer does not change once made; any number of goroutines may use it.
 type Tokenizer struct {
-	pieces []piece // by id
-	bytes  [256]int32
-	// unknown stands for a character that has no piece and no bytes; -1 drops it.
-	unknown     int32
-	fuseUnknown bool // one for a run of such characters
+	vocabulary
 
-	rawSpecial  splitter // cut out of the text as it is
-	normSpecial splitter // cut out of the normalized text
-	steps       []step   // of normalization, for each part between raw special tokens
-	merges      merges
+	raw        added  // cut out of the text as it is
+	chat       *added // cut out of a rendered chat instead, if that differs
+	normalized added  // cut out of the normalized text
+	normalizer []step // for each part between raw added tokens
+	splits     []split
+	model      model
 
 	front, back []int32 // around a text
-	strip       int     // spaces that Decode drops from the start of a text
-	// wholeRuns: a run of byte tokens that is no valid UTF-8 is all U+FFFD, as with
-	// Hugging Face's ByteFallback; otherwise its valid characters stay, as with SentencePiece.
-	wholeRuns bool
+	decoder     decoder
 }
 
-// piece is what an id stands for.
-type piece struct {
-	text   string // decoded: with real spaces
-	kind   kind
-	byte   byte // of isByte
-	hidden bool // a special token, which Decode leaves out unless asked
+// model turns a part of a text into ids, which it appends.
+type model interface {
+	encode(part string, ids []int32) []int32
+	memory() int64 // bytes beside the vocabulary's
 }
 
-type kind uint8
-
-const (
-	isNothing kind = iota // a gap in the ids: decodes to nothing
-	isText
-	isByte
-)
-
-// step is one step of normalization.
-type step struct {
-	prepend  string // put in front of a text that is not empty
-	old, new string // otherwise, replace every old
-}
-
-func normalize(steps []step, text string) string {
-	for _, s := range steps {
-		switch {
-		case s.prepend != "" && text != "":
-			text = s.prepend + text
-		case s.old != "":
-			text = strings.ReplaceAll(text, s.old, s.new)
-		}
-	}
-	return text
-}
-
-// Open reads the tokenizer of a checkpoint: a folder's tokenizer.json, else its
-// tokenizer.model; or what a .gguf file has. Without any it is fs.ErrNotExist.
+// Open reads the tokenizer of a checkpoint: of a folder its tokenizer.json, else its
+// tokenizer.model, else its vocab.txt; or what a .gguf file has. Without any it is
+// fs.ErrNotExist.
 func Open(path string) (*Tokenizer, error) {
 	if strings.EqualFold(filepath.Ext(path), ".gguf") {
 		return openGGUF(path)
@@ -123,26 +92,39 @@ func openFolder(dir string) (*Tokenizer, error) {
 	read := func(name string, most int64) ([]byte, error) {
 		return weights.ReadSmallFile(filepath.Join(dir, name), most)
 	}
-	name := "tokenizer.json"
-	text, err := read(name, maxFile)
-	var t *Tokenizer
-	switch {
-	case err == nil:
-		t, err = ParseJSON(text)
-	case errors.Is(err, fs.ErrNotExist):
-		if text, err = read("tokenizer.model", maxFile); err != nil {
-			break // the folder has neither
+	config := func() ([]byte, error) {
+		text, err := read("tokenizer_config.json", maxConfig)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
 		}
-		name = "tokenizer.model"
-		var config []byte
-		if config, err = read("tokenizer_config.json", maxConfig); err == nil || errors.Is(err, fs.ErrNotExist) {
-			t, err = ParseSentencePiece(text, config)
+		return text, err
+	}
+	for _, kind := range []struct {
+		name  string
+		parse func(text, config []byte) (*Tokenizer, error) // nil: ParseJSON
+	}{{"tokenizer.json", nil}, {"tokenizer.model", ParseSentencePiece}, {"vocab.txt", ParseBERT}} {
+		text, err := read(kind.name, maxFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
+		var t *Tokenizer
+		switch {
+		case err != nil:
+		case kind.parse == nil:
+			t, err = ParseJSON(text)
+		default:
+			if beside, e := config(); e == nil {
+				t, err = kind.parse(text, beside)
+			} else {
+				err = e
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, kind.name), err)
+		}
+		return t, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, name), err)
-	}
-	return t, nil
+	return nil, fmt.Errorf("read %s: %w: it has no tokenizer.json, tokenizer.model or vocab.txt", dir, fs.ErrNotExist)
 }
 
 // Size is one more than the largest id.
@@ -151,205 +133,138 @@ func (t *Tokenizer) Size() int { return len(t.pieces) }
 // Has says whether an id stands for anything.
 func (t *Tokenizer) Has(id int32) bool { return t.piece(id).kind != isNothing }
 
+// Text is a token as it is in the files, such as "<s>" or "Ġthe"; "" for other ids.
+func (t *Tokenizer) Text(id int32) string {
+	p := t.piece(id)
+	if p.mapped {
+		return toAlphabet(p.key)
+	}
+	return p.key
+}
+
+// TokenBytes is what a token adds in the middle of a text: a byte token that byte, a
+// first word its space. It is not ok for special tokens and ids that stand for nothing.
+func (t *Tokenizer) TokenBytes(id int32) (bytes []byte, ok bool) {
+	switch p := t.piece(id); {
+	case p.kind == isNothing || p.hidden:
+		return nil, false
+	case p.kind == isByte:
+		return []byte{p.byte}, true
+	default:
+		return []byte(p.text), true
+	}
+}
+
 // Bytes is about the memory that the tokenizer takes.
 func (t *Tokenizer) Bytes() int64 {
-	const (
-		text  = 8 // beside its length: what an allocation is rounded up by, on average and then some
-		slots = 2 // of a map, for an entry
-	)
-	n := int64(len(t.pieces)) * int64(unsafe.Sizeof(piece{}))
-	for _, p := range t.pieces {
-		n += int64(len(p.text)) + text
+	n := t.vocabulary.bytes() + t.raw.bytes() + t.normalized.bytes() + t.model.memory() + patternBytes
+	if t.chat != nil {
+		n += t.chat.bytes()
 	}
-	entry := func(key, value uintptr) int64 { return slots * int64(key+value+1) }
-	for key := range t.merges.chars {
-		n += int64(len(key)) + text + entry(unsafe.Sizeof(key), unsafe.Sizeof(int32(0)))
-	}
-	for key := range t.merges.scored {
-		n += int64(len(key)) + text + entry(unsafe.Sizeof(key), unsafe.Sizeof(scoredPiece{}))
-	}
-	return n + int64(len(t.merges.ranked))*entry(unsafe.Sizeof([2]int32{}), unsafe.Sizeof(rankedMerge{}))
+	return n
 }
+
+// patternBytes is about what the tables of a split pattern take.
+const patternBytes = 64 << 10
 
 // Encode gives the ids of a text. With special, the tokens that the model wants
 // around a text (mostly a begin token) are added. Special tokens that are
 // written in the text become those tokens, except with tokenizer.model. Invalid
 // UTF-8 counts as U+FFFD.
 func (t *Tokenizer) Encode(text string, special bool) []int32 {
-	text = strings.ToValidUTF8(text, replacement)
+	if !utf8.ValidString(text) {
+		text = lossy([]byte(text), false)
+	}
 	var ids []int32
 	if special {
 		ids = append(ids, t.front...)
 	}
-	t.rawSpecial.split(text, func(part string, id int32) {
-		if id >= 0 {
-			ids = append(ids, id)
-			return
-		}
-		t.normSpecial.split(normalize(t.steps, part), func(part string, id int32) {
-			if id >= 0 {
-				ids = append(ids, id)
-				return
-			}
-			ids = t.encodePart(part, ids)
-		})
-	})
+	ids = t.encode(text, &t.raw, nil, ids)
 	if special {
 		ids = append(ids, t.back...)
 	}
 	return ids
 }
 
-// Decode gives the text of ids. With special, special tokens are part of it.
-// Ids outside the vocabulary give nothing.
-func (t *Tokenizer) Decode(ids []int32, special bool) string {
-	var text strings.Builder
-	var run []byte
-	endRun := func() {
-		if len(run) == 0 {
+// EncodeChat gives the ids of a rendered chat: nothing is put around it, and special
+// tokens written in it become those tokens. In the ranges of bytes in users (start and
+// end of each; sorted, disjoint), which hold what users wrote, they are text, and so are other
+// added tokens that look like control tokens ("<|user|>").
+func (t *Tokenizer) EncodeChat(text string, users [][2]int) []int32 {
+	if !utf8.ValidString(text) {
+		text, users = validPieces(text, users)
+	}
+	raw := &t.raw
+	if t.chat != nil {
+		raw = t.chat
+	}
+	return t.encode(text, raw, users, nil)
+}
+
+// validPieces makes each piece of a text valid UTF-8 by itself.
+func validPieces(text string, users plain) (string, plain) {
+	var b strings.Builder
+	var moved plain
+	done := 0
+	for _, u := range users {
+		b.WriteString(lossy([]byte(text[done:u[0]]), false))
+		start := b.Len()
+		b.WriteString(lossy([]byte(text[u[0]:u[1]]), false))
+		moved, done = append(moved, [2]int{start, b.Len()}), u[1]
+	}
+	b.WriteString(lossy([]byte(text[done:]), false))
+	return b.String(), moved
+}
+
+func (t *Tokenizer) encode(text string, raw *added, users plain, ids []int32) []int32 {
+	next := func(part string, _ bool) { ids = t.model.encode(part, ids) }
+	for i := len(t.splits) - 1; i >= 0; i-- {
+		do, then := t.splits[i], next
+		next = func(part string, first bool) { do(part, first, then) }
+	}
+	raw.split(text, users, func(part string, start int, id int32) {
+		if id != noID {
+			ids = append(ids, id)
 			return
 		}
-		if t.wholeRuns && !utf8.Valid(run) {
-			text.WriteString(strings.Repeat(replacement, len(run)))
-		} else {
-			text.WriteString(lossy(run))
+		part, users := t.normalize(part, start, users)
+		t.normalized.split(part, users, func(part string, at int, id int32) {
+			if id != noID {
+				ids = append(ids, id)
+				return
+			}
+			next(part, start == 0 && at == 0)
+		})
+	})
+	return ids
+}
+
+// normalize also says what users wrote of the normalized part, which starts at a byte
+// of the text. For that their text is normalized by itself, so that nothing in it moves
+// the border; it matters only where control tokens are looked for in normalized text.
+func (t *Tokenizer) normalize(part string, start int, users plain) (string, plain) {
+	if len(users) == 0 || !t.normalized.control {
+		return normalize(t.normalizer, part, edges{true, true, start == 0}), nil
+	}
+	var b strings.Builder
+	var moved plain
+	done, end := 0, len(part)
+	write := func(to int) {
+		if done < to {
+			b.WriteString(normalize(t.normalizer, part[done:to], edges{done == 0, to == end, start == 0}))
+			done = to
 		}
-		run = run[:0]
 	}
-	for _, id := range ids {
-		switch p := t.piece(id); {
-		case p.kind == isNothing || p.hidden && !special:
-		case p.kind == isByte:
-			run = append(run, p.byte)
-		default:
-			endRun()
-			text.WriteString(p.text)
+	for _, u := range users {
+		from, to := max(u[0]-start, 0), min(u[1]-start, end)
+		if from >= to {
+			continue
 		}
+		write(from)
+		at := b.Len()
+		write(to)
+		moved = append(moved, [2]int{at, b.Len()})
 	}
-	endRun()
-	out := text.String()
-	for range t.strip {
-		out = strings.TrimPrefix(out, " ")
-	}
-	return out
-}
-
-func (t *Tokenizer) piece(id int32) piece {
-	if id < 0 || int(id) >= len(t.pieces) {
-		return piece{}
-	}
-	return t.pieces[id]
-}
-
-// lossy is bytes as text, each byte that is part of no character as U+FFFD.
-func lossy(b []byte) string {
-	if utf8.Valid(b) {
-		return string(b)
-	}
-	var text strings.Builder
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
-		text.WriteRune(r)
-		b = b[n:]
-	}
-	return text.String()
-}
-
-// Stream decodes a text as its ids come. What Push and Flush return, put
-// together, is what Decode gives without special tokens (but see wholeRuns: of an
-// ill-formed run of bytes, a stream keeps the valid characters). It is not for
-// concurrent use.
-type Stream struct {
-	t     *Tokenizer
-	strip int    // spaces still to be dropped
-	bytes []byte // start of a character
-}
-
-// Stream starts a text that goes on after the ids of a prompt: the first word
-// of an answer keeps its space. Without a prompt it starts a text.
-func (t *Tokenizer) Stream(prompt ...int32) *Stream {
-	s := &Stream{t: t, strip: t.strip}
-	for _, id := range prompt {
-		s.Push(id)
-	}
-	return s
-}
-
-// Push takes the next id and gives the text that is certain now: whole
-// characters, or "" while one is incomplete.
-func (s *Stream) Push(id int32) string {
-	p := s.t.piece(id)
-	switch {
-	case p.kind == isNothing || p.hidden:
-		return ""
-	case p.kind == isText:
-		return s.trim(s.drain() + p.text)
-	}
-	s.bytes = append(s.bytes, p.byte)
-	if !utf8.FullRune(s.bytes) {
-		return ""
-	}
-	// At most four bytes: either a character, or one byte that is none and then the rest.
-	var text string
-	for len(s.bytes) > 0 && utf8.FullRune(s.bytes) {
-		r, n := utf8.DecodeRune(s.bytes)
-		text += string(r)
-		s.bytes = s.bytes[n:]
-	}
-	return s.trim(text)
-}
-
-// Flush gives what is left when no more ids come: bytes of a character that
-// was never completed, as U+FFFD.
-func (s *Stream) Flush() string { return s.trim(s.drain()) }
-
-func (s *Stream) drain() string {
-	text := lossy(s.bytes)
-	s.bytes = nil
-	return text
-}
-
-// trim drops the spaces that a text starts with in the vocabulary only.
-func (s *Stream) trim(text string) string {
-	for s.strip > 0 && text != "" {
-		if text[0] != ' ' {
-			s.strip = 0
-			break
-		}
-		text = text[1:]
-		s.strip--
-	}
-	return text
-}
-
-// byteOf is the value of a byte piece such as "<0x0A>".
-func byteOf(piece string) (byte, bool) {
-	if len(piece) != 6 || piece[:3] != "<0x" || piece[5] != '>' {
-		return 0, false
-	}
-	hi, lo := hex(piece[3]), hex(piece[4])
-	return byte(hi<<4 | lo), hi >= 0 && lo >= 0
-}
-
-func hex(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'A' <= c && c <= 'F':
-		return int(c - 'A' + 10)
-	case 'a' <= c && c <= 'f':
-		return int(c - 'a' + 10)
-	}
-	return -1
-}
-
-func bytePiece(b byte) string { return fmt.Sprintf("<0x%02X>", b) }
-
-// room checks that ids up to max may be kept in a slice for n tokens: a
-// vocabulary has few gaps, and a file must not make us allocate for one.
-func room(max int64, n int) error {
-	if max > math.MaxInt32 || max >= 4*int64(n)+1<<16 {
-		return fmt.Errorf("%w: id %d in a vocabulary of %d tokens", ErrInvalid, max, n)
-	}
-	return nil
+	write(end)
+	return b.String(), moved
 }
