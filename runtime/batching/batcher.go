@@ -13,9 +13,10 @@ import (
 // device: Next is the decision, Commit or Abort says how it went and how long it took.
 //
 // One replica a step: the one that has had the least time. Within it every running
-// sequence's next token first, then chunks of prompts for about StepTime, half of that
-// for the sequence that has run the longest, the rest for the tenants that have had the
-// least. When KV blocks run out the newest running sequence gives its up and is
+// sequence's next token first, then chunks of prompts for what is left of StepTime, or
+// for half of it where texts take more than that, so that prompts do not trickle in
+// beside them. Half of that is for the sequence that has run the longest, the rest for the
+// tenants that have had the least. When KV blocks run out the newest running sequence gives its up and is
 // computed again later, prompt and output, so that nothing of its text is lost: another
 // replica's, if that has borrowed what is this one's by right.
 //
@@ -34,8 +35,8 @@ type Batcher struct {
 	outputs []Output
 }
 
-// StepTime is about how long a step may take, so that a long prompt does not keep
-// others waiting.
+// StepTime is about how long a step may take with chunks of prompts in it, so that a long
+// prompt does not keep others waiting.
 const StepTime = 50 * time.Millisecond
 
 // Replica is a model that takes part: its room and the bounds of one step.

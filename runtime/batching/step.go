@@ -27,7 +27,8 @@ func (b *Batcher) next(r *replica) []Span {
 		}
 	}
 	b.admit(r)
-	b.chunks(r, max(r.pace.tokens()-len(p.spans), 1))
+	budget := r.pace.tokens()
+	b.chunks(r, max(budget-len(p.spans), (budget+1)/2))
 	return p.spans
 }
 
