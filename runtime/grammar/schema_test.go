@@ -1,0 +1,290 @@
+package grammar
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// schemas, with values that must be possible and texts that must not.
+var schemas = []texts{
+	{`{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"string","maxLength":3}},"required":["a"]}`,
+		`{"a":1}|{"a":-12,"b":"x\"é"}|{^  "a": 1,^  "b": ""^}|{"a":1,"b":"\ud83d\ude00"}|{ "a": 1 }|{"a": 0,"b": "\u00e9\n/"}`, `{}|{"b":"x"}|{"a":1,"b":"abcd"}|{"a":1.5}|{"a":1,"c":1}|{"a":01}|{"a":1,"b":"\ud83d"}|{"a" :1}| {"a":1}|{"a":1} |{"a":1,}|{"a":  1}`},
+	{`{"type":"object","additionalProperties":{"type":"integer"},"properties":{"ab":{"type":"null"}}}`, `{}|{"ab":null}|{"x":1,"y":2}|{"abc":1,"a":2}|{"ab":null,"":0}`, `{"ab":1}|{"\u0061b":1}|{"x":1,"ab":null}|{"x":"y"}`},
+	{`{"$ref":"#/$defs/n","$defs":{"n":{"type":"object","properties":{"next":{"anyOf":[{"$ref":"#/$defs/n"},{"type":"null"}]}},"required":["next"],"additionalProperties":false}}}`, `{"next":null}|{"next":{"next":null}}`, `{}|{"next":1}`},
+	{`{"enum":["a","b",1,null,{"x":[1,2]},"é",2.50]}`, `"a"|1|null|{"x":[1,2]}|{"x": [1, 2]}|"\u00e9"|"é"|2.50`, `"c"|2|{"x":[1]}`},
+	{`{"enum":["a",1,"abc",true],"type":["string","boolean"],"minLength":2}`, `"abc"|true`, `"a"|1`},
+	{`{"const":{"b":1,"a":[]}}`, `{"b":1,"a":[]}`, `{"a":[],"b":1}`},
+	{`{"type":"integer","minimum":-5,"exclusiveMaximum":120}`, `-5|0|119|99|-1`, `-6|120|1000|-0|1.0`},
+	{`{"type":"integer","minimum":1000,"maximum":1e6}`, `1000|99999|1000000|543210`, `999|1000001|0`},
+	{`{"type":"number","minimum":0,"maximum":1.5}`, `0|1.5|1.49|0.25|1e-07|1.50|1.5e-300`, `1.51|2|-1|1e1`},
+	{`{"type":"number","exclusiveMinimum":0}`, `0.1|1|1000000|1e-07`, `0|-1|0.0`},
+	{`{"type":"number","exclusiveMinimum":-1.25,"exclusiveMaximum":-0.5}`, `-1|-1.2|-0.51|-1.2499`, `-0.5|-1.25|-1.3|0|1`},
+	{`{"type":"integer","multipleOf":7}`, `0|7|-14|700`, `8|-1`},
+	{`{"type":"integer","multipleOf":100,"minimum":250}`, `300|1200`, `200|250|301`},
+	{`{"type":"number","multipleOf":0.05}`, `0.05|1|0.1|0.15|-12.35`, `0.01|0.051|1e1`},
+	{`{"type":"integer","multipleOf":2.5}`, `0|5|-10`, `2|7`},
+	{`{"type":"number","allOf":[{"multipleOf":0.5},{"multipleOf":1.5}]}`, `1.5|3|0`, `0.5|1`},
+	{`{"type":"number"}`, `0|-0|-0.0|1.5|12345678901234567890|1e+16|1.5e+300|9.99e-300|0.1e5`, `01|.5|1.|+1|1e400|1e|--1`},
+	{`{"type":"string","pattern":"^[a-z]+$","minLength":2,"maxLength":4}`, `"ab"|"abcd"`, `"a"|"abcde"|"A"`},
+	{`{"type":"string","pattern":"b","maxLength":3}`, `"b"|"abc"|"\nb"|"😀b"|"\ud83d\ude00b"`, `"a"|"aabb"`},
+	{`{"type":"string","pattern":"^\\S+ \\S+$"}`, `"a b"|"é \u65e5"|"\"\\ x"`, `"ab"|" b"`},
+	{`{"type":"string","allOf":[{"pattern":"a"},{"pattern":"b"}]}`, `"ab"|"ba"|"xaxbx"`, `"a"|"b"`},
+	{`{"type":"string","minLength":2}`, `"ab"|"\u00e9\n"`, `"a"|""`},
+	{`{"type":"array","items":{"type":"boolean"},"minItems":1,"maxItems":2}`, `[true]|[true,false]|[true, false]|[^  true,^  false^]`, `[]|[true,true,true]|[1]|[true,]`},
+	{`{"type":"array","prefixItems":[{"type":"null"},{"const":1}],"items":false}`, `[]|[null]|[null,1]`, `[null,1,1]|[1]`},
+	{`{"type":"array","prefixItems":[{"type":"null"}],"items":{"type":"integer"},"minItems":2}`, `[null,1]|[null,1,2]`, `[null]|[1,1]`},
+	{`{"items":[{"type":"null"},{"type":"integer"}],"type":"array","additionalItems":{"type":"string"}}`, `[]|[null,1,"a"]`, `[1]|[null,1,1]`},
+	{`{"type":["string","null"],"format":"date"}`, `null|"2024-02-29"|"2023-12-31"`, `"2023-02-29"|"2023-13-01"|"0000-01-01"|1`},
+	{`{"type":"string","format":"date-time"}`, `"2023-12-31T23:59:59Z"|"2023-12-31T23:59:59.123+01:00"`, `"2023-12-31"|"2023-12-31T24:00:00Z"`},
+	{`{"type":"string","format":"time"}`, `"23:59:59Z"`, `"23:59"`}, {`{"type":"string","format":"duration"}`, `"P1Y2M3DT4H5M6S"|"P3W"|"PT1S"`, `"P"|"PT"|"1D"`},
+	{`{"type":"string","format":"uuid"}`, `"123e4567-e89b-12d3-a456-426614174000"`, `"123"`}, {`{"type":"string","format":"email"}`, `"a.b+c@example.com"`, `"a"|"a@b"`},
+	{`{"type":"string","format":"ipv4"}`, `"127.0.0.1"|"255.255.255.255"`, `"256.0.0.1"|"1.2.3"`}, {`{"type":"string","format":"ipv6"}`, `"::1"|"::"|"2001:db8::ff00:42:8329"|"1:2:3:4:5:6:7:8"`, `"1:2"|"::1::"`},
+	{`{"type":"string","format":"hostname"}`, `"example.com"|"a"`, `"-a"|""`}, {`{"type":"string","format":"uri"}`, `"https://example.com/a/b?x=1#y"|"http://a:80"`, `"example"`},
+	{`{"type":"string","format":"json-pointer"}`, `""|"/a/~0b"`, `"a"|"/~"`}, {`{"type":"string","format":"password"}`, `"any"`, `1`},
+	{`{"allOf":[{"properties":{"a":{"type":"integer"}}},{"properties":{"b":{"type":"null"}}}],"type":"object"}`, `{"a":1,"b":null}|{}|{"b":null}`, `{"a":null}|{"c":1}`},
+	{`{"type":"object","properties":{"a":{"minimum":3}},"allOf":[{"properties":{"a":{"type":"integer"}},"required":["a"]}]}`, `{"a":3}`, `{"a":2}|{"a":"x"}|{}`},
+	{`{"type":"object","minProperties":1,"properties":{"a":{"type":"null"},"b":{"type":"null"}}}`, `{"a":null}|{"b":null}|{"a":null,"b":null}`, `{}`},
+	{`{"type":"object","maxProperties":2,"properties":{"a":true,"b":true,"c":true},"additionalProperties":true}`, `{"a":1,"c":2}|{"x":1}|{}`, `{"a":1,"b":1,"c":1}`},
+	{`{"type":"object","patternProperties":{"^x":{"type":"integer"},"z$":{"minimum":5}},"additionalProperties":{"type":"string"}}`, `{"x":1,"y":"s"}|{"xz":5}|{"z":"any"}`, `{"x":"s"}|{"y":1}|{"xz":4}`},
+	{`{"type":"object","propertyNames":{"pattern":"^[a-z]{2}$"},"additionalProperties":{"type":"integer"}}`, `{}|{"ab":1}`, `{"a":1}|{"AB":1}`},
+	{`{"type":"object","required":["b","a"],"properties":{"a":{"type":"null"}}}`, `{"a":null,"b":[1]}`, `{"a":null}|{"b":1,"a":null}`},
+	{`{"type":"object"}`, `{}|{"a":{"b":[]}}`, `[]`},
+	{`{"oneOf":[{"type":"object","properties":{"k":{"const":"a"}},"required":["k"]},{"type":"object","properties":{"k":{"const":"b"},"n":{"type":"integer"}},"required":["k"]}]}`, `{"k":"a"}|{"k":"b"}|{"k":"b","n":1}`, `{"k":"c"}|{"k":"a","n":1}`},
+	{`{"type":"object","properties":{"k":{"type":"string"}},"required":["k"],"oneOf":[{"properties":{"k":{"enum":["a","b"]}}},{"properties":{"k":{"const":"c"},"v":{"type":"integer"}},"required":["v"]}]}`, `{"k":"a"}|{"k":"c","v":1}`, `{"k":"c"}`},
+	{`{"oneOf":[{"type":"string"},{"type":"integer","maximum":3},{"type":"number","exclusiveMinimum":3}]}`, `"a"|3|3.5`, `true`},
+	{`{"anyOf":[{"type":"string","maxLength":1},{"type":"string","pattern":"^a"},{"type":"integer"}]}`, `"b"|"abc"|5`, `"bc"`},
+	{`{"type":"string","anyOf":[{"maxLength":2},{"minLength":4}]}`, `"a"|"abcd"`, `"abc"`},
+	{`{"type":"object","properties":{"children":{"type":"array","items":{"$ref":"#"}},"v":{"$ref":"#/properties/w"},"w":{"type":"integer"}},"required":["children"],"additionalProperties":false}`, `{"children":[{"children":[]}]}|{"children":[],"v":1}`, `{"v":1}`},
+	{`{"$defs":{"a":{"$anchor":"here","type":"integer"}},"$ref":"#here","minimum":2}`, `2`, `1`},
+	{`{"type":"object","properties":{"":{"type":"null"},"a\"b\n":{"type":"null"},"日":{"type":"null"}}}`, `{"":null,"a\"b\n":null,"日":null}|{"\u65e5":null}`, `{"a":null}`},
+	{`{"type":"object","properties":{"gone":false,"a":{"type":"null"}}}`, `{}|{"a":null}`, `{"gone":1}`},
+	{`true`, `1|{"a":[1,{"b":"c"}]}|-0.5e+10|null|"\u0000\/"|[]|[[], {}]`, `|nul|"	"`},
+	{`{"title":"T","description":"d","default":1,"examples":[1],"deprecated":true,"x-extra":{"not":1},"type":"null","$comment":"c","$schema":"https://json-schema.org/draft/2020-12/schema"}`, `null`, `1`},
+}
+
+func schemaTexts(s string) []string { return strings.Split(strings.ReplaceAll(s, "^", "\n"), "|") }
+
+func TestJSONSchema(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	vocabularies := []*Vocabulary{bytewise(), shredded(11)}
+	for _, c := range schemas {
+		g, err := JSONSchema([]byte(c.source))
+		if err != nil {
+			t.Errorf("%s: %v", c.source, err)
+			continue
+		}
+		valid := judge(t, c.source)
+		for _, v := range vocabularies {
+			for _, s := range schemaTexts(c.yes) {
+				if err := valid(s); err != nil {
+					t.Errorf("%s: the example %s is not valid: %v", c.source, s, err)
+				}
+				if !takes(t, g, v, s, r) {
+					t.Errorf("%s refuses %s", c.source, s)
+				}
+			}
+			for _, s := range schemaTexts(c.no) {
+				if takes(t, g, v, s, r) {
+					t.Errorf("%s takes %s", c.source, s)
+				}
+			}
+		}
+	}
+}
+
+// judge is an independent validator, with formats asserted.
+func judge(t *testing.T, source string) func(text string) error {
+	t.Helper()
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	if strings.Contains(source, `"additionalItems"`) {
+		c.DefaultDraft(jsonschema.Draft2019)
+	}
+	if err := c.AddResource("s.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("s.json")
+	if err != nil {
+		t.Fatalf("%s: %v", source, err)
+	}
+	return func(text string) error {
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+		if err != nil {
+			return err
+		}
+		var plain any // numbers must fit their usual types
+		if err := json.Unmarshal([]byte(text), &plain); err != nil {
+			return err
+		}
+		return s.Validate(v)
+	}
+}
+
+// TestJSONSchemaGuarantee: whatever ends is valid, however it was chosen and with any vocabulary.
+func TestJSONSchemaGuarantee(t *testing.T) {
+	vocabularies := map[string]*Vocabulary{"bytes": bytewise(), "shredded": shredded(12), "scant": scant()}
+	if !testing.Short() {
+		vocabularies["phi-3-mini"] = realVocabulary(t, "phi-3-mini")
+	}
+	ends, walks := 0, 0
+	for _, c := range schemas {
+		g, err := JSONSchema([]byte(c.source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		valid := judge(t, c.source)
+		for name, v := range vocabularies {
+			for how, choose := range strategies {
+				h := fnv.New64()
+				fmt.Fprint(h, c.source, name, how)
+				r := rand.New(rand.NewPCG(h.Sum64(), 1))
+				rounds := 6
+				if v.size > 10_000 {
+					rounds = 1
+				}
+				for range rounds {
+					text, ended := walk(t, g, v, r, choose, 1+r.IntN(60))
+					walks++
+					if !ended {
+						continue
+					}
+					ends++
+					if err := valid(text); err != nil {
+						t.Fatalf("%s, %s, %s: %s is not valid: %v", c.source, name, how, text, err)
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d of %d texts ended", ends, walks)
+	if ends < walks*9/10 {
+		t.Errorf("only %d of %d texts ended", ends, walks)
+	}
+}
+
+// TestJSONSchemaRandom does the same with random schemas, and takes what they say is valid.
+func TestJSONSchemaRandom(t *testing.T) {
+	r := rand.New(rand.NewPCG(21, 22))
+	v := shredded(13)
+	accepted := 0
+	for range 500 {
+		source, err := json.Marshal(randomSchema(r, 3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := JSONSchema(source)
+		if err != nil {
+			if e, ok := errors.AsType[*Error](err); !ok || e.Reason == "" {
+				t.Fatalf("%s: %v", source, err)
+			}
+			continue
+		}
+		accepted++
+		valid := judge(t, string(source))
+		for how, choose := range strategies {
+			if text, ended := walk(t, g, v, r, choose, 1+r.IntN(40)); ended {
+				if err := valid(text); err != nil {
+					t.Fatalf("%s, %s: %s is not valid: %v", source, how, text, err)
+				}
+				var compact bytes.Buffer
+				json.Compact(&compact, []byte(text))
+				if !takes(t, g, v, compact.String(), r) {
+					t.Fatalf("%s: %s, compact, is refused", source, text)
+				}
+			}
+		}
+	}
+	if accepted < 250 {
+		t.Errorf("only %d of 500 schemas were accepted", accepted)
+	}
+}
+
+func randomSchema(r *rand.Rand, depth int) any {
+	s := map[string]any{}
+	sub := func() any { return randomSchema(r, depth-1) }
+	maybe := func(key string, make func() any) {
+		if r.IntN(3) == 0 {
+			s[key] = make()
+		}
+	}
+	n := func() any { return r.IntN(4) }
+	kind := r.IntN(9)
+	if depth == 0 {
+		kind = r.IntN(4)
+	}
+	switch kind {
+	case 0:
+		return []any{true, map[string]any{"type": "boolean"}, map[string]any{"type": []any{"null", "integer"}}}[r.IntN(3)]
+	case 1:
+		s["type"] = []any{"integer", "number"}[r.IntN(2)]
+		maybe("minimum", func() any { return float64(r.IntN(2000)-1000) / 8 })
+		maybe("exclusiveMaximum", func() any { return float64(r.IntN(4000)-1000) / 4 })
+		maybe("multipleOf", func() any { return []any{1, 3, 0.5, 0.25, 10, 0.01}[r.IntN(6)] })
+	case 2:
+		s["type"] = "string"
+		maybe("minLength", n)
+		maybe("maxLength", func() any { return 2 + r.IntN(9) })
+		maybe("pattern", func() any {
+			return []any{"^a", "[0-9]+", "^[^x-z]*$", "é|b$", "^(?:ab|c){1,3}$", "\\s"}[r.IntN(6)]
+		})
+		maybe("format", func() any { return []any{"date", "ipv4", "uuid", "email", "other"}[r.IntN(5)] })
+	case 3:
+		s["enum"] = []any{"a", 1, "ab", nil, true, 2.5, []any{1}, map[string]any{"a": 1}}[r.IntN(3):][:2+r.IntN(4)]
+		maybe("type", func() any { return []any{"string", "number", "array"} })
+	case 4:
+		s["type"] = "array"
+		maybe("items", sub)
+		maybe("prefixItems", func() any { return []any{sub(), sub()} })
+		maybe("minItems", n)
+		maybe("maxItems", func() any { return 2 + r.IntN(3) })
+	case 5, 6:
+		s["type"] = "object"
+		s["properties"] = map[string]any{"a": sub(), "b": sub(), "é\"": sub()}
+		maybe("required", func() any { return []any{"a", "é\"", "other"}[:1+r.IntN(3)] })
+		maybe("additionalProperties", func() any { return []any{true, false, sub()}[r.IntN(3)] })
+		maybe("patternProperties", func() any { return map[string]any{"^a": sub(), "[xé]": sub()} })
+		maybe("minProperties", n)
+		maybe("maxProperties", func() any { return 1 + r.IntN(4) })
+	case 7:
+		s[[]string{"anyOf", "oneOf"}[r.IntN(2)]] = []any{sub(), sub()}
+		maybe("type", func() any { return []any{"string", "object", "integer"} })
+	default:
+		s["allOf"] = []any{sub(), sub()}
+	}
+	return s
+}
+
+func TestJSONSchemaRefuses(t *testing.T) {
+	for source, want := range map[string]string{
+		`{"not":{}}`: "schema #/not: it is not supported", `{"properties":{"a/b":{"items":{"if":{}}}}}`: "#/properties/a~1b/items/if: it is not supported",
+		`{"type":"array","contains":{}}`: "#/contains", `{"type":"array","uniqueItems":true}`: "#/uniqueItems", `{"dependentRequired":{}}`: "#/dependentRequired", `{"unevaluatedProperties":false}`: "#/unevaluatedProperties",
+		`{"oneOf":[{"type":"integer"},{"type":"number"}]}`: "#/oneOf: branches 0 and 1 may both be valid", `{"oneOf":[{"enum":[1]},{"const":1}]}`: "branches 0 and 1", `{"oneOf":[{"properties":{"a":{"const":1}}},{"properties":{"a":{"const":2}}}]}`: "branches",
+		`{"$ref":"http://example.com/s"}`: "leaves the schema", `{"$ref":"#/$defs/x"}`: "leads nowhere", `{"$dynamicRef":"#x"}`: "#/$dynamicRef", `{"properties":{"a":{"$id":"x"}}}`: "only at the root",
+		`{"type":"strin"}`: `"strin" is not a type`, `{"type":[]}`: "name a type", `{"enum":[]}`: "list of values", `{"minimum":"1"}`: "must be a number", `{"minLength":-1}`: "not negative", `{"pattern":"(?=a)"}`: "#/pattern: regex at byte 3: look-ahead",
+		`{"type":"string","format":"regex"}`: "#/format", `{"multipleOf":0}`: "larger than 0", `{"type":"integer","multipleOf":123457}`: "#/multipleOf: it is too large", `{"properties":[]}`: "object of schemas", `{"items":1}`: "a schema is", `{"required":[1]}`: "list of strings",
+		`{"type":"object","required":["a"],"properties":{"a":{"$ref":"#"}}}`: "no value is valid", `false`: "no value is valid", `{"type":"integer","minimum":5,"maximum":4}`: "no value is valid", `{"type":"object","required":["a"],"properties":{},"additionalProperties":false}`: "no value",
+		`{"type":"string","allOf":[{"pattern":"^a"},{"pattern":"^b"}]}`: "no value", `{"type":"string","minLength":3,"maxLength":2}`: "no value", `{"type":"object","minProperties":2}`: "no value",
+		`{`: "ends too early", `{} {}`: "follows after", `[]`: "a schema is an object", `{"minimum":1e999}`: "too large", strings.Repeat(`{"items":`, 500) + `1` + strings.Repeat("}", 500): "nested deeper",
+	} {
+		_, err := JSONSchema([]byte(source))
+		if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(e.Error(), want) {
+			t.Errorf("%.80s: %v; want %q", source, err, want)
+		}
+	}
+}
+
+func TestJSONObject(t *testing.T) {
+	texts{"object", "{}\n{\"a\":[1,{\"b\":null}]}\n{\"a\": 1, \"b\": \"c\"}", "[]\n1\n{\"a\":1}}\n{a:1}"}.check(t, JSONObject(), bytewise(), shredded(14))
+}
