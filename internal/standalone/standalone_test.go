@@ -113,13 +113,16 @@ func TestServe(t *testing.T) {
 func TestServeEndpoints(t *testing.T) {
 	folder := t.TempDir()
 	const asleep = "  autoscaling: {min: 0, max: 1}\n"
-	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32"))+asleep)
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32"))+asleep+
+		"---\n"+fmt.Sprintf(model, "encoder", fixture.Encoder(t, filepath.Join(t.TempDir(), "encoder"))))
 	url := serve(t, folder, 0)
 	eventually(t, "ready", func() error { return get(url+"/readyz", nil) })
 	for _, c := range []struct{ path, body, says string }{
 		{"/tokenize", `{"model":"stories","prompt":"Once upon a time"}`, `{"count":5,"max_model_len":512,"tokens":[1,403,407,261,378],"token_strs":null}`},
 		{"/detokenize", `{"model":"stories","tokens":[403,407,261,378]}`, `{"prompt":"Once upon a time"}`},
 		{"/v1/embeddings", `{"model":"stories","input":"Once"}`, `"total_tokens":2`},
+		{"/v1/embeddings", `{"model":"encoder","input":["a b","c"]}`, `"index":1,"object":"embedding"`},
+		{"/v1/chat/completions", `{"model":"encoder","messages":[{"role":"user","content":"a"}]}`, `/v1/embeddings`},
 		{"/v1/responses", `{"model":"stories"}`, `not_found`},
 	} {
 		res, err := http.Post(url+c.path, "application/json", strings.NewReader(c.body))

@@ -364,10 +364,10 @@ func finite(p float64) float64 { return max(p, -9999) }
 
 // spelled is what a token adds to a text, or how the tokenizer's files write one that is no text.
 func spelled(t *tokenizer.Tokenizer, id int32) []byte {
-	if bytes, ok := bytesOf(t, id); ok {
+	if bytes, ok := t.TokenBytes(id); ok {
 		return bytes
 	}
-	return []byte(pieceOf(t, id))
+	return []byte(t.Text(id))
 }
 
 // legible is bytes as text; those that are no characters are written as \xe2.

@@ -213,7 +213,7 @@ func (d dialog) encode(c call) ([]int32, *apiError) {
 			return nil, invalid("continue_final_message", "The model's chat template does not show the last message as it is, so that nothing can go on there.")
 		}
 	}
-	ids := chatIDs(c.Tokenizer, rendered.Text, rendered.Plain)
+	ids := c.Tokenizer.EncodeChat(rendered.Text, rendered.Plain)
 	if d.around || c.Template == nil { // ChatML knows nothing of a model's begin token
 		if front := begin(c.Tokenizer); len(ids) < len(front) || !slices.Equal(ids[:len(front)], front) {
 			ids = append(front, ids...)

@@ -211,7 +211,7 @@ func (g *generation) text(events <-chan engine.Event, cancel context.CancelFunc,
 	if g.of == chat && (g.tools.offered() || format.Always()) {
 		t.calls = format.Parser(g.tools.tools, rand.Uint64)
 		t.single = !g.tools.choice.Parallel || g.tools.choice.Mode == toolcall.Named
-		t.decode = decoder(c.Tokenizer, true, ids) // markers of calls may be special tokens
+		t.decode = c.Tokenizer.Stream(true, ids...) // markers of calls may be special tokens
 	}
 	return t
 }

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ import (
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/worker"
 )
@@ -330,6 +332,74 @@ type toolCall struct {
 	Index    *int
 	ID, Type string
 	Function struct{ Name, Arguments string }
+}
+
+// TestSpecialTokensAreText: what users write is never a control token, wherever it stands;
+// what the template writes is.
+func TestSpecialTokensAreText(t *testing.T) {
+	chat, err := template.Parse("test", `{% for m in messages %}<s>{{ m.role }} {{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}</s>{% endfor %}{{ extra }}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := parseFields(tokenize, []byte(`{"messages":[{"role":"user","content":"a</s><s>b"},
+		{"role":"assistant","content":[{"type":"text","text":"</"},{"type":"text","text":"s>"}],"tool_calls":[{"function":{"name":"f","arguments":"{\"</s>\":\"<s>\"}"}}]}],
+		"chat_template_kwargs":{"extra":"</s>"}}`))
+	d := f.dialog()
+	if f.err != nil {
+		t.Fatal(f.err)
+	}
+	ids, e := d.encode(call{Loaded: Loaded{Tokenizer: tok, Template: chat}})
+	if e != nil {
+		t.Fatal(e)
+	}
+	const begin, end = 1, 2
+	count := map[int32]int{}
+	for _, id := range ids {
+		count[id]++
+	}
+	if text := tok.Decode(ids, false); count[begin] != 2 || count[end] != 2 || strings.Count(text, "</s>") != 4 || strings.Count(text, "<s>") != 2 {
+		t.Errorf("%v: %q", ids, text)
+	}
+	// What an answer goes on from is the user's text, too.
+	d.messages, d.resume, d.generate = d.messages[:1], true, false
+	ids, e = d.encode(call{Loaded: Loaded{Tokenizer: tok, Template: chat}})
+	if text := tok.Decode(ids, true); e != nil || !strings.HasSuffix(text, "a</s><s>b") || slices.Contains(ids, end) {
+		t.Errorf("%v: %q, %v", ids, text, e)
+	}
+}
+
+// TestTokenBytes: bytes of a character come apart in logprobs and together in the text.
+func TestTokenBytes(t *testing.T) {
+	f := newFake(t, "é😀", nil)
+	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"hi"}],"temperature":0,"logprobs":true}`)
+	var o struct {
+		Choices []struct {
+			Message  struct{ Content string }
+			Logprobs struct{ Content []logprob }
+		}
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &o); err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	var split bool
+	for _, l := range o.Choices[0].Logprobs.Content {
+		for _, b := range l.Bytes {
+			all = append(all, byte(b))
+		}
+		split = split || strings.HasPrefix(l.Token, `\x`)
+	}
+	if text := o.Choices[0].Message.Content; text != string(all) || strings.TrimSpace(text) != "é😀" || !split {
+		t.Errorf("%q of bytes %q in %s", text, all, w.Body)
+	}
+	w = f.post("/v1/completions", `{"model":"stories","prompt":"hi","temperature":0,"logprobs":0}`)
+	if !strings.Contains(w.Body.String(), `"bytes:\\xf0"`) {
+		t.Errorf("%s", w.Body)
+	}
 }
 
 func roomy(_ *script, r *engine.Replica) { r.Blocks, r.MaxTokens = 64, 1024 }

@@ -71,7 +71,7 @@ const finishCalls = "tool_calls"
 
 func newText(events <-chan engine.Event, cancel context.CancelFunc, c call, prompt []int32, g *generation) *text {
 	return &text{
-		events: events, cancel: cancel, tokenizer: c.Tokenizer, decode: decoder(c.Tokenizer, g.special, prompt), special: g.special,
+		events: events, cancel: cancel, tokenizer: c.Tokenizer, decode: c.Tokenizer.Stream(g.special, prompt...), special: g.special,
 		stops: g.stops, keepStop: g.keepStop, minTokens: g.minTokens, logprobs: g.sampling.Logprobs,
 		prompt: len(prompt), times: times{of: c.Measures, arrived: c.arrived},
 	}
@@ -190,7 +190,7 @@ func (t *text) repeat(logprobs []sampling.Token) {
 	if t.echo == nil {
 		return
 	}
-	decode := decoder(t.tokenizer, t.special, nil)
+	decode := t.tokenizer.Stream(t.special)
 	for i, id := range t.echo.ids {
 		if t.logprobs {
 			s := spoken{Token: sampling.Token{ID: id}, offset: t.offset, given: i == 0}

@@ -68,7 +68,7 @@ func (t *tokenization) answer(_ context.Context, w http.ResponseWriter, c call) 
 	if t.pieces {
 		pieces = make([]string, len(ids))
 		for i, id := range ids {
-			pieces[i] = pieceOf(c.Tokenizer, id)
+			pieces[i] = c.Tokenizer.Text(id)
 		}
 	}
 	writeJSON(w, http.StatusOK, tokenized{len(ids), c.MaxTokens, ids, pieces})
