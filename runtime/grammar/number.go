@@ -149,6 +149,14 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 		fractions = 0
 	}
 	modulus, scale := int64(1), 0
+	for _, m := range sides {
+		// Fifteen digits survive in a float64, so that readers see the same side of a limit.
+		for _, d := range []*decimal{m.low, m.high} {
+			if d != nil && !l.integer {
+				fractions = min(fractions, max(15-len(d.whole), len(d.fraction), 1))
+			}
+		}
+	}
 	if l.multiple != nil {
 		// A multiple of k / 10^scale has at most scale digits after its point.
 		d, ok := newDecimal(l.multiple)
@@ -212,7 +220,7 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 				return s, false
 			}
 		default:
-			if int(s.count) >= fractions && (scale != 0 || (m.low == nil || int(s.count) >= len(m.low.fraction)+1) && (m.high == nil || int(s.count) >= len(m.high.fraction))) || s.count == 250 {
+			if int(s.count) >= fractions || s.count == 250 {
 				return s, false
 			}
 			s.low, s.high = against(m.low, s.low, int(s.count), b, true), against(m.high, s.high, int(s.count), b, true)
