@@ -3,6 +3,7 @@ package toolcall
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -292,10 +293,11 @@ func (f Format) tagged(t Tool, strict bool, w *words) (*grammar.Grammar, error) 
 type words struct {
 	tokens map[string]*grammar.Grammar
 	values map[string]*grammar.Grammar // closing tag -> text up to it
+	copied int                         // bytes of schemas
 }
 
 func newWords() *words {
-	return &words{map[string]*grammar.Grammar{}, map[string]*grammar.Grammar{}}
+	return &words{tokens: map[string]*grammar.Grammar{}, values: map[string]*grammar.Grammar{}}
 }
 
 func (w *words) token(s string) *grammar.Grammar {
@@ -320,7 +322,11 @@ func taggedValue(r *resolver, p property, tags *tags, strict bool, w *words) (*g
 	case p.kinds.bare():
 		return bareText(r, p.schema, tags, w)
 	}
-	return grammar.JSONSchema(inRoot(r.root, p.schema))
+	schema, err := w.alone(r.root, p.schema)
+	if err != nil {
+		return nil, err
+	}
+	return grammar.JSONSchema(schema)
 }
 
 // bareText are the strings that a schema allows, without quotes, and null. Some that have a
@@ -395,16 +401,23 @@ func otherThan(characters string) *grammar.Grammar {
 	return g
 }
 
-// inRoot is a part of a schema that can refer to the whole's definitions.
-func inRoot(root, part json.RawMessage) json.RawMessage {
-	list := members(part)
-	if list == nil {
-		return part
+// localReference is where a schema refers to a part of its own document.
+var localReference = regexp.MustCompile(`"\$ref"\s*:\s*"#`)
+
+const moved = `"$ref":"#/$defs/whole`
+
+// maxCopied bounds what copies of a schema take together, one for each argument that refers to other parts of it.
+const maxCopied = 16 << 20
+
+// alone is the schema of an argument as a document of its own: what it refers to comes along.
+func (w *words) alone(root, part json.RawMessage) (json.RawMessage, error) {
+	if !localReference.Match(part) {
+		return part, nil
 	}
-	for _, m := range members(root) {
-		if (m.name == "$defs" || m.name == "definitions") && !slices.ContainsFunc(list, func(o member) bool { return o.name == m.name }) {
-			list = append(list, m)
-		}
+	if w.copied += len(root) + len(part); w.copied > maxCopied {
+		return nil, fmt.Errorf("its schema is too large to be followed from so many arguments: write it there instead of a reference")
 	}
-	return written(list)
+	list := slices.DeleteFunc(members(localReference.ReplaceAllLiteral(part, []byte(moved))), func(m member) bool { return m.name == "$defs" })
+	defs := written([]member{{"whole", localReference.ReplaceAllLiteral(root, []byte(moved))}})
+	return written(append(list, member{"$defs", defs})), nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/estiba/estiba/runtime/grammar"
 )
@@ -39,7 +40,8 @@ var strictTools = []struct {
 		func(a map[string]any) bool {
 			points, _ := a["points"].([]any)
 			for _, p := range points {
-				if _, ok := p.(map[string]any)["x"].(float64); !ok {
+				m, _ := p.(map[string]any)
+				if _, ok := m["x"].(float64); !ok {
 					return false
 				}
 			}
@@ -271,6 +273,70 @@ func TestConstraintRefuses(t *testing.T) {
 	if _, err := (Format{style: functions}).Constraint(combined, Choice{Mode: Required}); err == nil || !strings.Contains(err.Error(), `argument "x"`) {
 		t.Error(err)
 	}
+}
+
+// An argument between tags may refer to the whole schema, and to its neighbours.
+func TestReferences(t *testing.T) {
+	tree := []Tool{{Name: "grow", Parameters: json.RawMessage(`{"type":"object","properties":{
+		"leaf":{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false},
+		"twin":{"$ref":"#/properties/leaf"},"trees":{"type":"array","maxItems":2,"items":{"$ref":"#"}}},
+		"required":["twin","trees"],"additionalProperties":false}`)}}
+	var valid func(map[string]any) bool
+	valid = func(a map[string]any) bool {
+		twin, _ := a["twin"].(map[string]any)
+		_, isNumber := twin["n"].(float64)
+		trees, isList := a["trees"].([]any)
+		for _, tree := range trees {
+			m, _ := tree.(map[string]any)
+			isList = isList && valid(m)
+		}
+		return isNumber && isList
+	}
+	for _, name := range []string{"functions", "pairs", "hermes"} {
+		f := formats[name]
+		g, err := f.Constraint(tree, Choice{Mode: Required})
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		v, text, end := vocabulary(f, false)
+		r := rand.New(rand.NewPCG(5, 6))
+		for range 20 {
+			s := walk(t, g, v, text, end, r, "")
+			calls, _ := parse(f, tree, s)
+			var a map[string]any
+			if len(calls) != 1 || json.Unmarshal([]byte(calls[0][1]), &a) != nil || !valid(a) {
+				t.Fatalf("%s: %q has the calls %v", name, s, calls)
+			}
+		}
+	}
+}
+
+// Whatever the schema: a grammar or an error, soon.
+func FuzzConstraint(f *testing.F) {
+	for _, s := range strictTools {
+		f.Add("a", []byte(s.Parameters))
+	}
+	f.Add("b", []byte(`{"properties":{"x":{"$ref":"#/properties/x"},"y":{"anyOf":[{"$ref":"#"},{"type":"string","minLength":1000000}]}},"required":["y","z"]}`))
+	f.Add("<", []byte(`{"type":"object","properties":{"</parameter>":{"type":"string","enum":["</parameter>",null]}}}`))
+	f.Fuzz(func(t *testing.T, name string, schema []byte) {
+		if !json.Valid(schema) || len(schema) > 1<<10 {
+			return // a request's parts are JSON
+		}
+		tool := Tool{Name: name, Parameters: schema, Strict: true}
+		for _, format := range formats {
+			for _, c := range []Choice{{}, {Mode: Required, Parallel: true}} {
+				begun := time.Now()
+				g, err := format.Constraint([]Tool{tool}, c)
+				if (g == nil) == (err == nil) {
+					t.Fatal(g, err)
+				}
+				if spent := time.Since(begun); spent > 5*time.Second {
+					t.Fatalf("%s took %v", schema, spent)
+				}
+			}
+			parse(format, []Tool{tool}, "<tool_call>"+name+"\n<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>")
+		}
+	})
 }
 
 // Types of arguments are found through references, options and enumerations.
