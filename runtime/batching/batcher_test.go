@@ -362,7 +362,7 @@ func (r *random) step() bool {
 			r.fatalf("%v", err)
 		}
 	}
-	if !r.b.Settled() {
+	if !r.b.Settled() && r.IntN(3) > 0 { // or a step comes between
 		for _, e := range r.b.Reclaim() {
 			for i := range r.slab[e] {
 				r.slab[e][i] = -1
