@@ -296,9 +296,8 @@ func TestChatML(t *testing.T) {
 			`[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"},
 			  {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Bonn"}}}, {"function": {"name": "weather", "arguments": "{}"}}]},
 			  {"role": "tool", "content": "dry"}, {"role": "tool", "content": "wet"}, {"role": "assistant", "content": "No."}]`, weather, false,
-			"<|im_start|>system\nBe brief.\n\n# Tools\n\nThe signatures of the functions that you may call are within <tools></tools>:\n<tools>\n" +
-				`{"type": "function", "function": {"name": "weather"}}` + "\n</tools>\n\nTo call a function, write one JSON object with its name and its arguments within <tool_call></tool_call>:\n" +
-				"<tool_call>\n{\"name\": <function-name>, \"arguments\": <arguments-object>}\n</tool_call><|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n" +
+			"<|im_start|>system\nBe brief.\n\n# Tools\n<tools>\n" + `{"name": "weather"}` + "\n</tools>\nCall them so:\n" +
+				"<tool_call>\n{\"name\": <name>, \"arguments\": <object>}\n</tool_call><|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n" +
 				"<|im_start|>assistant\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call><|im_end|>\n" +
 				"<|im_start|>user\n<tool_response>\ndry\n</tool_response>\n<tool_response>\nwet\n</tool_response><|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n",
 		},
