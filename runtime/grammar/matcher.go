@@ -66,12 +66,18 @@ type head struct {
 // character, whatever its counts.
 type profile struct {
 	usable bool
-	need   []uint16 // token -> how many it takes, the last perhaps in part; 0: cannot be
-	full   []uint64 // tokens that some count allows
-	most   int32
-	done   []uint16           // node -> how many are complete here; noExit within one
+	tokens []counted // that some count allows
+	exits  []counted // nodes with children, where so many are complete
+	most   int32     // largest count of a token
+	full   []uint64  // all tokens
+	done   []uint16  // node -> how many are complete here, or noExit; if there are many exits
+
+	mu     sync.Mutex
 	levels map[int32][]uint64 // most -> tokens
 }
+
+// counted is a token or a node, and how many repetitions it takes, the last perhaps in part.
+type counted struct{ at, count int32 }
 
 const noExit = 0xffff
 
@@ -472,6 +478,14 @@ func (m *machine) repeated(p *profile, n, tail id, bits []uint64, strict bool) {
 	if x.b == 0 {
 		m.below(0, tail, bits, strict)
 	}
+	if p.done == nil {
+		for _, e := range p.exits {
+			if x.b <= e.count && e.count <= x.c {
+				m.below(e.at, tail, bits, strict)
+			}
+		}
+		return
+	}
 	m.onward(n, tail, bits, strict, func(node int32) bool {
 		n := p.done[node]
 		return n != noExit && node != 0 && x.b <= int32(n) && int32(n) <= x.c
@@ -601,11 +615,11 @@ func (m *machine) profile(x id) *profile {
 	if x == m.char {
 		m.v.mu.Lock()
 		defer m.v.mu.Unlock()
-		if m.v.char8 == nil {
-			m.v.char8 = m.measure(x)
+		if m.v.ofChar == nil {
+			m.v.ofChar = m.measure(x)
 		}
-		m.profiles[x] = m.v.char8
-		return m.v.char8
+		m.profiles[x] = m.v.ofChar
+		return m.v.ofChar
 	}
 	p := m.measure(x)
 	if !m.spent {
@@ -615,15 +629,14 @@ func (m *machine) profile(x id) *profile {
 }
 
 func (m *machine) measure(x id) *profile {
-	v := m.v
-	p := &profile{need: make([]uint16, v.size), full: make([]uint64, (v.size+63)/64), levels: map[int32][]uint64{}}
 	if m.nodes[x].null {
 		return &profile{}
 	}
-	count := make([]uint16, v.longest+1)
+	v := m.v
+	p := &profile{full: make([]uint64, (v.size+63)/64), levels: map[int32][]uint64{}}
+	count := make([]int32, v.longest+1)
 	stack := m.stack
 	stack[0] = x
-	reached := make([]int32, 0, 1024)
 	for i, end := int32(1), v.after[0]; i < end; {
 		d := v.depth[i]
 		to := m.derive(stack[d-1], int(m.class[v.char[i]]))
@@ -637,7 +650,9 @@ func (m *machine) measure(x id) *profile {
 		case to == empty:
 			n++
 			stack[d] = x
-			reached = append(reached, i, int32(n))
+			if v.after[i] > i+1 {
+				p.exits = append(p.exits, counted{i, n})
+			}
 		case m.nodes[to].null:
 			return &profile{} // not prefix-free
 		default:
@@ -649,18 +664,21 @@ func (m *machine) measure(x id) *profile {
 			if to != empty {
 				need++
 			}
-			p.need[t] = need
-			p.most = max(p.most, int32(need))
+			p.tokens = append(p.tokens, counted{t, need})
+			p.most = max(p.most, need)
 			v.mark(p.full, t)
 		}
 		i++
 	}
-	p.done = make([]uint16, len(v.char))
-	for i := range p.done {
-		p.done[i] = noExit
-	}
-	for i := 0; i < len(reached); i += 2 {
-		p.done[reached[i]] = uint16(reached[i+1])
+	if len(p.exits) > fewTokens {
+		p.done = make([]uint16, len(v.char))
+		for i := range p.done {
+			p.done[i] = noExit
+		}
+		for _, e := range p.exits {
+			p.done[e.at] = uint16(e.count)
+		}
+		p.exits = nil
 	}
 	p.usable = true
 	return p
@@ -671,15 +689,15 @@ func (p *profile) upTo(v *Vocabulary, most int32) []uint64 {
 	if most >= p.most {
 		return p.full
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if bits, ok := p.levels[most]; ok {
 		return bits
 	}
 	bits := make([]uint64, len(p.full))
-	for t, need := range p.need {
-		if need != 0 && int32(need) <= most {
-			v.mark(bits, int32(t))
+	for _, t := range p.tokens {
+		if t.count <= most {
+			v.mark(bits, t.at)
 		}
 	}
 	p.levels[most] = bits

@@ -403,6 +403,9 @@ func (p *regexParser) quantifier() (least, most int32, ok bool, err error) {
 	if !digitsOnly(from) || comma && !digitsOnly(to) || from == "" && (!comma || to == "") {
 		return 0, 0, false, nil // a brace like any other character
 	}
+	if from == "" || len(from) > 1 && from[0] == '0' || len(to) > 1 && to[0] == '0' {
+		return 0, 0, false, p.fail("{%s} means different things to different engines: write the lower count, without leading zeros", inside)
+	}
 	number := func(s string, otherwise int32) (int32, error) {
 		if s == "" {
 			return otherwise, nil

@@ -37,7 +37,7 @@ type Vocabulary struct {
 	mu     sync.Mutex
 	recent *list.List // of *automaton
 	known  map[[sha256.Size]byte]*list.Element
-	char8  *profile // of one character within a JSON string
+	ofChar *profile // of one character within a JSON string
 }
 
 const (
