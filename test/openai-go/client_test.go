@@ -412,6 +412,13 @@ func TestTools(t *testing.T) {
 		}
 	}
 
+	p.Model, p.Tools = "stories", base.Tools[1:] // it has no template of its own
+	if c := chat(t, client, p).Choices[0]; c.FinishReason != "tool_calls" {
+		t.Errorf("%s", c.RawJSON())
+	} else {
+		checkCalls(t, c.Message.ToolCalls)
+	}
+
 	p = base
 	p.ToolChoice.OfAuto, p.ParallelToolCalls = openai.String("required"), openai.Bool(true)
 	p.N, p.Temperature, p.Seed, p.MaxTokens = openai.Int(4), openai.Float(1.2), openai.Int(5), param.Opt[int64]{}
