@@ -568,10 +568,10 @@ func TestWakes(t *testing.T) {
 func TestRetries(t *testing.T) {
 	client := dial(t)
 	p := settings()
-	p.Model, p.N, p.MaxTokens, p.Temperature = "busy", openai.Int(128), openai.Int(200), openai.Float(1)
+	p.Model, p.N, p.MaxTokens, p.Temperature = "busy", openai.Int(8), openai.Int(200), openai.Float(1)
 	var crowd sync.WaitGroup
 	ctx, leave := context.WithCancel(t.Context())
-	full := make(chan *openai.Error, 8)
+	full := make(chan *openai.Error, 128)
 	for range cap(full) {
 		crowd.Go(func() {
 			s := client.Chat.Completions.NewStreaming(ctx, p)
