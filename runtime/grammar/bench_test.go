@@ -3,6 +3,7 @@ package grammar
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // person is a schema such as applications use.
@@ -42,15 +43,18 @@ func BenchmarkStep(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		slowest := time.Duration(0)
 		follow := func(b *testing.B, g *Grammar) {
 			m := NewMatcher(g, v)
 			for _, t := range list {
+				began := time.Now()
 				if !in(m.Mask(), t) {
 					b.Fatalf("%q is not allowed", v.bytes(t))
 				}
 				if err := m.Accept(t); err != nil {
 					b.Fatal(err)
 				}
+				slowest = max(slowest, time.Since(began))
 			}
 		}
 		perToken := func(b *testing.B, tokens int) {
@@ -69,10 +73,12 @@ func BenchmarkStep(b *testing.B) {
 			n := 0
 			for b.Loop() {
 				fresh := *g
+				slowest = 0
 				fresh.key = keyOf([]byte{byte(n), byte(n >> 8), byte(n >> 16)}) // as a grammar that was not there before
 				follow(b, &fresh)
 				n += len(list)
 			}
+			b.ReportMetric(float64(slowest.Microseconds()), "µs/slowest")
 			perToken(b, n)
 		})
 		b.Run(name+"/random", func(b *testing.B) {

@@ -350,7 +350,7 @@ func TestDepth(t *testing.T) {
 				break
 			}
 		}
-		if len(m.on.nodes) > m.on.limit+10_000 {
+		if len(m.on.nodes) > m.on.full+10_000 {
 			t.Errorf("%d nodes", len(m.on.nodes))
 		}
 	}
@@ -373,7 +373,7 @@ func TestFreshMachine(t *testing.T) {
 			t.Fatalf("byte %d: the mask", i)
 		}
 	}
-	if len(m.on.nodes) > m.on.limit+1000 {
+	if len(m.on.nodes) > m.on.full+1000 {
 		t.Errorf("%d nodes", len(m.on.nodes))
 	}
 	if m.Accept('"') != nil || m.Accept(']') != nil || !m.Ended() {

@@ -14,12 +14,15 @@ var ErrTooComplex = errors.New("the grammar is too ambiguous here: its state wou
 
 const (
 	// maxWork bounds what one call computes, in steps of some ten nanoseconds.
-	maxWork = 2_000_000
+	maxWork = 1_500_000
 	// maxStack is how deep, in nodes, a grammar's rules may nest beyond its own
 	// depth before each choice takes the shortest way out: some hundred levels of JSON.
 	maxStack = 600
-	// maxGrown is how many nodes an automaton may add before a fresh one takes its place.
-	maxGrown = 150_000
+	// maxGrown is how many nodes an automaton may add before a fresh one takes its
+	// place, of some 70 bytes; one call may take it to twice that.
+	maxGrown = 100_000
+	// maxHeads is how many bytes of heads and profiles it may remember likewise.
+	maxHeads = 32 << 20
 	// maxMasks are remembered, 19 KB each with 150,000 tokens.
 	maxMasks = 256
 	// fewTokens of a head are listed, more are a mask.
@@ -45,7 +48,8 @@ type machine struct {
 	class    [256]uint8      // byte -> class of symbols
 	letters  [][]byte        // class -> its bytes
 	depth    int32           // maxStack beyond the grammar's own
-	limit    int             // nodes
+	full     int             // nodes at which a fresh one takes its place
+	held     int             // bytes of heads and profiles
 	heads    [2]map[id]*head // strict, see compute, and not
 	profiles map[id]*profile
 	clipped  map[id]id
@@ -187,7 +191,7 @@ func (m *Matcher) move() {
 
 // machine is the present one; a fresh one if that has grown too large.
 func (a *automaton) machine() *machine {
-	if a.now == nil || len(a.now.nodes) > a.now.limit {
+	if a.now == nil || len(a.now.nodes) > a.now.full || a.now.rowBytes > maxRowBytes || a.now.held > maxHeads {
 		var profiles map[id]*profile
 		if a.now != nil && a.now.profiles[a.now.char] != nil {
 			profiles = map[id]*profile{a.now.char: a.now.profiles[a.now.char]}
@@ -204,10 +208,10 @@ func newMachine(g *Grammar, v *Vocabulary) *machine {
 	from := g.arena
 	a := &arena{
 		nodes: slices.Clone(from.nodes), lists: slices.Clone(from.lists), sets: from.sets, names: from.names, dfas: from.dfas, rules: from.rules,
-		setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, sealed: true, live: true, symbols: from.symbols,
+		most: len(from.nodes) + 2*maxGrown, setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, sealed: true, live: true, symbols: from.symbols,
 	}
 	m := &machine{
-		arena: a, v: v, start: g.root, limit: len(a.nodes) + maxGrown,
+		arena: a, v: v, start: g.root, full: len(a.nodes) + maxGrown,
 		heads: [2]map[id]*head{{}, {}}, profiles: map[id]*profile{}, clipped: map[id]id{}, masks: map[id][]uint64{}, stack: make([]id, v.longest+1),
 	}
 	a.symbols.starts, a.symbols.class, a.symbols.reps = slices.Clone(a.symbols.starts), slices.Clone(a.symbols.class), slices.Clone(a.symbols.reps)
@@ -318,7 +322,7 @@ func (m *machine) judgeSpelling() {
 
 // take copies a state of another machine of the same grammar.
 func (m *machine) take(from *arena, n id) id {
-	static := m.limit - maxGrown // nodes that both have
+	static := m.full - maxGrown // nodes that both have
 	known := map[id]id{}
 	var rec func(n id) id
 	rec = func(n id) id {
@@ -603,6 +607,7 @@ func (m *machine) head(n id, strict bool) *head {
 		}
 		h.exits = nil
 	}
+	m.held += 4*len(h.tokens) + 4*len(h.exits) + 8*len(h.bits) + 8*len(h.many)
 	heads[n] = h
 	return h
 }
@@ -623,6 +628,7 @@ func (m *machine) profile(x id) *profile {
 	}
 	p := m.measure(x)
 	if !m.spent {
+		m.held += 8*len(p.tokens) + 8*len(p.exits) + 8*len(p.full) + 2*len(p.done)
 		m.profiles[x] = p
 	}
 	return p

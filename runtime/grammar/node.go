@@ -80,9 +80,14 @@ type arena struct {
 	rows    [][]id // node -> class of symbols -> derivative, -1 unknown
 	slab    []id
 
+	rowBytes    int
+	most        int // nodes; 0: no limit
 	work, limit int // of one call
 	spent       bool
 }
+
+// maxRowBytes of derivatives are remembered.
+const maxRowBytes = 32 << 20
 
 func newArena() *arena {
 	a := &arena{setIDs: map[string]int32{}, own: map[uint64]id{}, limit: math.MaxInt}
@@ -141,6 +146,10 @@ func (a *arena) put(k kind, x, y, z int32, list []id) id {
 	m := node{kind: k, a: x, b: y, c: z, next: a.own[h]}
 	a.judge(&m)
 	n := id(len(a.nodes))
+	if a.most > 0 && int(n) > a.most {
+		a.spent = true
+		return none
+	}
 	a.nodes = append(a.nodes, m)
 	a.own[h] = n
 	return n
@@ -441,6 +450,9 @@ func (a *arena) derive(n id, class int) id {
 	row := a.rows[n]
 	if row == nil {
 		width := len(a.symbols.reps)
+		if a.rowBytes += 4 * width; a.rowBytes > maxRowBytes {
+			return to // not remembered
+		}
 		if len(a.slab) < width {
 			a.slab = make([]id, max(width, 4096))
 			for i := range a.slab {
