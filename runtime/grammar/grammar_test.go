@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -378,6 +379,32 @@ func TestFreshMachine(t *testing.T) {
 	}
 	if m.Accept('"') != nil || m.Accept(']') != nil || !m.Ended() {
 		t.Error("the counts are lost")
+	}
+}
+
+// TestConcurrent: many texts of one grammar at once, each as if it were alone.
+func TestConcurrent(t *testing.T) {
+	v := shredded(41)
+	source := []byte(`{"type":"object","properties":{"a":{"type":"string","maxLength":9},"b":{"type":"array","items":{"type":"number","minimum":1}}},"required":["a"],"additionalProperties":{"type":"null"}}`)
+	texts := make([][2]string, 16)
+	run := func(i, round int) {
+		g, err := JSONSchema(source) // made anew, as for each request
+		if err == nil {
+			texts[i][round], _ = walk(t, g, v, rand.New(rand.NewPCG(uint64(i), 5)), strategies["random"], 40)
+		}
+	}
+	var group sync.WaitGroup
+	for i := range texts {
+		group.Go(func() { run(i, 0) })
+	}
+	group.Wait()
+	for i := range texts {
+		if run(i, 1); texts[i][0] != texts[i][1] {
+			t.Errorf("text %d: %q beside others, %q alone", i, texts[i][0], texts[i][1])
+		}
+	}
+	if n := v.recent.Len(); n != 1 {
+		t.Errorf("%d automata for one grammar", n)
 	}
 }
 

@@ -20,7 +20,8 @@ import (
 // others, and an array with prefixItems and without items likewise; write
 // additionalProperties or items to have them. Blanks, digits and nesting are bounded; integers
 // are written without a point; formats keep to what all readers take.
-// oneOf is accepted where its branches provably exclude each other.
+// oneOf is accepted where its branches provably exclude each other, perhaps by
+// a property that then must be there, although they do not require it.
 func JSONSchema(schema []byte) (*Grammar, error) {
 	root, err := parseJSON(schema)
 	if err != nil {
@@ -28,7 +29,7 @@ func JSONSchema(schema []byte) (*Grammar, error) {
 	}
 	c := &compiler{
 		a: newByteArena(), chars: newArena(), document: root,
-		parsed: map[*value]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
+		parsed: map[*value]*schemaPart{}, tags: map[string]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
 	}
 	n, err := c.compile(root)
 	if err != nil {
@@ -101,6 +102,7 @@ type schemaPart struct {
 
 	properties    []string
 	propertyOf    map[string]*value
+	lists         bool // there are properties, perhaps none
 	patternKeys   []string
 	patternNodes  []id
 	patternValues []*value
@@ -129,6 +131,7 @@ type compiler struct {
 	document *value
 	parsed   map[*value]*schemaPart
 	paths    map[*value]string
+	tags     map[string]*schemaPart
 	rules    map[string]id
 	patterns map[string]id
 	live     map[id]*arena // of a pattern, to match texts
@@ -151,13 +154,20 @@ func (c *compiler) spend(path string) error {
 }
 
 // refused are keywords that change what is valid and that masks cannot keep.
-var refused = map[string]string{
-	"not": "", "if": "", "dependentRequired": "", "dependentSchemas": "", "dependencies": "", "contains": "",
-	"unevaluatedItems": "", "unevaluatedProperties": "", "$dynamicRef": "", "$recursiveRef": "",
+var refused = []string{
+	"not", "if", "dependentRequired", "dependentSchemas", "dependencies", "contains", "$dynamicRef", "$recursiveRef",
 }
 
 func escapePointer(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, "~", "~0"), "/", "~1")
+}
+
+// part is a schema that says nothing yet.
+func (c *compiler) part(path string) *schemaPart {
+	return &schemaPart{
+		number: len(c.parsed) + len(c.tags), path: path, types: allTypes, propertyOf: map[string]*value{},
+		maxLength: unlimited, maxProperties: unlimited, maxItems: unlimited,
+	}
 }
 
 // parse reads a schema's own keywords, once.
@@ -165,10 +175,7 @@ func (c *compiler) parse(v *value, path string) (*schemaPart, error) {
 	if s, ok := c.parsed[v]; ok {
 		return s, nil
 	}
-	s := &schemaPart{
-		number: len(c.parsed), path: path, types: allTypes, propertyOf: map[string]*value{},
-		maxLength: unlimited, maxProperties: unlimited, maxItems: unlimited,
-	}
+	s := c.part(path)
 	c.parsed[v] = s
 	c.paths[v] = path
 	switch v.kind {
@@ -370,6 +377,7 @@ func (c *compiler) keyword(s *schemaPart, whole *value, key string, v *value) er
 			s.properties = append(s.properties, name)
 			s.propertyOf[name] = x
 		}
+		s.lists = true
 	case "patternProperties":
 		if v.kind != '{' {
 			return bad("it must be an object of schemas")
@@ -417,11 +425,19 @@ func (c *compiler) keyword(s *schemaPart, whole *value, key string, v *value) er
 			return bad("it is supported only at the root")
 		}
 	case "unevaluatedProperties", "unevaluatedItems":
-		if v.kind != 't' {
-			return bad("it is not supported: write additionalProperties or items")
+		// Without other schemas for the same value it says what additionalProperties and items do.
+		beside := slices.ContainsFunc([]string{"$ref", "allOf", "anyOf", "oneOf"}, func(k string) bool { return whole.get(k) != nil })
+		switch {
+		case v.kind == 't':
+		case beside:
+			return bad("it is not supported beside $ref, allOf, anyOf and oneOf: write additionalProperties or items")
+		case key == "unevaluatedProperties" && whole.get("additionalProperties") == nil:
+			s.additional, err = schema(v, at)
+		case key == "unevaluatedItems" && whole.get("items") == nil:
+			s.items, err = schema(v, at)
 		}
 	default:
-		if _, no := refused[key]; no {
+		if slices.Contains(refused, key) {
 			return bad("it is not supported")
 		}
 	}
@@ -612,7 +628,7 @@ func (c *compiler) value(list []*schemaPart) (id, error) {
 
 func (s *schemaPart) trivial() bool {
 	return !s.never && s.types == allTypes && !s.hasEnum && len(s.choices) == 0 && s.low == nil && s.high == nil && s.multiple == nil &&
-		s.minLength == 0 && s.maxLength == unlimited && len(s.patterns) == 0 && len(s.properties) == 0 && len(s.patternKeys) == 0 &&
+		s.minLength == 0 && s.maxLength == unlimited && len(s.patterns) == 0 && !s.lists && len(s.patternKeys) == 0 &&
 		s.additional == nil && s.names == nil && len(s.required) == 0 && s.minProperties == 0 && s.maxProperties == unlimited &&
 		len(s.prefix) == 0 && s.items == nil && s.minItems == 0 && s.maxItems == unlimited
 }
@@ -643,8 +659,14 @@ func (c *compiler) decide(p parts) (id, error) {
 		branches[i] = s
 	}
 	if first.one {
-		if err := c.exclusive(p.list, branches, first.path); err != nil {
+		tag, err := c.exclusive(p.list, branches, first.path)
+		if err != nil {
 			return none, err
+		}
+		if tag != nil {
+			if p, err = c.with(p, tag); err != nil {
+				return none, err
+			}
 		}
 	}
 	var options []id
@@ -1004,13 +1026,13 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 			names = append(names, name)
 		}
 	}
-	closed := false // by saying nothing of others
+	closed := false // by listing some and saying nothing of others
 	for _, s := range list {
 		least, most = max(least, s.minProperties), min(most, s.maxProperties)
 		for _, name := range s.properties {
 			add(name)
 		}
-		closed = closed || len(s.properties) > 0 && s.additional == nil && len(s.patternKeys) == 0
+		closed = closed || s.lists && s.additional == nil && len(s.patternKeys) == 0
 		for _, name := range s.required {
 			required[name] = true
 		}

@@ -59,6 +59,10 @@ var schemas = []texts{
 	{`{"type":"object"}`, `{}|{"a":{"b":[]}}`, `[]`},
 	{`{"oneOf":[{"type":"object","properties":{"k":{"const":"a"}},"required":["k"]},{"type":"object","properties":{"k":{"const":"b"},"n":{"type":"integer"}},"required":["k"]}]}`, `{"k":"a"}|{"k":"b"}|{"k":"b","n":1}`, `{"k":"c"}|{"k":"a","n":1}`},
 	{`{"type":"object","properties":{"k":{"type":"string"}},"required":["k"],"oneOf":[{"properties":{"k":{"enum":["a","b"]}}},{"properties":{"k":{"const":"c"},"v":{"type":"integer"}},"required":["v"]}]}`, `{"k":"a"}|{"k":"c","v":1}`, `{"k":"c"}`},
+	{`{"oneOf":[{"$ref":"#/$defs/cat"},{"$ref":"#/$defs/dog"}],"discriminator":{"propertyName":"kind"},"$defs":{"cat":{"type":"object","properties":{"kind":{"const":"cat","default":"cat"},"x":{"type":"integer"}}},"dog":{"type":"object","properties":{"kind":{"const":"dog"},"x":true}}}}`,
+		`{"kind":"cat"}|{"kind":"dog","x":"y"}`, `{}|{"x":1}|{"kind":"cat","x":"y"}`},
+	{`{"type":"object","properties":{}}`, `{}`, `{"a":1}`},
+	{`{"type":"object","properties":{"a":{"type":"null"}},"patternProperties":{"^b":{"type":"null"}},"unevaluatedProperties":false}`, `{"a":null,"b":null}|{}`, `{"c":1}`},
 	{`{"oneOf":[{"type":"string"},{"type":"integer","maximum":3},{"type":"number","exclusiveMinimum":3}]}`, `"a"|3|3.5`, `true`},
 	{`{"anyOf":[{"type":"string","maxLength":1},{"type":"string","pattern":"^a"},{"type":"integer"}]}`, `"b"|"abc"|5`, `"bc"`},
 	{`{"type":"string","anyOf":[{"maxLength":2},{"minLength":4}]}`, `"a"|"abcd"`, `"abc"`},
@@ -269,8 +273,8 @@ func randomSchema(r *rand.Rand, depth int) any {
 func TestJSONSchemaRefuses(t *testing.T) {
 	for source, want := range map[string]string{
 		`{"not":{}}`: "schema #/not: it is not supported", `{"properties":{"a/b":{"items":{"if":{}}}}}`: "#/properties/a~1b/items/if: it is not supported",
-		`{"type":"array","contains":{}}`: "#/contains", `{"type":"array","uniqueItems":true}`: "#/uniqueItems", `{"dependentRequired":{}}`: "#/dependentRequired", `{"unevaluatedProperties":false}`: "#/unevaluatedProperties",
-		`{"oneOf":[{"type":"integer"},{"type":"number"}]}`: "#/oneOf: branches 0 and 1 may both be valid", `{"oneOf":[{"enum":[1]},{"const":1}]}`: "branches 0 and 1", `{"oneOf":[{"properties":{"a":{"const":1}}},{"properties":{"a":{"const":2}}}]}`: "branches",
+		`{"type":"array","contains":{}}`: "#/contains", `{"type":"array","uniqueItems":true}`: "#/uniqueItems", `{"dependentRequired":{}}`: "#/dependentRequired", `{"unevaluatedProperties":false,"allOf":[{}]}`: "#/unevaluatedProperties", `{"$ref":"#/x","x":{},"unevaluatedItems":{}}`: "#/unevaluatedItems",
+		`{"oneOf":[{"type":"integer"},{"type":"number"}]}`: "#/oneOf: branches 0 and 1 may both be valid", `{"oneOf":[{"enum":[1]},{"const":1}]}`: "branches 0 and 1", `{"oneOf":[{"properties":{"a":{"const":1}}},{"properties":{"a":{"const":2}}}]}`: "branches", `{"type":"object","oneOf":[{"properties":{"a":{"const":1}}},{"properties":{"a":{"minimum":1}}}]}`: "branches",
 		`{"$ref":"http://example.com/s"}`: "leaves the schema", `{"$ref":"#/$defs/x"}`: "leads nowhere", `{"$dynamicRef":"#x"}`: "#/$dynamicRef", `{"properties":{"a":{"$id":"x"}}}`: "only at the root",
 		`{"type":"strin"}`: `"strin" is not a type`, `{"type":[]}`: "name a type", `{"enum":[]}`: "list of values", `{"minimum":"1"}`: "must be a number", `{"minLength":-1}`: "not negative", `{"pattern":"(?=a)"}`: "#/pattern: regex at byte 3: look-ahead",
 		`{"type":"string","format":"regex"}`: "#/format", `{"multipleOf":0}`: "larger than 0", `{"type":"integer","multipleOf":123457}`: "#/multipleOf: it is too large", `{"properties":[]}`: "object of schemas", `{"items":1}`: "a schema is", `{"required":[1]}`: "list of strings",

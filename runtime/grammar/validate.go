@@ -152,20 +152,49 @@ func (s *schemaPart) ownNumber(v *value) bool {
 }
 
 // exclusive says, as an error, that two branches of a oneOf may both be valid
-// beside what else must hold.
-func (c *compiler) exclusive(beside []*schemaPart, branches []*schemaPart, path string) error {
-	for i, x := range branches {
-		for j := range i {
-			apart, err := c.apart(append(slices.Clip(beside), branches[j]), append(slices.Clip(beside), x), 0)
-			if err != nil {
-				return err
+// beside what else must hold. A tag is what else must hold for them to exclude each
+// other: that a property is there, whose values tell them apart.
+func (c *compiler) exclusive(beside []*schemaPart, branches []*schemaPart, path string) (tag *schemaPart, err error) {
+	x, y, err := c.overlap(beside, branches)
+	if err != nil || x < 0 {
+		return nil, err
+	}
+	first, err := c.gather(branches[:1])
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range first.list {
+		for _, name := range s.properties[:min(len(s.properties), 50)] {
+			tag := c.tags[name]
+			if tag == nil {
+				tag = c.part(path)
+				tag.required = []string{name}
+				c.tags[name] = tag
 			}
-			if !apart {
-				return &Error{"schema " + path, "branches " + strconv.Itoa(j) + " and " + strconv.Itoa(i) + " may both be valid, which masks cannot exclude: use anyOf, or give each a const that tells it apart"}
+			if i, _, err := c.overlap(append(slices.Clip(beside), tag), branches); err != nil {
+				return nil, err
+			} else if i < 0 {
+				return tag, nil
 			}
 		}
 	}
-	return nil
+	return nil, &Error{"schema " + path, "branches " + strconv.Itoa(x) + " and " + strconv.Itoa(y) + " may both be valid, which masks cannot exclude: use anyOf, or give each a property with a const that tells it apart"}
+}
+
+// overlap finds two branches that may both be valid; -1 if there are none.
+func (c *compiler) overlap(beside []*schemaPart, branches []*schemaPart) (i, j int, err error) {
+	for j, x := range branches {
+		for i := range j {
+			apart, err := c.apart(append(slices.Clip(beside), branches[i]), append(slices.Clip(beside), x), 0)
+			if err != nil {
+				return -1, -1, err
+			}
+			if !apart {
+				return i, j, nil
+			}
+		}
+	}
+	return -1, -1, nil
 }
 
 // apart says that no value is valid under all of x and all of y, if that is plain to see.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // value is JSON whose objects keep the order of their keys, and whose numbers
@@ -266,7 +267,9 @@ func (a *arena) name(text string) id {
 
 // JSONObject is any JSON object, with blanks of a bounded length, nesting of
 // some hundred levels, and numbers of a bounded length.
-func JSONObject() *Grammar {
+func JSONObject() *Grammar { return jsonObject() }
+
+var jsonObject = sync.OnceValue(func() *Grammar {
 	a := newByteArena()
 	g, err := seal(a, a.anyJSON().object)
 	if err != nil {
@@ -274,4 +277,4 @@ func JSONObject() *Grammar {
 	}
 	g.key = keyOf([]byte("json object"))
 	return g
-}
+})
