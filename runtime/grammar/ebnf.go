@@ -219,7 +219,7 @@ func (p *ebnfParser) alternatives(nested bool) (*expression, error) {
 	e := &expression{op: exprOr}
 	for {
 		p.blanks(true)
-		x, err := p.sequence(nested)
+		x, err := p.sequence()
 		if err != nil {
 			return nil, err
 		}
@@ -256,7 +256,7 @@ func (p *ebnfParser) more() bool {
 	return true
 }
 
-func (p *ebnfParser) sequence(nested bool) (*expression, error) {
+func (p *ebnfParser) sequence() (*expression, error) {
 	e := &expression{op: exprSeq}
 	for p.more() {
 		c := p.text[p.at]

@@ -521,11 +521,8 @@ func (p *regexParser) group() (*tree, error) {
 				case 's':
 					p.all = on
 					continue
-				case 'a', 'u', 'U':
-					if r != 'U' {
-						continue
-					}
-					return nil, p.fail("the flag U is not supported")
+				case 'a', 'u':
+					continue
 				case ':':
 				case ')':
 					restore = false

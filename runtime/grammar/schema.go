@@ -113,7 +113,6 @@ type schemaPart struct {
 	maxProperties int32
 	prefix        []*value
 	items         *value
-	itemsPath     string
 	minItems      int32
 	maxItems      int32
 }
@@ -411,7 +410,6 @@ func (c *compiler) keyword(s *schemaPart, whole *value, key string, v *value) er
 			return err
 		}
 		s.items, err = schema(v, at)
-		s.itemsPath = at
 	case "additionalItems":
 		if old := whole.get("items"); old != nil && old.kind == '[' {
 			s.items, err = schema(v, at)
