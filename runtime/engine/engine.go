@@ -203,7 +203,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-// Add lets a replica take requests. The engine uses its program until Remove has returned.
+// Add lets a replica take requests. The engine uses its program until Remove has returned,
+// and its name is taken until then.
 func (e *Engine) Add(r Replica) error {
 	if r.StepTokens == 0 {
 		r.StepTokens = 256
@@ -222,6 +223,9 @@ func (e *Engine) Add(r Replica) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.replicas[r.Name] != nil {
+		return fmt.Errorf("replica %q is there already", r.Name)
+	}
 	err := e.batcher.Open(batching.Replica{
 		Name: r.Name, Blocks: r.Blocks, PerExtent: r.PerExtent, Floor: r.Floor, BlockTokens: r.BlockTokens, Whole: r.Encoder,
 		MaxTokens: r.MaxTokens, StepTokens: r.StepTokens, StepRows: r.StepRows, Sequences: r.Sequences, Waiting: r.Waiting,

@@ -828,6 +828,31 @@ func TestRemove(t *testing.T) {
 	})
 }
 
+// TestAddWhileRemoved: a name is free once the last step of whoever had it has ended.
+func TestAddWhileRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, pa := small("a")
+		pa.step = time.Minute
+		e := start(t, a)
+		submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 20})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- e.Remove(ctx, "a") }()
+		time.Sleep(2 * time.Second)
+		again, _ := small("a")
+		if err := e.Add(again); err == nil {
+			t.Error("it was added while its program was running")
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := e.Add(again); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, p := small("a")
