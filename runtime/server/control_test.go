@@ -433,6 +433,24 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestMetricsOfEqualNames: a name that clients send may be another model's own.
+func TestMetricsOfEqualNames(t *testing.T) {
+	r := startWorker(t)
+	a, b := r.home("a"), r.home("b")
+	a.ServedNames, b.ServedNames = []string{"default/b"}, []string{"default/b"}
+	a.Resident, b.Resident = false, false
+	r.assign(a, b)
+	status, body := r.call("GET", "/metrics", "")
+	for _, name := range []string{"default/a", "default/b"} {
+		if line := `vllm:num_requests_running{engine="0",model_name="` + name + `",worker="w0"} 0`; status != 200 || !strings.Contains(body, line) {
+			t.Errorf("no %s", line)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%d %.1000s", status, body)
+	}
+}
+
 // TestFileCutShort: a file that is cut short under a model that serves is that
 // model's loss only.
 func TestFileCutShort(t *testing.T) {

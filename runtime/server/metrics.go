@@ -126,7 +126,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(deviceCapacity, float64(d.CapacityBytes), d.Name)
 		gauge(deviceUsed, float64(d.UsedBytes), d.Name)
 	}
-	named := map[string]bool{}
+	named := map[string]bool{} // values of model_name that are taken, or are some home's own
+	for _, h := range s.Homes {
+		named[h.Model] = true
+	}
 	for _, h := range s.Homes {
 		resident, memory, usage := 0., 0., 0.
 		if h.Tier == api.TierDevice {
@@ -143,12 +146,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(modelKVUsed, float64(h.KVUsed), h.Model)
 
 		// Under the name that clients send, which is what vLLM's label holds. Two
-		// namespaces may have the same; then the first has it.
+		// namespaces may have the same; then the first has it. None has another's own.
 		name := h.Model
 		if len(h.ServedNames) > 0 && !named[h.ServedNames[0]] {
 			name = h.ServedNames[0]
+			named[name] = true
 		}
-		named[name] = true
 		n := counters[h.Model]
 		gauge(vllmRunning, float64(h.Running), name, engineLabel)
 		gauge(vllmWaiting, float64(h.Waiting), name, engineLabel)
