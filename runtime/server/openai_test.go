@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -28,6 +29,7 @@ import (
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/worker"
@@ -951,6 +953,26 @@ func TestAnswersEndWhenTheirClientHasLeft(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLeftBesideAPiece: a client that has left counts as such, also where its text has more to say.
+func TestLeftBesideAPiece(t *testing.T) {
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		events, m := make(chan engine.Event, 1), newMeasures()
+		events <- engine.Event{Token: sampling.Token{ID: tok.Encode("there", false)[0]}}
+		parts(ctx, []*text{newText(events, cancel, call{Loaded: Loaded{Tokenizer: tok, Measures: m}}, nil, &generation{})})
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		if diff := cmp.Diff(map[string]int64{"abort": 1}, m.finished); diff != "" {
+			t.Errorf("texts ended (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // TestCut: however a text comes in pieces, what goes out ends where the first

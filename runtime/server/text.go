@@ -99,6 +99,9 @@ func parts(ctx context.Context, texts []*text) (next func() part) {
 				select {
 				case all <- p:
 				case <-ctx.Done():
+					if !p.last() { // else it has been counted
+						t.times.end(t.prompt, t.output, "abort")
+					}
 					return
 				}
 				if p.last() {
