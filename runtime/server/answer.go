@@ -56,8 +56,7 @@ func usage(prompt, output, cached int) json.RawMessage {
 
 var null = json.RawMessage("null")
 
-// total is the usage of all texts; a prompt with several counts once. How much of
-// a prompt was taken over is known only of texts that were not cut at a stop string.
+// total is the usage of all texts; a prompt with several counts once.
 func total(texts []*text) json.RawMessage {
 	var prompt, output, cached int
 	for _, t := range texts {
