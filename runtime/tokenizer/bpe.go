@@ -359,9 +359,10 @@ type scored struct {
 	unknown     int32
 	fuseUnknown bool
 	cuts        bool
+	unused      []bool // by id; nil if there are none: pieces that are taken apart again
 }
 
-func (m *scored) memory() int64 { return 4 * int64(len(m.scores)) }
+func (m *scored) memory() int64 { return int64(4*len(m.scores) + len(m.unused)) }
 
 func (m *scored) encode(part string, ids []int32) []int32 {
 	if !m.cuts {
@@ -391,7 +392,11 @@ func (m *scored) lookUp(text string) (id int32, turn float64, ok bool) {
 }
 
 func (m *scored) word(text string, ids []int32) []int32 {
-	spans := make([]span, 0, len(text))
+	var few [fewSymbols]span // on the stack, for words
+	spans := few[:0]
+	if len(text) > len(few) {
+		spans = make([]span, 0, len(text))
+	}
 	for i := 0; i < len(text); {
 		_, n := utf8.DecodeRuneInString(text[i:])
 		id, _, _ := m.lookUp(text[i : i+n])
@@ -403,12 +408,23 @@ func (m *scored) word(text string, ids []int32) []int32 {
 		return ids
 	}
 	spans[len(spans)-1].next = -1
-	q := make(queue, 0, len(spans))
+	var pairs [fewSymbols]candidate
+	q := queue(pairs[:0])
+	if len(spans) > len(pairs) {
+		q = make(queue, 0, len(spans))
+	}
+	var lefts map[int32]string // of unused pieces that came up: the first of the two that spell it
 	candidateOf := func(left int32) (candidate, bool) {
 		if left < 0 || spans[left].next < 0 {
 			return candidate{}, false
 		}
 		id, turn, ok := m.lookUp(text[spans[left].start:spans[spans[left].next].end])
+		if ok && m.unused != nil && m.unused[id] {
+			if lefts == nil {
+				lefts = map[int32]string{}
+			}
+			lefts[id] = text[spans[left].start:spans[left].end]
+		}
 		return candidate{turn, left, id}, ok
 	}
 	for i := range spans {
@@ -444,7 +460,7 @@ func (m *scored) word(text string, ids []int32) []int32 {
 		s := spans[i]
 		switch {
 		case s.id != noID:
-			ids, unknown = append(ids, s.id), false
+			ids, unknown = m.apart(s.id, lefts, ids), false
 		case m.bytes[0] != noID:
 			for _, b := range []byte(text[s.start:s.end]) {
 				ids = append(ids, m.bytes[b])
@@ -455,6 +471,26 @@ func (m *scored) word(text string, ids []int32) []int32 {
 				ids = append(ids, m.unknown)
 			}
 			unknown = true
+		}
+	}
+	return ids
+}
+
+// apart appends a piece or, of an unused one, those that it was merged from.
+func (m *scored) apart(id int32, lefts map[int32]string, ids []int32) []int32 {
+	left, ok := lefts[id]
+	if !ok {
+		return append(ids, id)
+	}
+	for _, half := range [2]string{left, m.pieces[id].key[len(left):]} {
+		if of, ok := m.find(half); ok {
+			ids = m.apart(of, lefts, ids)
+		} else if m.bytes[0] != noID {
+			for _, b := range []byte(half) {
+				ids = append(ids, m.bytes[b])
+			}
+		} else if m.unknown != noID {
+			ids = append(ids, m.unknown)
 		}
 	}
 	return ids

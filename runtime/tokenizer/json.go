@@ -28,7 +28,7 @@ func (p *part) UnmarshalJSON(text []byte) error {
 	if len(text) > most {
 		return fmt.Errorf("a part of %d bytes, where at most %d are read", len(text), most)
 	}
-	*p = append((*p)[:0], text...)
+	*p = bytes.Clone(text)
 	return nil
 }
 
@@ -241,6 +241,10 @@ func ParseJSON(text []byte) (*Tokenizer, error) {
 	if err := json.Unmarshal(text, &f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	return f.tokenizer()
+}
+
+func (f *file) tokenizer() (*Tokenizer, error) {
 	r := &jsonReader{t: &Tokenizer{}}
 	for _, part := range []struct {
 		name string
@@ -307,6 +311,10 @@ func (r *jsonReader) model(m *jsonModel, tokens []addedToken) error {
 		return refuse(".type", m.Type)
 	case m.Dropout != nil && *m.Dropout != 0:
 		return refuse(".dropout", *m.Dropout)
+	case len(m.Prefix) > maxAffix:
+		return refuse(".continuing_subword_prefix", "one of that length")
+	case len(m.Suffix) > maxAffix:
+		return refuse(".end_of_word_suffix", "one of that length")
 	}
 	bytes := r.byteLevel && m.Prefix == "" && m.Suffix == "" && !m.ByteFallback
 	if r.byteLevel && !bytes && !r.mapped {
@@ -351,6 +359,9 @@ func (r *jsonReader) model(m *jsonModel, tokens []addedToken) error {
 	return nil
 }
 
+// maxAffix bounds what is written around characters, in bytes.
+const maxAffix = 64
+
 func (r *jsonReader) wordPiece(m *jsonModel, tokens []addedToken) error {
 	if r.byteLevel && !r.mapped {
 		r.t.splits = append(r.t.splits, intoAlphabet)
@@ -358,10 +369,13 @@ func (r *jsonReader) wordPiece(m *jsonModel, tokens []addedToken) error {
 	if err := r.pieces(m, tokens, false); err != nil {
 		return err
 	}
+	if len(m.Prefix) > maxAffix {
+		return refuse(".continuing_subword_prefix", "one of that length")
+	}
 	out := &wordPiece{vocabulary: &r.t.vocabulary, prefix: cmp.Or(m.Prefix, "##"), most: 100}
 	r.t.model = out
 	if m.MaxChars != nil {
-		const most = 1 << 12 // trying all ends of a word takes time
+		const most = 1 << 10 // trying all ends of a word takes time
 		if *m.MaxChars < 0 || *m.MaxChars > most {
 			return refuse(".max_input_chars_per_word", *m.MaxChars)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -212,7 +213,7 @@ func (r *jsonReader) preTokenizer(raw []byte) error {
 			r.t.splits = append(r.t.splits, spaceInFront)
 		}
 		if p.UseRegex == nil || *p.UseRegex {
-			r.t.splits = append(r.t.splits, splitBy(findPattern(gpt2Pattern), isolated))
+			r.t.splits = append(r.t.splits, splitBy(findPattern(gpt2Pattern()), isolated))
 		}
 		r.byteLevel = true
 		return nil
@@ -239,7 +240,7 @@ func (r *jsonReader) preTokenizer(raw []byte) error {
 		}
 		return add(splitBy(findRunes(isPunctuation), b))
 	case "Whitespace":
-		return add(splitBy(findPattern(wordsPattern).invert(), removed))
+		return add(splitBy(findPattern(wordsPattern()).invert(), removed))
 	case "WhitespaceSplit":
 		return add(splitBy(findRunes(unicode.IsSpace), removed))
 	case "BertPreTokenizer":
@@ -282,8 +283,11 @@ func (m *metaspace) check(prefixSpace *bool) error {
 }
 
 var (
-	gpt2Pattern  = mustCompile(gpt2)
-	wordsPattern = mustCompile(`[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+`)
+	gpt2Pattern  = sync.OnceValue(func() *pattern.Pattern { return mustCompile(gpt2) })
+	wordsPattern = sync.OnceValue(func() *pattern.Pattern {
+		const word = `\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}` // \w of Unicode's regular expressions (UTS 18)
+		return mustCompile(`[` + word + `]+|[^` + word + `\s]+`)
+	})
 )
 
 func mustCompile(expression string) *pattern.Pattern {

@@ -39,6 +39,12 @@ func ParseSentencePiece(model, config []byte) (*Tokenizer, error) {
 	if !m.byteFallback {
 		out.bytes = noBytes
 	}
+	if slices.Contains(m.types, typeUnused) {
+		out.unused = make([]bool, len(m.types))
+		for id, kind := range m.types {
+			out.unused[id] = kind == typeUnused
+		}
+	}
 	if out.unknown != noID {
 		p := &t.pieces[out.unknown]
 		p.text, p.hidden = m.unkSurface, false
@@ -89,9 +95,6 @@ func (m *spModel) check() error {
 			return fmt.Errorf("pieces: %w: piece %d, %q, is empty, no UTF-8, or there twice", ErrInvalid, i, text)
 		}
 		seen[text] = true
-		if m.types[i] == typeUnused {
-			return refuse("pieces", fmt.Sprintf("piece %d of type UNUSED", i))
-		}
 		if m.types[i] == typeUserDefined && strings.Contains(text, " ") {
 			return refuse("pieces", fmt.Sprintf("piece %d, user-defined with a space in it,", i))
 		}

@@ -29,11 +29,8 @@ func (m *wordPiece) encode(word string, ids []int32) []int32 {
 		if start > 0 {
 			key = append(key, m.prefix...)
 		}
-		key = append(key, word[start:]...)
-		head := len(key) - (len(word) - start)
-		if len(key) > m.longest {
-			key = key[:max(m.longest, head)]
-		}
+		head := len(key)
+		key = append(key, word[start:min(len(word), start+max(m.longest-head, 0))]...)
 		found := false
 		for len(key) > head {
 			if next := start + len(key) - head; next == len(word) || utf8.RuneStart(word[next]) {

@@ -1,6 +1,9 @@
 package pattern
 
-import "fmt"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // op is what an instruction does.
 type op uint8
@@ -61,11 +64,14 @@ func (c *compiler) add(i instruction) int {
 }
 
 func (c *compiler) set(s spans) *set {
-	key := fmt.Sprint(s)
-	if c.sets[key] == nil {
-		c.sets[key] = newSet(s)
+	var key []byte
+	for _, r := range s {
+		key = binary.AppendUvarint(binary.AppendUvarint(key, uint64(r.lo)), uint64(r.hi))
 	}
-	return c.sets[key]
+	if c.sets[string(key)] == nil {
+		c.sets[string(key)] = newSet(s)
+	}
+	return c.sets[string(key)]
 }
 
 // setOf is the one of a node that is a set.
