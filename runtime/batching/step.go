@@ -42,12 +42,15 @@ func (b *Batcher) chunks(r *replica, budget int) {
 	}
 	longest := r.running[first]
 	budget = min(budget, p.tokens)
-	keep := min(longest.pending(), (budget+1)/2)
+	keep, rows := min(longest.pending(), (budget+1)/2), 1 // are for it
 	if r.Whole {
 		keep = longest.pending()
 	}
+	if r.Whole && longest.Rows == AllRows {
+		rows = keep
+	}
 	longest.taken = true
-	p.rows-- // one is for it
+	p.rows -= rows
 	for left := budget - keep; left > 0; {
 		s := r.least()
 		if s == nil {
@@ -57,7 +60,7 @@ func (b *Batcher) chunks(r *replica, budget int) {
 		left -= n
 		budget -= n
 	}
-	p.rows++
+	p.rows += rows
 	if r.Whole {
 		budget = keep
 	}
