@@ -147,8 +147,9 @@ func positions(c arch.Config, prompt int, o Options) (int, error) {
 	if room < prompt || room > c.MaxPositions {
 		room = c.MaxPositions
 	}
-	if prompt > room || prompt == room && o.MaxTokens > 0 && o.Logits == "" {
-		return 0, fmt.Errorf("%w; shorten the prompt", &engine.TooLongError{Prompt: prompt, MaxTokens: c.MaxPositions})
+	enough := o.MaxTokens == 0 || o.Logits != "" // without output
+	if prompt > room || prompt == room && !enough {
+		return 0, fmt.Errorf("%w; shorten the prompt", &engine.TooLongError{Prompt: prompt, MaxTokens: c.MaxPositions, PromptOnly: enough})
 	}
 	return max(room, 1), nil
 }

@@ -120,14 +120,19 @@ func (e *QueueFullError) Error() string {
 
 func (e *QueueFullError) Unwrap() error { return ErrQueueFull }
 
-// TooLongError says that a prompt does not leave room for one more token.
+// TooLongError says that the context has no room for a prompt and one more token.
 type TooLongError struct {
-	Prompt    int // tokens
-	MaxTokens int // the context
+	Prompt     int  // tokens
+	MaxTokens  int  // the context
+	PromptOnly bool // no more has to fit
 }
 
 func (e *TooLongError) Error() string {
-	return fmt.Sprintf("the prompt has %d tokens and the context of %d tokens must hold it and at least one more", e.Prompt, e.MaxTokens)
+	more := " and at least one more"
+	if e.PromptOnly {
+		more = ""
+	}
+	return fmt.Sprintf("the prompt has %d tokens and the context of %d tokens must hold it%s", e.Prompt, e.MaxTokens, more)
 }
 
 // Stats of a replica, as of now.
@@ -254,8 +259,9 @@ func (b *Batcher) Add(s Sequence) error {
 		s.MaxTokens = 0
 	}
 	s.MaxTokens = min(s.MaxTokens, r.MaxTokens-len(s.Prompt))
-	if s.MaxTokens < 0 || s.MaxTokens == 0 && s.Rows == NoRows && !s.PromptOnly {
-		return &TooLongError{Prompt: len(s.Prompt), MaxTokens: r.MaxTokens}
+	enough := s.PromptOnly || s.Rows != NoRows // without output
+	if s.MaxTokens < 0 || s.MaxTokens == 0 && !enough {
+		return &TooLongError{Prompt: len(s.Prompt), MaxTokens: r.MaxTokens, PromptOnly: enough}
 	}
 	if err := r.full(s.Tenant); err != nil {
 		return err

@@ -120,7 +120,7 @@ type Event struct {
 // Stats of a replica, as of now.
 type Stats = batching.Stats
 
-// TooLongError says that a prompt does not leave room for one more token.
+// TooLongError says that the context has no room for a prompt and one more token.
 type TooLongError = batching.TooLongError
 
 // QueueFullError is an ErrQueueFull that says when to try again.

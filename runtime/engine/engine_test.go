@@ -566,7 +566,7 @@ func TestEmbeddings(t *testing.T) {
 			want error
 		}{
 			"text of an encoder":        {Request{Replica: "b", Prompt: prompt(3, 1), MaxTokens: 3}, ErrNoText},
-			"longer than its context":   {Request{Replica: "b", Prompt: prompt(61, 1), Pooling: Mean}, &TooLongError{Prompt: 61, MaxTokens: 60}},
+			"longer than its context":   {Request{Replica: "b", Prompt: prompt(61, 1), Pooling: Mean}, &TooLongError{Prompt: 61, MaxTokens: 60, PromptOnly: true}},
 			"a model without embedding": {Request{Replica: "c", Prompt: prompt(3, 1), Pooling: Mean}, ErrNoEmbedding},
 		} {
 			if _, err := e.Submit(t.Context(), c.r); !errors.Is(err, c.want) && fmt.Sprint(err) != c.want.Error() {

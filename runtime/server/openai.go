@@ -266,8 +266,11 @@ func useError(err error, model string, gateway bool) *apiError {
 // submitError says why the engine did not take a request.
 func submitError(err error) *apiError {
 	if long, ok := errors.AsType[*engine.TooLongError](err); ok {
-		e := invalid("prompt", "This model's maximum context length is %d tokens. The prompt has %d tokens, and at least one more must fit. Shorten it.",
-			long.MaxTokens, long.Prompt)
+		more := ", and at least one more must fit"
+		if long.PromptOnly {
+			more = ""
+		}
+		e := invalid("prompt", "This model's maximum context length is %d tokens. The prompt has %d tokens%s. Shorten it.", long.MaxTokens, long.Prompt, more)
 		e.Code = "context_length_exceeded"
 		return e
 	}
