@@ -39,6 +39,9 @@ const largeExtent = 2 << 20
 // blockTokens is the least number of positions in a KV block, where an extent has room for them.
 const blockTokens = 16
 
+// mostBlocks of an extent: then the blocks of 8 TiB have numbers below 2^31.
+const mostBlocks = 256
+
 // CutError says that an extent has no room for one position of a model's KV cache.
 type CutError struct{ Position, Extent int64 } // bytes
 
@@ -48,7 +51,7 @@ func (e *CutError) Error() string {
 }
 
 // CutExtent cuts extents of extent bytes, a power of two, into blocks for a model: as many as
-// there can be of at least 16 positions, each block as large as fits. The error is a *CutError.
+// there can be of at least 16 positions, 256 at most, each block as large as fits. The error is a *CutError.
 func CutExtent(cfg arch.Config, extent int64) (Cut, error) {
 	each := arch.KVBytesPerToken(cfg)
 	switch {
@@ -58,7 +61,7 @@ func CutExtent(cfg arch.Config, extent int64) (Cut, error) {
 		return Cut{}, &CutError{each, extent}
 	}
 	c := Cut{PerExtent: 1}
-	for extent/int64(2*c.PerExtent)/each >= blockTokens {
+	for c.PerExtent < mostBlocks && extent/int64(2*c.PerExtent)/each >= blockTokens {
 		c.PerExtent *= 2
 	}
 	c.BlockTokens = int(extent / int64(c.PerExtent) / each)

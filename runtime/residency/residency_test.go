@@ -291,6 +291,7 @@ func TestCut(t *testing.T) {
 		"all of two MiB":       {16, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 16}, 1024},            // 128 KiB
 		"fewer than sixteen":   {32, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 8}, 2048},             // 256 KiB
 		"exactly one position": {16, 512, 64 << 10, worker.Context{MaxTokens: 10, Sequences: 1}, Cut{1, 1}, 10},                 // 64 KiB
+		"not endless blocks":   {1, 2, 2 << 20, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 512}, 1},                // 8 KiB a block
 		"many blocks":          {1, 2, 64 << 10, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 16}, 1},                // 16 bytes
 		"endless":              {1, 2, 64 << 10, worker.Context{MaxTokens: 1 << 62, Sequences: 1 << 62}, Cut{256, 16}, 1 << 55}, // stops at the largest number
 	} {
