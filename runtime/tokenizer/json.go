@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 )
 
@@ -45,9 +46,9 @@ type addedToken struct {
 type addedTokens []addedToken
 
 func (a *addedTokens) UnmarshalJSON(text []byte) error {
-	return eachElement(text, func(dec *json.Decoder) error {
+	return eachElement(text, func(s *scanner) error {
 		var one addedToken
-		if err := dec.Decode(&one); err != nil {
+		if err := json.Unmarshal(s.raw(), &one); err != nil {
 			return err
 		}
 		if len(*a) == maxSpecials {
@@ -63,7 +64,7 @@ func (a *addedTokens) UnmarshalJSON(text []byte) error {
 // never more than numbers; what is wrong with them is told when it is their turn.
 type jsonModel struct {
 	modelHead
-	vocab vocab
+	vocab map[string]int32
 	pairs pairs
 	wrong error // with merges
 }
@@ -81,93 +82,87 @@ type modelHead struct {
 }
 
 func (m *jsonModel) UnmarshalJSON(text []byte) error {
-	m.Type = typeOf(text)
-	if m.Type == "none" { // old files do not say
-		m.Type = oldType(text)
+	if bytes.Equal(text, []byte("null")) {
+		return nil
+	}
+	var vocab, merges []byte
+	head := []byte{'{'} // all else, which is small
+	err := eachMember(text, func(name string, s *scanner) error {
+		switch value := s.raw(); name {
+		case "vocab":
+			vocab = value
+		case "merges":
+			merges = value
+		default:
+			if len(head) > 1 {
+				head = append(head, ',')
+			}
+			quoted, err := json.Marshal(name)
+			if err != nil {
+				return err
+			}
+			head = append(append(append(head, quoted...), ':'), value...)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	if err := json.Unmarshal(append(head, '}'), &m.modelHead); err != nil {
+		return err
+	}
+	if m.Type == "" && vocab != nil && merges != nil { // old files do not say
+		m.Type = "BPE"
 	}
 	if m.Type != "BPE" && m.Type != "WordPiece" {
 		return nil // refused when it is its turn
 	}
-	kind := m.Type
-	head := struct {
-		*modelHead
-		Vocab *vocab `json:"vocab"`
-	}{&m.modelHead, &m.vocab}
-	if err := json.Unmarshal(text, &head); err != nil {
-		return err
+	if err := m.readVocab(vocab); err != nil {
+		return fmt.Errorf("model.vocab: %w", err)
 	}
-	if m.Type = kind; kind != "BPE" {
+	if m.Type == "BPE" && merges != nil {
+		m.wrong = m.readMerges(merges)
+	}
+	return nil
+}
+
+// readVocab reads tokens and ids. Whether the ids make sense is seen later.
+func (m *jsonModel) readVocab(text []byte) error {
+	m.vocab = make(map[string]int32, min(len(text)/16, maxVocabulary))
+	if text == nil {
 		return nil
 	}
-	merges := struct { // once the vocabulary is there
-		Merges *mergeList `json:"merges"`
-	}{&mergeList{of: m}}
-	return json.Unmarshal(text, &merges)
-}
-
-// oldType is the type of a model that does not say: one with merges is a BPE.
-func oldType(text []byte) string {
-	var has struct {
-		Merges *skipped `json:"merges"`
-		Vocab  *skipped `json:"vocab"`
-	}
-	if json.Unmarshal(text, &has) != nil || has.Merges == nil || has.Vocab == nil {
-		return "none"
-	}
-	return "BPE"
-}
-
-// skipped is there, whatever it is.
-type skipped struct{}
-
-func (*skipped) UnmarshalJSON([]byte) error { return nil }
-
-// vocab is tokens and ids. Whether the ids make sense is seen later.
-type vocab map[string]int32
-
-func (v *vocab) UnmarshalJSON(text []byte) error {
-	*v = vocab{}
-	return eachElement(text, func(dec *json.Decoder) error {
-		name, err := dec.Token()
+	return eachMember(text, func(token string, s *scanner) error {
+		raw := s.raw()
+		id, err := strconv.ParseInt(string(raw), 10, 32)
 		if err != nil {
-			return err
+			return fmt.Errorf("%.100q has id %.100s", token, raw)
 		}
-		token, ok := name.(string)
-		if !ok {
-			return errors.New("model.vocab: not an object")
+		if _, twice := m.vocab[token]; twice {
+			return fmt.Errorf("%.100q is there twice", token)
 		}
-		var id int32
-		if err := dec.Decode(&id); err != nil {
-			return fmt.Errorf("model.vocab: %.100q: %w", token, err)
+		if len(m.vocab) == maxVocabulary {
+			return fmt.Errorf("more than %d tokens", maxVocabulary)
 		}
-		if _, twice := (*v)[token]; twice {
-			return fmt.Errorf("model.vocab: %.100q is there twice", token)
-		}
-		if len(*v) == maxVocabulary {
-			return fmt.Errorf("model.vocab: more than %d tokens", maxVocabulary)
-		}
-		(*v)[token] = id
+		m.vocab[token] = int32(id)
 		return nil
 	})
 }
 
-// mergeList reads pairs in the order of their ranks.
-type mergeList struct{ of *jsonModel }
-
-func (l *mergeList) UnmarshalJSON(text []byte) error {
-	m := l.of
+// readMerges reads pairs in the order of their ranks.
+func (m *jsonModel) readMerges(text []byte) error {
 	m.pairs = newPairs(len(m.vocab))
-	var buf []byte
+	var joined []byte
 	rank := int32(0)
-	m.wrong = eachElement(text, func(dec *json.Decoder) error {
-		left, right, err := mergePair(dec)
+	return eachElement(text, func(s *scanner) error {
+		left, right, err := mergePair(s)
 		if err != nil {
 			return err
 		}
 		a, okA := m.vocab[left]
 		b, okB := m.vocab[right]
-		buf = append(append(buf[:0], left...), strings.TrimPrefix(right, m.Prefix)...)
-		id, ok := m.vocab[string(buf)]
+		joined = append(append(joined[:0], left...), strings.TrimPrefix(right, m.Prefix)...)
+		id, ok := m.vocab[string(joined)]
 		if !okA || !okB || !ok {
 			return fmt.Errorf("merge %d, of %.100q and %.100q, is not of tokens in the vocabulary", rank, left, right)
 		}
@@ -178,59 +173,36 @@ func (l *mergeList) UnmarshalJSON(text []byte) error {
 		rank++
 		return nil
 	})
-	return nil
 }
 
 // mergePair reads "a b" or, as newer versions write it, ["a", "b"].
-func mergePair(dec *json.Decoder) (left, right string, err error) {
-	t, err := dec.Token()
-	if err != nil {
-		return "", "", err
-	}
-	if line, ok := t.(string); ok {
-		left, right, ok = strings.Cut(line, " ")
+func mergePair(s *scanner) (left, right string, err error) {
+	if s.next() != '[' {
+		line, err := s.string()
+		if err != nil {
+			return "", "", errors.New("a merge that is no text")
+		}
+		left, right, ok := strings.Cut(line, " ")
 		if !ok || strings.Contains(right, " ") {
 			return "", "", fmt.Errorf("a merge of %d parts", 1+strings.Count(line, " "))
 		}
 		return left, right, nil
 	}
-	if t != json.Delim('[') {
-		return "", "", errors.New("a merge that is no text")
-	}
 	var parts [2]string
-	for i := 0; dec.More() || i < 2; i++ {
-		t, err := dec.Token()
-		if err != nil {
-			return "", "", err
+	n := 0
+	err = eachElement(s.raw(), func(s *scanner) error {
+		text, err := s.string()
+		if err != nil || n == 2 {
+			return errors.New("a merge that is not of two texts")
 		}
-		text, ok := t.(string)
-		if !ok || i == 2 {
-			return "", "", errors.New("a merge that is not of two texts")
-		}
-		parts[i] = text
-	}
-	_, err = dec.Token()
-	return parts[0], parts[1], err
-}
-
-// eachElement calls f at each element of a JSON array, or member of an object,
-// which f must read. Null has none.
-func eachElement(text []byte, f func(dec *json.Decoder) error) error {
-	dec := json.NewDecoder(bytes.NewReader(text))
-	switch t, err := dec.Token(); {
-	case err != nil:
-		return err
-	case t == nil:
+		parts[n] = text
+		n++
 		return nil
-	case t != json.Delim('[') && t != json.Delim('{'):
-		return fmt.Errorf("%.100v where a list is wanted", t)
+	})
+	if err == nil && n < 2 {
+		err = errors.New("a merge that is not of two texts")
 	}
-	for dec.More() {
-		if err := f(dec); err != nil {
-			return err
-		}
-	}
-	return nil
+	return parts[0], parts[1], err
 }
 
 // ParseJSON reads a tokenizer.json, Hugging Face's format. Errors name the
