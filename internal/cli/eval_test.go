@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,6 +28,7 @@ func TestEvalCommand(t *testing.T) {
 		{reference, 2, "--text"},
 		{text, 2, "--reference"},
 		{reference + " --text nowhere", 1, "nowhere"},
+		{reference + " --text /dev/zero", 1, "more than 64 MiB"},
 		{"--reference nowhere" + text, 1, "nowhere"},
 		{reference + text + " another", 2, "accepts 1 arg"},
 	} {
@@ -54,7 +56,11 @@ func TestEvalCommand(t *testing.T) {
 }
 
 func TestSynthCommand(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "m.gguf")
+	dir := t.TempDir()
+	out, device := filepath.Join(dir, "m.gguf"), filepath.Join(dir, "device.gguf")
+	if err := os.Symlink("/dev/full", device); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args string
 		code int
@@ -62,6 +68,7 @@ func TestSynthCommand(t *testing.T) {
 	}{
 		{"stories15m --quant q4_0 --json --out " + out, 0, `"parameters":15191712`},
 		{"stories15m --out " + filepath.Join(out, "m.gguf"), 1, "not a directory"},
+		{"stories15m --out " + device, 1, "only files are replaced"},
 		{"stories15m", 2, "--out"},
 		{"stories15m --out m.bin", 2, ".gguf"},
 		{"zeppelin --out " + out, 2, "tinyllama-1.1b"},

@@ -8,11 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"text/tabwriter"
 	"time"
 
+	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/batching"
@@ -37,6 +37,9 @@ type Result struct {
 
 // blockTokens is how many positions a KV block has. The number changes nothing.
 const blockTokens = 16
+
+// maxText bounds the text, in bytes.
+const maxText = 64 << 20
 
 // Run compares the model at path with the reference and writes the result to stdout, progress to stderr.
 func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
@@ -66,9 +69,9 @@ func Run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 
 func run(ctx context.Context, stderr io.Writer, path string, o Options) (Result, error) {
 	start := time.Now()
-	text, err := os.ReadFile(o.Text)
+	text, err := file.Read(ctx, o.Text, maxText)
 	if err != nil {
-		return Result{}, fmt.Errorf("read the text: %w", err)
+		return Result{}, err
 	}
 	m, err := open(path)
 	if err != nil {

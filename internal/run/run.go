@@ -64,6 +64,11 @@ func (interrupted) Error() string { return "interrupted" }
 func (interrupted) Unwrap() error { return context.Canceled }
 
 func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) error {
+	logits, err := createLogits(o.Logits)
+	if err != nil {
+		return err
+	}
+	defer logits.discard()
 	start := time.Now()
 	open := model.Open
 	if o.IDs != nil {
@@ -85,12 +90,6 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err != nil {
 		return err
 	}
-	logits, err := createLogits(o.Logits)
-	if err != nil {
-		return err
-	}
-	defer logits.discard()
-
 	device := cpu.New("cpu-0", cpu.Options{})
 	defer device.Close()
 	limits := backend.Limits{

@@ -290,7 +290,8 @@ func TestFailures(t *testing.T) {
 		"token beyond":           {path, run.Options{IDs: []int32{1, 512}, MaxTokens: 1}, "512"},
 		"prompt beyond context":  {path, run.Options{IDs: make([]int32, 513), MaxTokens: 1}, "shorten"},
 		"no room for a token":    {path, run.Options{IDs: make([]int32, 512), MaxTokens: 1}, "shorten"},
-		"logits to nowhere":      {path, run.Options{IDs: []int32{1}, Logits: filepath.Join(folder, "a", "b")}, "write logits"},
+		"logits to nowhere":      {path, run.Options{IDs: []int32{1}, Logits: filepath.Join(folder, "a", "b")}, "make it first"},
+		"logits before all else": {filepath.Join(folder, "nowhere"), run.Options{IDs: []int32{1}, Logits: "/dev/full"}, "only files are replaced"},
 		"logits of a bad prompt": {path, run.Options{IDs: []int32{600}, Logits: filepath.Join(folder, "l")}, "600"},
 	} {
 		err := run.Run(context.Background(), io.Discard, io.Discard, c.path, c.o)

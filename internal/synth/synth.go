@@ -12,12 +12,11 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
 
+	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/runtime/quantize"
 	"github.com/estiba/estiba/runtime/tensor"
 	"github.com/estiba/estiba/runtime/weights"
@@ -52,7 +51,7 @@ func Run(ctx context.Context, stdout, stderr io.Writer, shape string, o Options)
 		if ctx.Err() != nil {
 			return errors.New("interrupted; nothing was written")
 		}
-		return fmt.Errorf("write %s: %w", o.Out, err)
+		return err
 	}
 	if o.JSON {
 		return json.NewEncoder(stdout).Encode(result)
@@ -81,25 +80,18 @@ func Write(ctx context.Context, progress io.Writer, name string, s Shape, o Opti
 		result.Formats[info.Stored] += info.Size
 	}
 
-	f, err := os.CreateTemp(filepath.Dir(o.Out), "."+filepath.Base(o.Out)+".*")
+	f, err := file.Create(o.Out)
 	if err != nil {
 		return Result{}, err
 	}
-	defer os.Remove(f.Name()) // unless it was renamed
-	defer f.Close()
+	defer f.Discard()
 	w := &writer{ctx: ctx, out: f, progress: progress, total: result.Bytes, told: start}
 	w.write(header)
 	for i, p := range parts {
 		w.part(p, infos[i], s, o.Seed)
 	}
 	if w.err == nil {
-		w.err = f.Chmod(0o644)
-	}
-	if w.err == nil {
-		w.err = f.Close()
-	}
-	if w.err == nil {
-		w.err = os.Rename(f.Name(), o.Out)
+		w.err = f.Commit()
 	}
 	result.Seconds = time.Since(start).Seconds()
 	return result, w.err

@@ -1,0 +1,182 @@
+// Package file does with a user's files what commands need: it reads them within a
+// bound, and replaces them whole. Start with Read and Create.
+package file
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Read gives the content of a file, pipe or device that has at most most bytes. It
+// ends with ctx, even while a pipe has no writer. Errors name the path.
+func Read(ctx context.Context, path string, most int64) ([]byte, error) {
+	type result struct {
+		text []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		text, err := read(path, most)
+		done <- result{text, err}
+	}()
+	select {
+	case r := <-done:
+		return r.text, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read %s: %w", path, ctx.Err())
+	}
+}
+
+func read(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, cause(err))
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, cause(err))
+	}
+	if int64(len(text)) > most {
+		return nil, fmt.Errorf("read %s: it has more than %d MiB, which are the most that are read", path, most>>20)
+	}
+	return text, nil
+}
+
+// cause is err without the call and the path, which the caller says.
+func cause(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// Replacement is a file in the making. It takes the place of another, or of none,
+// once it is whole.
+type Replacement struct {
+	f    *os.File
+	path string      // the file itself, not a link to it
+	old  fs.FileInfo // nil: there was none
+}
+
+// Create begins a file at path, and finds out before the work whether it can be
+// there: a folder, device or pipe is never replaced. Behind a link it is the file
+// that is replaced, not the link.
+func Create(path string) (*Replacement, error) {
+	r, err := create(path)
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", path, cause(err))
+	}
+	return r, nil
+}
+
+func create(path string) (*Replacement, error) {
+	if path == "" || strings.HasSuffix(path, string(filepath.Separator)) {
+		return nil, errors.New("it is a folder: give the name of a file")
+	}
+	old, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		old = nil
+		if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no folder %s: make it first", filepath.Dir(path))
+		}
+	case err != nil:
+		return nil, err
+	case old.IsDir():
+		return nil, errors.New("it is a folder: give the name of a file")
+	case !old.Mode().IsRegular():
+		return nil, errors.New("it is a device or a pipe, and only files are replaced: give the name of a file")
+	}
+	if path, err = behindLinks(path); err != nil {
+		return nil, err
+	}
+	mode := fs.FileMode(0o666) // less the umask
+	if old != nil {
+		mode = old.Mode().Perm()
+		f, err := os.OpenFile(path, os.O_WRONLY, 0) // a file that may not be written is not replaced either
+		if err != nil {
+			return nil, err
+		}
+		f.Close()
+	}
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8]), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if err != nil {
+		return nil, err
+	}
+	return &Replacement{f, path, old}, nil
+}
+
+// behindLinks is where path leads, though there may be no file yet.
+func behindLinks(path string) (string, error) {
+	for range 40 {
+		folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("there is no folder %s: make it first", filepath.Dir(path))
+		}
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(folder, filepath.Base(path))
+		to, err := os.Readlink(path)
+		if err != nil {
+			return path, nil // no link
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(folder, to)
+		}
+		path = to
+	}
+	return "", syscall.ELOOP
+}
+
+// Write adds to the file.
+func (r *Replacement) Write(b []byte) (int, error) {
+	n, err := r.f.Write(b)
+	if err != nil {
+		err = fmt.Errorf("write %s: %w", r.path, cause(err))
+	}
+	return n, err
+}
+
+// Commit makes the file what path gives, with the mode of the one before it.
+func (r *Replacement) Commit() error {
+	err := r.keep()
+	if e := r.f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(r.f.Name(), r.path)
+	}
+	if err != nil {
+		os.Remove(r.f.Name())
+		return fmt.Errorf("write %s: %w", r.path, cause(err))
+	}
+	return nil
+}
+
+// keep gives the file what the one before it had.
+func (r *Replacement) keep() error {
+	if r.old == nil {
+		return nil
+	}
+	if s, ok := r.old.Sys().(*syscall.Stat_t); ok {
+		_ = r.f.Chown(int(s.Uid), int(s.Gid)) // as far as this user may
+	}
+	return r.f.Chmod(r.old.Mode().Perm())
+}
+
+// Discard removes what has been written. After Commit it does nothing.
+func (r *Replacement) Discard() {
+	if r.f.Close() == nil {
+		os.Remove(r.f.Name())
+	}
+}
