@@ -2,15 +2,12 @@ package backendtest
 
 import (
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/graph"
-	"github.com/estiba/estiba/runtime/quantize"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -83,36 +80,5 @@ func parts(t *testing.T, b backend.Backend, d tensor.DType) {
 	_, err = b.Compile(t.Context(), g, w, backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1})
 	if err == nil || !strings.Contains(err.Error(), "table") || !strings.Contains(err.Error(), d.String()) {
 		t.Errorf("part of a block: %v", err)
-	}
-}
-
-// Stored gives a graph random weights as GGUF files have them: matrices in a format,
-// if their rows are whole blocks of it, and the rest in float32. They start
-// at odd addresses.
-func Stored(g *graph.Graph, d tensor.DType, seed uint64) backend.Weights {
-	r := rand.New(rand.NewPCG(seed, 8))
-	all := map[string]tensor.Tensor{}
-	for _, w := range g.Weights {
-		n, _ := w.Shape.Elements()
-		row := w.Shape[len(w.Shape)-1]
-		format, scale, shift := d, 1.5/math.Sqrt(float64(row)), 0.0
-		if len(w.Shape) == 1 {
-			scale, shift = 0.2, 1
-		}
-		if len(w.Shape) == 1 || row%d.Block() != 0 {
-			format = tensor.F32
-		}
-		x := make([]float32, n)
-		for i := range x {
-			x[i] = float32(r.NormFloat64()*scale + shift)
-		}
-		all[w.Name] = tensor.Tensor{Name: w.Name, DType: format, Shape: w.Shape, Data: quantize.Append(make([]byte, 1), format, x)[1:]}
-	}
-	return func(name string) (tensor.Tensor, error) {
-		t, ok := all[name]
-		if !ok {
-			return t, fmt.Errorf("no weight %q", name)
-		}
-		return t, nil
 	}
 }

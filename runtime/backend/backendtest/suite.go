@@ -2,7 +2,6 @@ package backendtest
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -72,52 +71,6 @@ func init() {
 		c.Vocabulary, c.MaxPositions, c.NormEps, c.RopeTheta, c.BOS = 29, 512, 1e-5, 500, -1
 		shapes[name] = c
 	}
-}
-
-// Random gives a graph weights of a format by a seed. They start at odd
-// addresses, as in a file.
-func Random(g *graph.Graph, d tensor.DType, seed uint64) backend.Weights {
-	r := rand.New(rand.NewPCG(seed, 7))
-	all := map[string]tensor.Tensor{}
-	for _, w := range g.Weights {
-		n, _ := w.Shape.Elements()
-		scale := 1.5 / math.Sqrt(float64(w.Shape[len(w.Shape)-1]))
-		shift := 0.0
-		if len(w.Shape) == 1 {
-			scale, shift = 0.2, 1
-		}
-		data := make([]byte, 1, 1+d.Bytes(n))
-		for range n {
-			data = appendNumber(data, d, r.NormFloat64()*scale+shift)
-		}
-		all[w.Name] = tensor.Tensor{Name: w.Name, DType: d, Shape: w.Shape, Data: data[1:]}
-	}
-	return func(name string) (tensor.Tensor, error) {
-		t, ok := all[name]
-		if !ok {
-			return t, fmt.Errorf("no weight %q", name)
-		}
-		return t, nil
-	}
-}
-
-// appendNumber rounds towards zero, which random weights do not mind.
-func appendNumber(data []byte, d tensor.DType, x float64) []byte {
-	bits := math.Float32bits(float32(x))
-	switch d {
-	case tensor.F16:
-		sign, exponent, fraction := uint16(bits>>16&0x8000), int(bits>>23&0xff)-127+15, uint16(bits>>13&0x3ff)
-		switch {
-		case exponent <= 0: // subnormal: units of 2^-24
-			return binary.LittleEndian.AppendUint16(data, sign|uint16(math.Abs(x)*(1<<24)))
-		case exponent >= 31:
-			exponent, fraction = 30, 0x3ff
-		}
-		return binary.LittleEndian.AppendUint16(data, sign|uint16(exponent)<<10|fraction)
-	case tensor.BF16:
-		return binary.LittleEndian.AppendUint16(data, uint16(bits>>16))
-	}
-	return binary.LittleEndian.AppendUint32(data, bits)
 }
 
 // ops puts each kind between an embedding and the result, and compares with the reference.
