@@ -69,9 +69,11 @@ func (j *journal) write(e entry) error {
 	if err != nil || bytes.Equal(text, j.last) {
 		return err
 	}
+	if _, err := j.file.WriteAt(append(text, '\n'), 0); err != nil { // what was longer is behind the end of the value
+		return err
+	}
 	j.last = text
-	_, err = j.file.WriteAt(append(text, '\n'), 0) // what was longer is behind the end of the value
-	return err
+	return nil
 }
 
 // openJournal opens the worker's journal, if it has one.

@@ -86,3 +86,27 @@ func TestJournalOfAnotherKind(t *testing.T) {
 		}
 	}
 }
+
+// A note that could not be written is written the next time.
+func TestJournalAfterAFullDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "at-work.json")
+	j, _, err := openJournal(path, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := entry{Instance: "i"}
+	j.file.Close()
+	if err := j.write(e); err == nil {
+		t.Error("written to a closed file")
+	}
+	if j.file, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer j.file.Close()
+	if err := j.write(e); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || len(text) == 0 {
+		t.Errorf("%q, %v", text, err)
+	}
+}
