@@ -212,7 +212,7 @@ func (t *text) repeat(logprobs []sampling.Token) {
 func (t *text) end(out string, stopped bool, why batching.Finish) piece {
 	deltas, enough := t.split(out)
 	if t.calls != nil && !enough {
-		deltas, enough = t.take(deltas, t.calls.Flush())
+		deltas, enough = t.take(deltas, t.rest(stopped || why != batching.FinishStop))
 	}
 	switch {
 	case enough || t.called && (stopped || why == batching.FinishStop):
@@ -221,6 +221,14 @@ func (t *text) end(out string, stopped bool, why batching.Finish) piece {
 		why = batching.FinishStop
 	}
 	return t.say(deltas, string(why))
+}
+
+// rest is what the parser of calls still holds.
+func (t *text) rest(cut bool) []toolcall.Delta {
+	if cut {
+		return t.calls.Cut()
+	}
+	return t.calls.Flush()
 }
 
 // say is a piece with the tokens that belong to it.

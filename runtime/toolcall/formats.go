@@ -303,7 +303,7 @@ func (p *Parser) message(head, _ string) step {
 		return (*Parser).lastPart
 	}
 	p.release(p.mark)
-	p.reasoning = word("<|channel|>") == "analysis"
+	p.reasoning, p.opened = word("<|channel|>") == "analysis", false
 	p.start, p.mark = p.pos+1, p.pos+1
 	return (*Parser).content
 }

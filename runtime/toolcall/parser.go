@@ -20,12 +20,15 @@ type Parser struct {
 	mark  int    // of what may be a marker, or began a call
 	state step
 
-	calls     int  // begun
-	running   bool // a call has begun, and its arguments are not complete
-	after     bool // nothing but white space since a call
-	said      bool // there was content
-	reasoning bool // content is reasoning now
-	list      bool // calls come as elements of a list
+	calls     int    // begun
+	running   bool   // a call has begun, and its arguments are not complete
+	opened    bool   // within what certainly began a call: no text looks so
+	after     bool   // nothing but white space since a call
+	said      bool   // there was content
+	beside    bool   // white space in front of the call is the text's, not the format's
+	gap       []byte // white space around calls since the last content, which goes in front of the next
+	reasoning bool   // content is reasoning now
+	list      bool   // calls come as elements of a list
 
 	name    string // of the call
 	named   bool
@@ -97,11 +100,16 @@ func (p *Parser) Push(text string) []Delta {
 	return p.out
 }
 
-// Flush ends the answer: what was held back is content after all.
-func (p *Parser) Flush() []Delta {
+// Flush ends an answer that came to its own end: what was held back is content after all.
+func (p *Parser) Flush() []Delta { return p.flush(p.format.style == harmony) } // whose markers are never text
+
+// Cut ends an answer that was cut off: what began a call, and had no name or arguments yet, is left out.
+func (p *Parser) Cut() []Delta { return p.flush(true) }
+
+func (p *Parser) flush(cut bool) []Delta {
 	p.out = p.out[:0]
 	for !p.running && p.start < len(p.text) {
-		if p.after && p.closes(strings.TrimSpace(string(p.text[p.start:]))) {
+		if cut && p.opened || p.after && p.closes(strings.TrimSpace(string(p.text[p.start:]))) {
 			break
 		}
 		p.fail()
@@ -140,7 +148,7 @@ func (p *Parser) fail() {
 	if !p.running {
 		p.release(min(p.mark+1, len(p.text)))
 	}
-	p.running, p.list = false, false
+	p.running, p.list, p.opened = false, false, false
 	p.pos, p.mark = p.start, p.start
 	p.state = (*Parser).content
 }
@@ -150,17 +158,27 @@ func (p *Parser) release(end int) {
 	s := string(p.text[p.start:end])
 	p.start = end
 	if p.after {
-		s = strings.TrimLeft(s, " \n\t\r")
+		text := strings.TrimLeft(s, " \n\t\r")
+		p.space(s[:len(s)-len(text)])
+		s = text
 	}
 	if s == "" {
 		return
 	}
-	p.after, p.said = false, true
+	s = string(p.gap) + s
+	p.gap, p.after, p.said = p.gap[:0], false, true
 	kind := ofContent
 	if p.reasoning {
 		kind = ofReasoning
 	}
 	p.give(kind, s)
+}
+
+// space keeps white space beside calls, in case more content comes.
+func (p *Parser) space(s string) {
+	if p.said && len(p.gap)+len(s) <= maxHeld {
+		p.gap = append(p.gap, s...)
+	}
 }
 
 // give collects what is of one kind.
@@ -192,6 +210,10 @@ func (p *Parser) settle() {
 // begin gives out the name of a call. What was held is spent.
 func (p *Parser) begin() {
 	p.settle()
+	if p.beside {
+		p.space(string(p.text[p.start:p.mark]))
+		p.beside = false
+	}
 	p.out = append(p.out, Delta{Index: p.calls, ID: p.format.id(p.random), Name: p.name})
 	p.calls++
 	p.running, p.after = true, false
@@ -202,7 +224,7 @@ func (p *Parser) argue(s string) { p.give(ofArguments, s) }
 
 // end is the step after a call's last byte.
 func (p *Parser) end() step {
-	p.running, p.after = false, true
+	p.running, p.after, p.opened = false, true, p.list
 	p.start, p.mark = p.pos+1, p.pos+1
 	if p.list {
 		return (*Parser).nextElement
@@ -276,9 +298,12 @@ func (p *Parser) content(c byte) step {
 		}
 		if m.then != nil {
 			p.reset()
+			p.opened, p.beside = m.when != inFront, m.when == anywhere
 			return m.then
 		}
-		p.release(p.mark)
+		if m.when == anywhere {
+			p.release(p.mark)
+		}
 		p.reasoning = false
 		p.start, p.mark = p.pos+1, p.pos+1
 		return (*Parser).content

@@ -78,7 +78,8 @@ var cases = map[string]struct {
 	"one call":                         {"hermes", "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>", answer{Calls: []string{`weather {"city": "Oslo"}`}}},
 	"text before, space between":       {"hermes", "Let me see.\n\n<tool_call>{\"name\":\"now\",\"arguments\":{}}</tool_call>\n", answer{Content: "Let me see.", Calls: []string{`now {}`}}},
 	"two calls":                        {"hermes", "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"days\": -1.5e3}}\n</tool_call>", answer{Calls: []string{`now {}`, `weather {"days": -1.5e3}`}}},
-	"text between and after":           {"hermes", "<tool_call>{\"name\":\"now\"}</tool_call> and <tool_call>{\"name\":\"now\"}</tool_call>\ndone ", answer{Content: "anddone ", Calls: []string{`now {}`, `now {}`}}},
+	"text between and after":           {"hermes", "<tool_call>{\"name\":\"now\"}</tool_call> and <tool_call>{\"name\":\"now\"}</tool_call>\ndone ", answer{Content: "and \ndone ", Calls: []string{`now {}`, `now {}`}}},
+	"a call within a line":             {"hermes", "one two <tool_call>{\"name\":\"now\"}\n</tool_call> three\n", answer{Content: "one two  three\n", Calls: []string{`now {}`}}},
 	"no closing tag":                   {"hermes", "<tool_call>{\"name\": \"now\", \"arguments\": {}}", answer{Calls: []string{`now {}`}}},
 	"half a closing tag":               {"hermes", "<tool_call>{\"name\": \"now\", \"arguments\": {}}\n</tool_", answer{Calls: []string{`now {}`}}},
 	"no closing tag, another call":     {"hermes", "<tool_call>{\"name\": \"now\", \"arguments\": {}}<tool_call>{\"name\": \"now\"}", answer{Calls: []string{`now {}`, `now {}`}}},
@@ -174,6 +175,45 @@ func TestCuts(t *testing.T) {
 			}
 			if err := quick.Check(cut, &quick.Config{MaxCount: 20}); err != nil {
 				t.Errorf("%s as %s: %v", name, f, err)
+			}
+		}
+	}
+}
+
+// An answer that was cut off shows nothing of the call that it began, whatever the cut; what may be text stays.
+func TestCutOff(t *testing.T) {
+	for _, c := range []struct{ format, text, want string }{
+		{"hermes", "Well.\n<tool_call>\n<function", "Well."},
+		{"hermes", "<tool_call>", ""},
+		{"hermes", `<tool_call>{"name": "weather", "argu`, ""},
+		{"hermes", `<tool_call>[{"name": "now"}, {"na`, ""},
+		{"hermes", "if a <", "if a <"},
+		{"hermes", "<tool_ca", "<tool_ca"},
+		{"hermes", `<tool_call>{"name": "launch"`, `<tool_call>{"name": "launch"`},
+		{"functions", "Well <tool_call>\n<function=wea", "Well"},
+		{"pairs", "<tool_call>wea", ""},
+		{"llama", "<|python_tag|>{", ""},
+		{"llama", `{"name": "Ad`, `{"name": "Ad`},
+		{"llama", `{"name": "now", "parameters": {}}; {"na`, ""},
+		{"mistral", `Wait.[TOOL_CALLS][{"name"`, "Wait."},
+		{"mistral named", "[TOOL_CALLS]wea", ""},
+		{"deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>wea", ""},
+		{"harmony", "<|channel|>final<|message|>Yes.<|end|><|start|>assistant<|chan", "Yes."},
+		{"list", "<|tool_call|>[", ""},
+	} {
+		for _, pieces := range [][]string{{c.text}, strings.Split(c.text, "")} {
+			p := formats[c.format].Parser(tools, func() uint64 { return 1 })
+			var got string
+			for _, s := range pieces {
+				for _, d := range p.Push(s) {
+					got += d.Content
+				}
+			}
+			for _, d := range p.Cut() {
+				got += d.Content
+			}
+			if got != c.want {
+				t.Errorf("%s: %q has the content %q, not %q", c.format, c.text, got, c.want)
 			}
 		}
 	}

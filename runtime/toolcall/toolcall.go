@@ -5,7 +5,8 @@
 //
 // Everything is decided byte by byte, so that an answer gives the same calls however it is cut
 // into pieces. What is not a call of a tool that was offered is content, unchanged: unknown
-// names, broken JSON, markers alone. White space around a call belongs to the format.
+// names, broken JSON, markers alone. White space around a call belongs to the format, unless
+// there is text on both sides of it.
 package toolcall
 
 import (
