@@ -33,7 +33,8 @@ const maxCalls = 16
 
 // Constraint is what answers may be: calls of tools whose arguments are valid under their
 // schemas, where c asks for calls; text and calls, valid for strict tools, where c leaves it to the
-// model; nil where it is free. Errors name the tool, and are what a client has to mend.
+// model; nil where it is free. A tool that is not strict and whose schema cannot be kept takes any
+// arguments. Errors name the tool, and are what a client has to mend.
 func (f Format) Constraint(tools []Tool, c Choice) (*grammar.Grammar, error) {
 	if c.Mode == None || c.Mode == Auto && !slices.ContainsFunc(tools, func(t Tool) bool { return t.Strict }) {
 		return nil, nil
@@ -45,6 +46,9 @@ func (f Format) Constraint(tools []Tool, c Choice) (*grammar.Grammar, error) {
 			continue
 		}
 		g, err := f.call(t, c.Mode != Auto || t.Strict, w)
+		if err != nil && !t.Strict {
+			g, err = f.call(t, false, w)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("tool %q: %w", t.Name, err)
 		}
@@ -116,9 +120,22 @@ func (f Format) calls(one *grammar.Grammar, most int) *grammar.Grammar {
 		}
 		return grammar.Concat(token("<｜tool▁calls▁begin｜>"), several(separator), token("<｜tool▁calls▁end｜>"))
 	case harmony: // a call ends the turn
-		return grammar.Concat(grammar.Optional(grammar.Concat(harmonyText("analysis"), token("<|end|>"), token("<|start|>"), text("assistant"))), one)
+		return grammar.Concat(harmonyThought(), one)
 	}
 	return several("\n")
+}
+
+// Answer is a whole answer whose text is one of a grammar's.
+func (f Format) Answer(text *grammar.Grammar) *grammar.Grammar {
+	if f.style != harmony {
+		return text
+	}
+	return grammar.Concat(harmonyThought(), token("<|channel|>"), grammar.Literal("final"), token(harmonyMessage), text)
+}
+
+// harmonyThought is what may come before the message that matters.
+func harmonyThought() *grammar.Grammar {
+	return grammar.Optional(grammar.Concat(harmonyText("analysis"), token("<|end|>"), token("<|start|>"), text("assistant")))
 }
 
 func harmonyText(channel string) *grammar.Grammar {

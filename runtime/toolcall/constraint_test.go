@@ -250,14 +250,14 @@ func TestStrict(t *testing.T) {
 
 func TestConstraintRefuses(t *testing.T) {
 	one := func(schema string) []Tool {
-		return []Tool{{Name: "a", Parameters: json.RawMessage(schema)}}
+		return []Tool{{Name: "a", Parameters: json.RawMessage(schema), Strict: true}}
 	}
 	for name, c := range map[string]struct {
 		tools  []Tool
 		choice Choice
 		says   string // "": no error; "nil": and no constraint
 	}{
-		"auto":            {one(`{}`), Choice{}, "nil"},
+		"auto":            {[]Tool{{Name: "a"}}, Choice{}, "nil"},
 		"none":            {one(`{}`), Choice{Mode: None}, "nil"},
 		"no such tool":    {one(`{}`), Choice{Mode: Named, Name: "b"}, `tool "b" is not among the tools`},
 		"no tools":        {nil, Choice{Mode: Required}, "there are no tools"},
@@ -375,5 +375,47 @@ func BenchmarkConstraint(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Tools that are not strict can be called though their schemas cannot be kept.
+func TestLooseTools(t *testing.T) {
+	loose := Tool{Name: "weather", Parameters: json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"},"days":{"type":"array","uniqueItems":true}},"required":["city"]}`)}
+	for name, f := range formats {
+		v, text, end := vocabulary(f, true)
+		r := rand.New(rand.NewPCG(3, 4))
+		g, err := f.Constraint([]Tool{loose}, Choice{Mode: Required})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for range 5 {
+			s := walk(t, g, v, text, end, r, "")
+			if calls, content := parse(f, []Tool{loose}, s); len(calls) != 1 || content != "" {
+				t.Errorf("%s: %q has the calls %v and the content %q", name, s, calls, content)
+			}
+		}
+		loose := loose
+		loose.Strict = true
+		if _, err := f.Constraint([]Tool{loose}, Choice{Mode: Required}); err == nil || !strings.Contains(err.Error(), "uniqueItems") {
+			t.Errorf("%s, strict: %v", name, err)
+		}
+	}
+}
+
+// A structured answer has its text where the format has it.
+func TestAnswer(t *testing.T) {
+	content, err := grammar.Choice([]string{"yes", "no"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range formats {
+		v, text, end := vocabulary(f, true)
+		r := rand.New(rand.NewPCG(5, 6))
+		for range 10 {
+			s := walk(t, f.Answer(content), v, text, end, r, "")
+			if calls, got := parse(f, nil, s); len(calls) != 0 || got != "yes" && got != "no" {
+				t.Errorf("%s: %q has the content %q", name, s, got)
+			}
+		}
 	}
 }
