@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
@@ -64,14 +65,33 @@ type model interface {
 }
 
 // Open reads the tokenizer of a checkpoint: of a folder its tokenizer.json, else its
-// tokenizer.model, else its vocab.txt; or what a .gguf file has. Without any it is
-// fs.ErrNotExist.
+// tokenizer.model, else its vocab.txt; one of these; or what a .gguf file has. Any
+// other file stands for its folder. Without any it is fs.ErrNotExist.
 func Open(path string) (*Tokenizer, error) {
-	if strings.EqualFold(filepath.Ext(path), ".gguf") {
+	stat, err := os.Stat(path)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, fmt.Errorf("read %s: %w; give a folder with tokenizer.json, tokenizer.model or vocab.txt, or a .gguf file", path, e.Err)
+	}
+	switch {
+	case stat.IsDir():
+		return openFolder(path, "")
+	case strings.EqualFold(filepath.Ext(path), ".gguf"):
 		return openGGUF(path)
 	}
-	return openFolder(path)
+	dir, name := filepath.Split(path)
+	for _, kind := range kinds {
+		if kind.name == name {
+			return openFolder(filepath.Clean(dir), name)
+		}
+	}
+	return openFolder(filepath.Clean(dir), "")
 }
+
+// kinds are the files that tokenizers come in; the first that is there counts.
+var kinds = []struct {
+	name  string
+	parse func(text, config []byte) (*Tokenizer, error) // nil: ParseJSON
+}{{"tokenizer.json", nil}, {"tokenizer.model", ParseSentencePiece}, {"vocab.txt", ParseBERT}}
 
 func openGGUF(path string) (*Tokenizer, error) {
 	h, err := weights.Read(path)
@@ -88,7 +108,8 @@ func openGGUF(path string) (*Tokenizer, error) {
 	return t, nil
 }
 
-func openFolder(dir string) (*Tokenizer, error) {
+// openFolder reads the file called only, or the first of all kinds.
+func openFolder(dir, only string) (*Tokenizer, error) {
 	read := func(name string, most int64) ([]byte, error) {
 		return weights.ReadSmallFile(filepath.Join(dir, name), most)
 	}
@@ -99,10 +120,10 @@ func openFolder(dir string) (*Tokenizer, error) {
 		}
 		return text, err
 	}
-	for _, kind := range []struct {
-		name  string
-		parse func(text, config []byte) (*Tokenizer, error) // nil: ParseJSON
-	}{{"tokenizer.json", nil}, {"tokenizer.model", ParseSentencePiece}, {"vocab.txt", ParseBERT}} {
+	for _, kind := range kinds {
+		if only != "" && kind.name != only {
+			continue
+		}
 		text, err := read(kind.name, maxFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
