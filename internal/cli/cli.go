@@ -2,6 +2,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,9 +11,12 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Main runs one command line and returns the exit code: 0 for success, 1 for a
@@ -24,9 +28,13 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := rootCommand()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	out := &watched{Writer: stdout}
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = out.err // which nobody returns of a help text
+	}
 	if err == nil {
 		return 0
 	}
@@ -36,6 +44,18 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 2
 	}
 	return 1
+}
+
+// watched remembers a write that failed.
+type watched struct {
+	io.Writer
+	err error
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	w.err = cmp.Or(w.err, err)
+	return n, err
 }
 
 // commands lists every subcommand; a new one is a line here and a file beside this one.
@@ -64,13 +84,15 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q", args[0])}
+				return unknown(cmd, args[0])
 			}
 			return cmd.Help()
 		},
 		Args: cobra.ArbitraryArgs,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SuggestionsMinimumDistance = 2
+	root.SetHelpCommand(helpCommand())
 	for _, command := range commands {
 		root.AddCommand(command())
 	}
@@ -85,7 +107,7 @@ func (e usageError) Unwrap() error { return e.error }
 
 // wrongUsage marks flag and argument errors of a command and all below it.
 func wrongUsage(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
@@ -99,12 +121,89 @@ func wrongUsage(cmd *cobra.Command) {
 	}
 }
 
+// flagError says what a flag takes, instead of how its value is parsed.
+func flagError(err error) error {
+	wrong, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err
+	}
+	want := map[string]string{
+		"int": "a whole number", "uint64": "a whole number of at least 0", "float64": "a number", "bool": "true or false",
+		"duration": "a time such as 30s or 5m",
+	}[wrong.GetFlag().Value.Type()]
+	switch {
+	case want == "":
+		return err
+	case errors.Is(err, strconv.ErrRange):
+		want = "a smaller number"
+	}
+	return fmt.Errorf("--%s %q: give %s", wrong.GetFlag().Name, wrong.GetValue(), want)
+}
+
+// oneModel is for commands that take a model.
+var oneModel = one("MODEL", "a model's folder or a .gguf file")
+
+// one is for commands that take one argument.
+func one(name, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 0:
+			return fmt.Errorf("%s is missing: give %s", name, what)
+		case len(args) > 1:
+			return fmt.Errorf("%q is too much: %s takes one %s", args[1], cmd.CommandPath(), name)
+		case args[0] == "":
+			return fmt.Errorf("%s is empty: give %s", name, what)
+		}
+		return nil
+	}
+}
+
+// none is for commands that take flags only.
+func none(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%q is too much: %s takes flags only", args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+// unknown says which commands there are.
+func unknown(root *cobra.Command, name string) error {
+	if like := root.SuggestionsFor(name); len(like) > 0 {
+		return usageError{fmt.Errorf("unknown command %q: did you mean %s?", name, strings.Join(like, " or "))}
+	}
+	var names []string
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	return usageError{fmt.Errorf("unknown command %q: give one of %s", name, strings.Join(names, ", "))}
+}
+
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show how to use a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 {
+				return unknown(cmd.Root(), rest[0])
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
 func versionCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
-		Args:  cobra.NoArgs,
+		Args:  none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"version": Version(), "go": runtime.Version()})

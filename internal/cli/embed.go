@@ -22,7 +22,7 @@ are pooled is what the model's files say, else the mean for encoders such as BER
 the last token's state for others.`,
 		Example: `  estiba embed ./bge-small --text "Once upon a time" --json
   estiba embed ./bge-small --ids 101,2320,102 --pooling cls`,
-		Args: cobra.ExactArgs(1),
+		Args: oneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, tokens := cmd.Flags().Changed("text"), cmd.Flags().Changed("ids")
 			if text == tokens {

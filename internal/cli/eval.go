@@ -19,7 +19,7 @@ both, the KL divergence of the reference from the model, and how often both have
 same likeliest token. Both models need the same vocabulary. A text that is longer
 than the context is cut into windows, each with the model's begin token in front.`,
 		Example: "  estiba eval stories260K-q4_0.gguf --reference stories260K-f32.gguf --text story.txt",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case o.Reference == "":

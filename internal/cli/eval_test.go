@@ -30,7 +30,7 @@ func TestEvalCommand(t *testing.T) {
 		{reference + " --text nowhere", 1, "nowhere"},
 		{reference + " --text /dev/zero", 1, "more than 64 MiB"},
 		{"--reference nowhere" + text, 1, "nowhere"},
-		{reference + text + " another", 2, "accepts 1 arg"},
+		{reference + text + " another", 2, "too much"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := Main(append([]string{"eval", model}, strings.Fields(c.args)...), nil, &stdout, &stderr)
@@ -73,7 +73,7 @@ func TestSynthCommand(t *testing.T) {
 		{"stories15m --out m.bin", 2, ".gguf"},
 		{"zeppelin --out " + out, 2, "tinyllama-1.1b"},
 		{"stories15m --quant Q2_K --out " + out, 2, "Q4_K"},
-		{"", 2, "accepts 1 arg"},
+		{"", 2, "SHAPE is missing"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := Main(append([]string{"synth"}, strings.Fields(c.args)...), nil, &stdout, &stderr)

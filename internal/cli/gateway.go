@@ -55,7 +55,7 @@ func gatewayCommand() *cobra.Command {
 holds the request while none can take it, and passes the answer on as it comes. It
 only reads from Kubernetes, and goes on serving while the API server is away. Any
 number of gateways may run.`,
-		Args: cobra.NoArgs,
+		Args: none,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", ":8080", "address to listen on")
@@ -72,6 +72,9 @@ number of gateways may run.`,
 		}
 		if o.MaxHeld <= 0 || o.HoldTimeout <= 0 {
 			return usageError{errors.New("--max-held and --hold-timeout must be more than 0")}
+		}
+		if o.drain < 0 {
+			return usageError{fmt.Errorf("--drain is %v: give 0s or more", o.drain)}
 		}
 		o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))
 		if o.Name == "" {

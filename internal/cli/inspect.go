@@ -15,7 +15,7 @@ func inspectCommand() *cobra.Command {
 a device. Only headers are read, and checked as a load would check them.`,
 		Example: `  estiba inspect ./stories260K
   estiba inspect ./stories260K.gguf --json`,
-		Args: cobra.ExactArgs(1),
+		Args: oneModel,
 	}
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/estiba/estiba/internal/fixture"
 )
 
@@ -18,18 +20,19 @@ func TestInspectAndTokenize(t *testing.T) {
 	}{
 		{"inspect " + folder + " --json", "", 0, `"architecture":"llama","parameters":260032,"format":"safetensors"`},
 		{"inspect " + file, "", 0, "Format:          gguf (F16, F32)"},
-		{"inspect", "", 2, "accepts 1 arg"},
+		{"inspect", "", 2, "MODEL is missing: give a model's folder or a .gguf file"},
 		{"inspect nowhere", "", 1, "no such file"},
 		{"inspect " + fixture.Model("stories260K"), "", 1, "name the .gguf file itself"},
 		{"tokenize " + folder + " --jsonl", `{"text": "Once upon a time"}` + "\n" + `{"ids": [1, 403, 407]}`, 0, `{"ids":[1,403,407,261,378]}` + "\n" + `{"text":"<s> Once upon"}` + "\n"},
 		{"tokenize " + file + " --jsonl", `{"text": "Once", "special": false}` + "\n" + `{"ids": [1, 403], "special": false}`, 0, `{"ids":[403]}` + "\n" + `{"text":"Once"}` + "\n"},
-		{"tokenize " + file + " --jsonl", `{"text": "", "special": false} {"ids": []} {"text": "<&>"}`, 0, `{"ids":[]}` + "\n" + `{"text":""}` + "\n"},
+		{"tokenize " + file + " --jsonl", `{"text": "", "special": false}` + "\n\n" + `{"ids": []}` + "\n" + `{"text": "<&>"}`, 0, `{"ids":[]}` + "\n" + `{"text":""}` + "\n"},
 		{"tokenize " + file + " --jsonl", "", 0, ""},
 		{"tokenize " + file, "", 2, "--jsonl"},
 		{"tokenize nowhere --jsonl", "", 1, "tokenizer.json"},
-		{"tokenize " + folder + " --jsonl", `{"text": "a"} {}`, 1, `object 2: give one of "text" and "ids"`},
-		{"tokenize " + folder + " --jsonl", `{"text": 1}`, 1, "object 1"},
-		{"tokenize " + folder + " --jsonl", `{"ids": [1, -1]}`, 1, "object 1: -1 is no id of this tokenizer; they are from 0 to 511"},
+		{"tokenize " + folder + " --json", `{"text": "Once"}`, 0, `{"ids":[1,403]}`},
+		{"tokenize " + folder + "/tokenizer.json --jsonl", `{"text": "Once"}`, 0, `{"ids":[1,403]}`},
+		{"tokenize " + folder + "/model.safetensors --jsonl", `{"text": "Once"}`, 0, `{"ids":[1,403]}`},
+		{"tokenize /dev/null --jsonl", "", 1, "tokenizer.json"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := Main(strings.Fields(c.args), strings.NewReader(c.stdin), &stdout, &stderr)
@@ -41,15 +44,44 @@ func TestInspectAndTokenize(t *testing.T) {
 			t.Errorf("estiba %s: exit %d, want %d with %q\n%s%s", c.args, code, c.code, c.want, stdout.String(), stderr.String())
 		}
 	}
-	// Ids that are no tokens are answered in their turn, and what is around them too.
-	var stdout, stderr bytes.Buffer
-	code := Main([]string{"tokenize", folder, "--jsonl"}, strings.NewReader(`{"ids": [403]} {"ids": [512]} {"ids": [0, 99999]} {"text": "Once"}`), &stdout, &stderr)
-	want := `{"text":"Once"}
-{"error":"standard input, object 2: 512 is no id of this tokenizer; they are from 0 to 511"}
-{"error":"standard input, object 3: 99999 is no id of this tokenizer; they are from 0 to 511"}
+	// Lines that cannot be answered are told so in their turn, and what is around them is answered.
+	for _, c := range []struct {
+		in, want string
+		code     int
+	}{
+		{`{"ids": [403]}
+{"ids": [512]}
+{}
+{"text": "a", "ids": [1]}
+{"text": 1}
+{"ids": [1, "a"]}
+{"ids": [1.5]}
+{"ids": [1, -1]}
+{"special": "no"}
+[1]
+{"text": "Once"}`, `{"text":"Once"}
+{"error":"standard input, line 2: 512 is no id of this tokenizer; they are from 0 to 511"}
+{"error":"standard input, line 3: give one of \"text\" and \"ids\""}
+{"error":"standard input, line 4: give one of \"text\" and \"ids\""}
+{"error":"standard input, line 5: \"text\": give a string, not a number"}
+{"error":"standard input, line 6: \"ids\": give whole numbers of at most 31 bits, not a string"}
+{"error":"standard input, line 7: \"ids\": give whole numbers of at most 31 bits, not 1.5"}
+{"error":"standard input, line 8: -1 is no id of this tokenizer; they are from 0 to 511"}
+{"error":"standard input, line 9: \"special\": give true or false, not a string"}
+{"error":"standard input, line 10: give an object, not a list"}
 {"ids":[1,403]}
-`
-	if code != 1 || stdout.String() != want || !strings.Contains(stderr.String(), "object 2") || strings.Count(stderr.String(), "\n") != 1 {
-		t.Errorf("exit %d\n%s%s", code, stdout.String(), stderr.String())
+`, 0},
+		{`{"text": "Once"
+{"text": "Once"} {}
+{"text": "Once"}`, `{"error":"standard input, line 1: it is no JSON: unexpected end of JSON input"}
+{"error":"standard input, line 2: it is no JSON: invalid character '{' after top-level value"}
+{"ids":[1,403]}
+`, 1},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := Main([]string{"tokenize", folder, "--jsonl"}, strings.NewReader(c.in), &stdout, &stderr)
+		if diff := cmp.Diff(c.want, stdout.String()); diff != "" || code != c.code || strings.Count(stderr.String(), "\n") != c.code {
+			t.Errorf("exit %d\n%s%s", code, diff, stderr.String())
+		}
 	}
 }

@@ -23,7 +23,7 @@ func operatorCommand() *cobra.Command {
 		Long: `Watches Models and InferencePools, makes worker pods, gives models their homes
 and says in their conditions what became of them. Several operators may run with
 --leader-elect: one leads.`,
-		Args: cobra.NoArgs,
+		Args: none,
 		PreRunE: func(*cobra.Command, []string) error {
 			if o.WorkerImage == "" {
 				return usageError{errors.New("--worker-image is missing: the image of worker pods, usually the operator's own")}

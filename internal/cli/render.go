@@ -1,109 +1,110 @@
 package cli
 
 import (
-	"bufio"
-	"bytes"
-	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/template"
 )
 
 func renderCommand() *cobra.Command {
-	var jsonl bool
+	var jsonl, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "render MODEL|FILE.jinja --jsonl",
 		Short: "Turn chats into the text that a model continues",
 		Long: `Turn lines of JSON on standard input into lines on standard output, {"rendered": "…"}
-or, where the template refuses a chat, {"error": "…"}. A line of input has "messages"
+or, where a line is no chat or the template refuses it, {"error": "…"}. A line of input has "messages"
 and, if wanted, "tools", "add_generation_prompt" (default false), "kwargs" (further
 variables of the template), "bos_token" and "eos_token" (default: the model's), and
 "now" (the time that templates see, such as "2026-01-02T03:04:05").
 
 MODEL is a folder with tokenizer files or a .gguf file; one without a chat template is
-rendered as ChatML. The exit code is 1 if a line is not such an object.`,
+rendered as ChatML. The exit code is 1 if a line is no JSON.`,
 		Example: `  echo '{"messages": [{"role": "user", "content": "Hi"}]}' | estiba render ./qwen3 --jsonl`,
-		Args:    cobra.ExactArgs(1),
+		Args:    oneModel,
 	}
 	cmd.Flags().BoolVar(&jsonl, "jsonl", false, "lines of JSON in and out")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "the same, as other commands have it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !jsonl {
+		if !jsonl && !asJSON {
 			return usageError{errors.New("give --jsonl: lines of JSON are what this version reads")}
 		}
-		chat, err := openChat(args[0])
-		if err != nil {
-			return err
-		}
-		return render(chat, cmd.InOrStdin(), cmd.OutOrStdout())
+		return uninterrupted(cmd.Context(), func() error {
+			chat, err := openChat(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return render(chat, cmd.InOrStdin(), cmd.OutOrStdout())
+		})
 	}
 	return cmd
 }
 
+// maxTemplate bounds a template in a file of its own, in bytes.
+const maxTemplate = 1 << 20
+
 // openChat reads a model's template, or a template in a file of its own.
-func openChat(path string) (model.Chat, error) {
-	switch stat, err := os.Stat(path); {
-	case err != nil:
-		return model.Chat{}, err
-	case stat.IsDir(), filepath.Ext(path) == ".gguf", filepath.Ext(path) == ".safetensors":
-		chat, err := model.OpenChat(path)
-		if chat.Template == nil {
-			chat.Template = template.ChatML()
+func openChat(ctx context.Context, path string) (model.Chat, error) {
+	stat, err := os.Stat(path)
+	if err != nil {
+		return model.Chat{}, fmt.Errorf("read %s: %w; give a model's folder, a .gguf file or a template", path, file.Cause(err))
+	}
+	switch ext := strings.ToLower(filepath.Ext(path)); {
+	case ext == ".json" && !stat.IsDir(): // stands for its folder, as a .safetensors file does
+		path = filepath.Dir(path)
+	case stat.IsDir(), ext == ".gguf", ext == ".safetensors":
+	default:
+		source, err := file.Read(ctx, path, maxTemplate)
+		if err != nil {
+			return model.Chat{}, err
 		}
-		return chat, err
+		t, err := template.Parse(filepath.Base(path), string(source))
+		if err != nil {
+			t = template.Unusable(err) // every chat is answered with that
+		}
+		return model.Chat{Template: t}, nil
 	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		return model.Chat{}, err
+	chat, err := model.OpenChat(path)
+	if err == nil && chat.Template == nil {
+		chat.Template, err = template.ChatML(), noModel(path)
 	}
-	t, err := template.Parse(filepath.Base(path), string(source))
-	if err != nil {
-		t = template.Unusable(err) // every chat is answered with that
-	}
-	return model.Chat{Template: t}, nil
+	return chat, err
 }
 
-// render answers each line of in with one on out. What is not a chat at all is
-// answered with {"error": …}, too; the first of those is returned at the end.
-func render(chat model.Chat, in io.Reader, out io.Writer) (failed error) {
-	lines, enc := bufio.NewReader(in), json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	for n := 1; ; n++ {
-		line, end := lines.ReadBytes('\n')
-		if end != nil && end != io.EOF {
-			return fmt.Errorf("standard input, line %d: %w", n, end)
-		}
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			var answer any
-			text, err := renderLine(chat, line)
-			if bad, ok := errors.AsType[lineError](err); ok {
-				err = fmt.Errorf("standard input, line %d: %w", n, bad.error)
-				failed = cmp.Or(failed, err)
-			}
-			answer = map[string]string{"rendered": text}
-			if err != nil {
-				answer = map[string]string{"error": err.Error()}
-			}
-			if err := enc.Encode(answer); err != nil {
-				return err
-			}
-		}
-		if end == io.EOF {
-			return failed
+// noModel is an error for a folder without anything of a model.
+func noModel(path string) error {
+	if stat, err := os.Stat(path); err != nil || !stat.IsDir() {
+		return err
+	}
+	for _, name := range []string{
+		"config.json", "tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.txt", "special_tokens_map.json",
+		"model.safetensors", "model.safetensors.index.json",
+	} {
+		if _, err := os.Stat(filepath.Join(path, name)); err == nil {
+			return nil
 		}
 	}
+	return fmt.Errorf("read %s: the folder has neither a chat template nor files of a model or its tokenizer; give another, a .gguf file or a template", path)
 }
 
-// lineError says that a line is no chat.
-type lineError struct{ error }
+// render answers each line of in with one on out.
+func render(chat model.Chat, in io.Reader, out io.Writer) error {
+	return answerLines(in, out, func(line []byte) (string, any, error) {
+		text, err := renderLine(chat, line)
+		return "rendered", text, err
+	})
+}
 
 func renderLine(chat model.Chat, line []byte) (string, error) {
 	ask := struct {
@@ -115,8 +116,8 @@ func renderLine(chat model.Chat, line []byte) (string, error) {
 		EOS                 *string         `json:"eos_token"`
 		Now                 string          `json:"now"`
 	}{}
-	if err := json.Unmarshal(line, &ask); err != nil {
-		return "", lineError{err}
+	if err := decodeLine(line, &ask); err != nil {
+		return "", err
 	}
 	if ask.Messages == nil {
 		return "", lineError{errors.New(`give "messages"`)}

@@ -22,7 +22,7 @@ func runCommand() *cobra.Command {
 The text goes to standard output as it comes, figures to standard error.`,
 		Example: `  estiba run ./stories260K --prompt "Once upon a time" --max-tokens 50
   estiba run ./stories260K.gguf --ids 1,403,407 --logits logits.safetensors`,
-		Args: cobra.ExactArgs(1),
+		Args: oneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, tokens := cmd.Flags().Changed("prompt"), cmd.Flags().Changed("ids")
 			switch {

@@ -30,7 +30,7 @@ func TestRunCommand(t *testing.T) {
 		{"--ids 1 --temperature -1", 2, "--temperature"},
 		{"--ids 1 --temperature NaN", 2, "--temperature"},
 		{"--ids 1 --logits=", 2, "--logits"},
-		{"--ids 1 another", 2, "accepts 1 arg"},
+		{"--ids 1 another", 2, "too much"},
 		{"--ids 1,512 --max-tokens 1", 1, "512"},
 	} {
 		var stdout, stderr bytes.Buffer

@@ -24,7 +24,7 @@ InferencePool among them there is one, "default", that may read whatever this
 user may read.`,
 		Example: `  estiba serve -f models.yaml
   estiba serve -f manifests/ --listen 127.0.0.1:9000 --memory 2Gi`,
-		Args: cobra.NoArgs,
+		Args: none,
 	}
 	cmd.Flags().StringArrayVarP(&o.Paths, "filename", "f", nil, "manifest file, or folder of manifest files; may be given several times (required)")
 	cmd.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the gateway")
@@ -35,6 +35,9 @@ user may read.`,
 		if len(o.Paths) == 0 {
 			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}
 		}
+		if o.Drain < 0 {
+			return usageError{fmt.Errorf("--drain is %v: give 0s or more", o.Drain)}
+		}
 		if memory != "" {
 			q, err := resource.ParseQuantity(memory)
 			if err != nil || q.Value() <= 0 {
@@ -42,6 +45,7 @@ user may read.`,
 			}
 			o.Memory = q.Value()
 		}
+		o.Drain = max(o.Drain, 1) // 0 stands for a default there
 		o.Version = Version()
 		o.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		return standalone.Run(cmd.Context(), o)

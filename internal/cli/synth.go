@@ -25,7 +25,7 @@ func synthCommand() *cobra.Command {
 SHAPE is ` + strings.Join(synth.Shapes(), ", ") + `.
 Matrices whose rows are no whole blocks of the format are stored as Q5_0 instead.`,
 		Example: "  estiba synth stories15m --quant F32 --out stories15m.gguf",
-		Args:    cobra.ExactArgs(1),
+		Args:    one("SHAPE", "one of "+strings.Join(synth.Shapes(), ", ")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, ok := tensor.ParseDType(strings.ToUpper(quant))
 			switch {

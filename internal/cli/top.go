@@ -12,7 +12,7 @@ func topCommand() *cobra.Command {
 		Short: "Show pools and models: what is where, and why",
 		Example: `  estiba top                                   # the cluster that KUBECONFIG names
   estiba top --server http://127.0.0.1:8080    # an estiba serve`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return top.Show(cmd.Context(), cmd.OutOrStdout(), o)
 		},

@@ -40,7 +40,7 @@ func workerCommand() *cobra.Command {
 serves them to gateways and reports what is so. The operator starts one in each
 pod of an InferencePool. SIGTERM lets running requests end.`,
 		Example: `  estiba worker --pool default/cpu --token-file token --model-root /models`,
-		Args:    cobra.NoArgs,
+		Args:    none,
 	}
 	hostname, _ := os.Hostname()
 	if name := os.Getenv("HOSTNAME"); name != "" {
@@ -75,6 +75,9 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 	}
 	if namespace, name, ok := strings.Cut(o.pool, "/"); !ok || namespace == "" || name == "" {
 		return usageError{fmt.Errorf("--pool %q: write NAMESPACE/NAME, as in default/cpu", o.pool)}
+	}
+	if o.drain < 0 {
+		return usageError{fmt.Errorf("--drain is %v: give 0s or more", o.drain)}
 	}
 	if o.tokenFile == "" {
 		return usageError{fmt.Errorf("--token-file is missing: the operator proves itself with the token in it")}

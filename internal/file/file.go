@@ -38,12 +38,12 @@ func Read(ctx context.Context, path string, most int64) ([]byte, error) {
 func read(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, cause(err))
+		return nil, fmt.Errorf("read %s: %w", path, Cause(err))
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, cause(err))
+		return nil, fmt.Errorf("read %s: %w", path, Cause(err))
 	}
 	if int64(len(text)) > most {
 		return nil, fmt.Errorf("read %s: it has more than %d MiB, which are the most that are read", path, most>>20)
@@ -51,8 +51,8 @@ func read(path string, most int64) ([]byte, error) {
 	return text, nil
 }
 
-// cause is err without the call and the path, which the caller says.
-func cause(err error) error {
+// Cause is err without the call and the path, for callers that say those themselves.
+func Cause(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return e.Err
 	}
@@ -73,7 +73,7 @@ type Replacement struct {
 func Create(path string) (*Replacement, error) {
 	r, err := create(path)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", path, cause(err))
+		return nil, fmt.Errorf("write %s: %w", path, Cause(err))
 	}
 	return r, nil
 }
@@ -142,7 +142,7 @@ func behindLinks(path string) (string, error) {
 func (r *Replacement) Write(b []byte) (int, error) {
 	n, err := r.f.Write(b)
 	if err != nil {
-		err = fmt.Errorf("write %s: %w", r.path, cause(err))
+		err = fmt.Errorf("write %s: %w", r.path, Cause(err))
 	}
 	return n, err
 }
@@ -158,7 +158,7 @@ func (r *Replacement) Commit() error {
 	}
 	if err != nil {
 		os.Remove(r.f.Name())
-		return fmt.Errorf("write %s: %w", r.path, cause(err))
+		return fmt.Errorf("write %s: %w", r.path, Cause(err))
 	}
 	return nil
 }
