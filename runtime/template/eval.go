@@ -206,7 +206,10 @@ func (x *state) own(v value, name string) (value, bool) {
 	switch v := v.(type) {
 	case text:
 		if m, ok := x.lang.textMethods[name]; ok {
-			return bind(func(x *state, a args) value { return m(x, v, a) })
+			return bind(func(x *state, a args) value {
+				x.read(v)
+				return m(x, v, a)
+			})
 		}
 	case *dict:
 		if m, ok := x.lang.dictMethods[name]; ok {
@@ -351,7 +354,7 @@ func (x *state) subscript(v, at value) value {
 		}
 	case text:
 		if i, ok := small(at); ok {
-			x.step(len(v.s) / 16)
+			x.read(v)
 			if i, ok := index(i, int64(v.length())); ok {
 				return x.slice(v, int(i), int(i)+1, 1)
 			}
@@ -416,7 +419,7 @@ func (n *slicing) eval(x *state) value {
 	x.defined(of)
 	switch v := of.(type) {
 	case text:
-		x.step(len(v.s) / 16)
+		x.read(v)
 		from, to, by := x.bounds(int64(v.length()), start, stop, step)
 		return x.slice(v, int(from), int(to), int(by))
 	case *list:

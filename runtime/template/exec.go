@@ -55,6 +55,9 @@ func (x *state) charge(n int) {
 	}
 }
 
+// read counts a look at all of a text and at where it comes from.
+func (x *state) read(t text) { x.step(len(t.s)/16 + len(t.plain)/4) }
+
 // item counts one that is put into a list.
 func (x *state) item() { x.charge(64) }
 

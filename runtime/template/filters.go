@@ -93,10 +93,13 @@ func (x *state) folded(sensitive value) func(value) value {
 
 func (x *state) flag(v value) bool { return given(v) && x.truth(v) }
 
-// from makes a generator of a function that prepares it when it is first asked.
-func from(prepare func() func() (value, bool)) *generator {
+// from makes a generator of a function that prepares it when it is first asked. Generators
+// of generators are one within the other.
+func (x *state) from(prepare func() func() (value, bool)) *generator {
+	x.charge(256)
 	var next func() (value, bool)
 	return &generator{func() (value, bool) {
+		defer x.enter(1)()
 		if next == nil {
 			next = prepare()
 		}
@@ -109,7 +112,7 @@ func nothing() (value, bool) { return nil, false }
 // selecting is select, reject and those by attribute.
 func selecting(f string, wanted, byAttribute bool) filter {
 	return func(x *state, v value, a args) value {
-		return from(func() func() (value, bool) {
+		return x.from(func() func() (value, bool) {
 			if !x.truth(v) {
 				return nothing
 			}
@@ -140,7 +143,7 @@ func selecting(f string, wanted, byAttribute bool) filter {
 }
 
 func filterMap(x *state, v value, a args) value {
-	return from(func() func() (value, bool) {
+	return x.from(func() func() (value, bool) {
 		if !x.truth(v) {
 			return nothing
 		}
@@ -202,7 +205,7 @@ func textFilter(f string, convert func(x *state, t text) text) filter {
 	return func(x *state, v value, a args) value {
 		a.bind(x, f, 0)
 		t := x.str(v)
-		x.step(len(t.s) / 16)
+		x.read(t)
 		return convert(x, t)
 	}
 }
@@ -341,6 +344,7 @@ func filterInt(x *state, v value, a args) value {
 		base = x.intArg("int", o[1])
 	}
 	if t, ok := v.(text); ok {
+		x.step(len(t.s))
 		if n, ok := parseInt(t.s, int(base)); ok {
 			return n
 		}
@@ -365,6 +369,7 @@ func filterFloat(x *state, v value, a args) value {
 		return f
 	}
 	if t, ok := v.(text); ok {
+		x.step(len(t.s))
 		if f, ok := parseFloat(t.s); ok {
 			return f
 		}
@@ -425,7 +430,7 @@ func filterGroupBy(x *state, v value, a args) value {
 
 func filterUnique(x *state, v value, a args) value {
 	o := a.bind(x, "unique", 0, "case_sensitive", "attribute")
-	return from(func() func() (value, bool) {
+	return x.from(func() func() (value, bool) {
 		of, fold := x.path(o[1]), x.folded(o[0])
 		seen := map[any]bool{}
 		next := x.mustIterate(v)
@@ -445,7 +450,7 @@ func filterUnique(x *state, v value, a args) value {
 
 func filterBatch(x *state, v value, a args) value {
 	o := a.bind(x, "batch", 1, "linecount", "fill_with")
-	return from(func() func() (value, bool) {
+	return x.from(func() func() (value, bool) {
 		size := x.intArg("batch", o[0])
 		next := x.mustIterate(v)
 		var held []value // the first of the next row
@@ -474,7 +479,7 @@ func filterBatch(x *state, v value, a args) value {
 
 func filterSlice(x *state, v value, a args) value {
 	o := a.bind(x, "slice", 1, "slices", "fill_with")
-	return from(func() func() (value, bool) {
+	return x.from(func() func() (value, bool) {
 		items, n := x.collect(v), x.intArg("slice", o[0])
 		if n == 0 {
 			x.fail("integer division or modulo by zero")
@@ -568,6 +573,7 @@ func filterFileSize(x *state, v value, a args) value {
 	}
 	size, ok := float(v)
 	if t, isText := v.(text); isText {
+		x.step(len(t.s))
 		size, ok = parseFloat(t.s)
 	}
 	if !ok {
@@ -615,7 +621,9 @@ var filters = map[string]filter{
 		if o := a.bind(x, "center", 0, "width"); given(o[0]) {
 			width = x.intArg("center", o[0])
 		}
-		return x.justify(x.str(v), width, literal(" "), centered)
+		t := x.str(v)
+		x.read(t)
+		return x.justify(t, width, literal(" "), centered)
 	},
 	"count":   filterLength,
 	"d":       filterDefault,
@@ -676,7 +684,7 @@ var filters = map[string]filter{
 	"int":     filterInt,
 	"items": func(x *state, v value, a args) value {
 		a.bind(x, "items", 0)
-		return from(func() func() (value, bool) {
+		return x.from(func() func() (value, bool) {
 			d, ok := v.(*dict)
 			switch {
 			case isUndefined(v):
@@ -735,7 +743,7 @@ var filters = map[string]filter{
 			most = x.intArg("replace", o[2])
 		}
 		t := x.str(v)
-		x.step(len(t.s) / 16)
+		x.read(t)
 		return x.replace(t, x.str(o[0]).s, x.str(o[1]), most)
 	},
 	"reverse": func(x *state, v value, a args) value {
@@ -807,8 +815,8 @@ var filters = map[string]filter{
 	"trim": func(x *state, v value, a args) value {
 		o := a.bind(x, "trim", 0, "chars")
 		t := x.str(v)
-		x.step(len(t.s) / 16)
-		return t.strip(within(x.charsArg("trim", o[0])))
+		x.read(t)
+		return t.strip(x.charsArg("trim", o[0]))
 	},
 	"truncate":  filterTruncate,
 	"unique":    filterUnique,

@@ -247,6 +247,7 @@ func (x *state) integerDigits(f layoutSpec, n *big.Int) (sign, digits string) {
 	if n.BitLen() > maxDigitBits {
 		x.fail("Exceeds the limit (4300 digits) for integer string conversion")
 	}
+	x.step(n.BitLen() / 8)
 	base, prefix := 10, ""
 	switch f.kind {
 	case 'b':
@@ -331,9 +332,11 @@ func grouped(digits, sep string, size, width int) string {
 	if i := strings.IndexFunc(digits, func(r rune) bool { return strings.ContainsRune(".e%", r) }); i >= 0 && size == 3 {
 		whole, rest = digits[:i], digits[i:]
 	}
-	for len(whole)+(len(whole)-1)/size+len(rest) < width {
-		whole = "0" + whole
+	n := len(whole)
+	for n+(n-1)/size+len(rest) < width {
+		n++
 	}
+	whole = strings.Repeat("0", n-len(whole)) + whole
 	var b strings.Builder
 	for i, c := range whole {
 		if i > 0 && (len(whole)-i)%size == 0 {

@@ -139,6 +139,7 @@ func (x *state) writeJSON(b *builder, v value, style jsonStyle, level int) {
 		b.literal(open)
 		line := func(level int) {
 			if style.indent != nil {
+				x.step(level)
 				b.literal("\n")
 				for range level {
 					b.add(*style.indent)

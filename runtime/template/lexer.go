@@ -376,6 +376,9 @@ func (l *lexer) float() int {
 		return 0 // a.0.1 has two integers
 	}
 	i := digits(s, l.pos, decimal)
+	if i-l.pos > maxDigits {
+		l.fail("a number has more than %d digits", maxDigits)
+	}
 	point := false
 	if i+1 < len(s) && s[i] == '.' && decimal(s[i+1]) {
 		i, point = digits(s, i+1, decimal), true

@@ -45,18 +45,26 @@ type textMethod func(x *state, t text, a args) value
 func stripMethod(f string, strip func(t text, within func(rune) bool) text) textMethod {
 	return func(x *state, t text, a args) value {
 		v := a.bind(x, f, 0, "/chars")
-		x.step(len(t.s) / 16)
-		return strip(t, within(x.charsArg(f, v[0])))
+		return strip(t, x.charsArg(f, v[0]))
 	}
 }
 
-// charsArg is a set of characters; nil for none.
-func (x *state) charsArg(f string, v value) *string {
+// charsArg says whether a character is among those of a text; white space if none is given.
+func (x *state) charsArg(f string, v value) func(rune) bool {
 	if !given(v) || v == nil {
-		return nil
+		return isSpace
 	}
-	s := x.textArg(f, v).s
-	return &s
+	chars := x.textArg(f, v).s
+	const few = 16 // are searched as fast
+	if len(chars) <= few {
+		return func(r rune) bool { return strings.ContainsRune(chars, r) }
+	}
+	in := map[rune]bool{}
+	for _, r := range chars {
+		x.charge(16)
+		in[r] = true
+	}
+	return func(r rune) bool { return in[r] }
 }
 
 func splitMethod(f string, right bool) textMethod {
@@ -66,7 +74,6 @@ func splitMethod(f string, right bool) textMethod {
 		if given(v[1]) {
 			most = x.intArg(f, v[1])
 		}
-		x.step(len(t.s) / 16)
 		if !given(v[0]) || v[0] == nil {
 			return texts(x.words(t, most, right))
 		}
@@ -112,7 +119,7 @@ func (x *state) region(t text, start, end value) (text, bool) {
 		i := x.intArg("index", v)
 		return &i
 	}
-	x.step(len(t.s) / 16)
+	x.read(t)
 	n := int64(t.length())
 	from := bound(start)
 	low, high, _ := x.bounds(n, from, bound(end), nil)
@@ -125,7 +132,6 @@ func findMethod(f string, find func(s, part string) int, fails bool) textMethod 
 		v := a.bind(x, f, 1, "/sub", "/start", "/end")
 		part := x.textArg(f, v[0]).s
 		within, inside := x.region(t, v[1], v[2])
-		x.step(len(t.s) / 16)
 		i := find(within.s, part)
 		if i < 0 || !inside {
 			if fails {
@@ -232,7 +238,6 @@ func partMethod(f string, right bool) textMethod {
 func noArgs(f string, convert func(x *state, t text) value) textMethod {
 	return func(x *state, t text, a args) value {
 		a.bind(x, f, 0)
-		x.step(len(t.s) / 16)
 		return convert(x, t)
 	}
 }
@@ -267,7 +272,6 @@ var textMethods = map[string]textMethod{
 	"count": func(x *state, t text, a args) value {
 		v := a.bind(x, "count", 1, "/sub", "/start", "/end")
 		within, inside := x.region(t, v[1], v[2])
-		x.step(len(t.s) / 16)
 		if !inside {
 			return int64(0)
 		}
@@ -279,7 +283,6 @@ var textMethods = map[string]textMethod{
 		if given(v[2]) {
 			most = x.intArg("replace", v[2])
 		}
-		x.step(len(t.s) / 16)
 		return x.replace(t, x.textArg("replace", v[0]).s, x.textArg("replace", v[1]), most)
 	},
 	"join": func(x *state, t text, a args) value {
@@ -391,6 +394,7 @@ var textMethods = map[string]textMethod{
 		}
 		var named args
 		for _, e := range d.entries {
+			x.item()
 			if name, ok := e.key.(text); ok {
 				named.names, named.values = append(named.names, name.s), append(named.values, e.value)
 			}

@@ -111,6 +111,7 @@ func (x *state) integers(op string, a, b *big.Int) value {
 		if b.Sign() == 0 {
 			x.fail("division by zero")
 		}
+		x.step(a.BitLen() / 64 * b.BitLen() / 64) // a fraction in lowest terms
 		f, _ := new(big.Rat).SetFrac(a, b).Float64()
 		if math.IsInf(f, 0) {
 			x.fail("integer division result too large for a float")
@@ -273,6 +274,7 @@ func (x *state) round(v value, digits int64) value {
 		if digits < -maxDigits {
 			return int64(0)
 		}
+		x.step(int(-digits))
 		unit := new(big.Int).Exp(big.NewInt(10), big.NewInt(-digits), nil)
 		div, mod := new(big.Int).DivMod(n, unit, new(big.Int))
 		twice := new(big.Int).Lsh(mod, 1)
@@ -289,6 +291,7 @@ func (x *state) round(v value, digits int64) value {
 		return f
 	}
 	if digits >= 0 {
+		x.step(int(digits))
 		r, _ := strconv.ParseFloat(strconv.FormatFloat(f, 'f', int(digits), 64), 64)
 		return r
 	}

@@ -559,11 +559,12 @@ func (p *parser) primary() expr {
 		}
 		return &variable{name: t.text}
 	case tokenString:
-		s := t.value.(text).s
+		var s strings.Builder
+		s.WriteString(t.value.(text).s)
 		for p.at(tokenString) {
-			s += p.next().value.(text).s
+			s.WriteString(p.next().value.(text).s)
 		}
-		return &constant{literal(s)}
+		return &constant{literal(s.String())}
 	case tokenInt, tokenFloat:
 		return &constant{t.value}
 	case "(":
@@ -727,7 +728,7 @@ func (p *parser) call(of expr) expr {
 func (p *parser) dotted() (name string, line int) {
 	t := p.expect(tokenName)
 	name = t.text
-	for p.skip(".") {
+	for links := 0; p.skip("."); p.link(&links) {
 		name += "." + p.expect(tokenName).text
 	}
 	return name, t.line

@@ -342,6 +342,21 @@ var hostile = []string{
 	"{% set x = range(100000)|list %}{% for i in range(100000) %}{{ -1 in x }}{% endfor %}",
 	"{% set x = range(100000)|list %}{% for i in range(100000) %}{% set y = x|sort %}{% endfor %}",
 	"{{ (('aΣ' ~ '.' * 100000) * 50)|lower }}",
+	often("'é' * 1000000", "x.ljust(1)"),
+	often("'a' * 1000000", "x.strip('b' * 1000 ~ x)"),
+	often("'9' * 4300", "x|int"),
+	often("7 ** 20000", "{x: 1}[x]"),
+	often("7 ** 20000", "x / 3 ** 40000"),
+	often("7 ** 20000", "x < 1.5"),
+	often("1", "x|round(-4300)"),
+	often("'{:01000000,}'", "x.format(1)"),
+	"{% set ns = namespace(s=range(100000)|list) %}{% for i in range(390) %}{% set ns.s = [ns.s] %}{% endfor %}" + often("ns.s", "x|tojson(indent='')"),
+	"{% set ns = namespace(s=[1]) %}{% for i in range(100000) %}{% set ns.s = ns.s|map('int') %}{% endfor %}{{ ns.s|list }}",
+}
+
+// often computes y of x more often than there is time for.
+func often(x, y string) string {
+	return "{% set x = " + x + " %}{% for i in range(100000) %}{% for j in range(100000) %}{% set y = " + y + " %}{% endfor %}{% endfor %}"
 }
 
 func TestBounds(t *testing.T) {
@@ -355,6 +370,13 @@ func TestBounds(t *testing.T) {
 	}
 	if _, err := mustParse(t, "it", "{{ range(10**9) }}").Render(Input{Messages: []byte("[]")}); err == nil {
 		t.Error("a range of a billion")
+	}
+	// A text of many origins, at each of which it may be cut.
+	many := "[" + strings.Repeat(`"a", `, 200_000) + `"a"]`
+	start := time.Now()
+	got, err := mustParse(t, "it", "{{ (messages|join(' ')).split()|length }}").Render(Input{Messages: []byte(many)})
+	if took := time.Since(start); err != nil || got.Text != "200001" || took > 10*time.Second {
+		t.Errorf("many origins: %q, %v after %v", got.Text, err, took)
 	}
 }
 
@@ -374,6 +396,9 @@ func TestParserIsBounded(t *testing.T) {
 		"digits":      "{{ 1" + strings.Repeat("0", 400_000),
 		"size":        strings.Repeat("a", maxSource+1),
 		"comment":     strings.Repeat("{#", 200_000),
+		"strings":     "{{ " + strings.Repeat("'a' ", 120_000),
+		"dots":        "{{ x|a" + strings.Repeat(".a", 200_000),
+		"zeros":       "{{ " + strings.Repeat("01", 200_000),
 		"raw":         "{% raw %}" + strings.Repeat("{% ", 100_000),
 	} {
 		start := time.Now()

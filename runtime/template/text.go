@@ -47,10 +47,9 @@ func (t text) uniform() (plain, ok bool) {
 func (t text) cut(from, to int) text {
 	part := text{s: t.s[from:to], safe: t.safe}
 	first := sort.Search(len(t.plain), func(i int) bool { return t.plain[i][1] > from })
-	for _, p := range t.plain[first:] {
-		if p[0] >= to {
-			break
-		}
+	last := first + sort.Search(len(t.plain)-first, func(i int) bool { return t.plain[first+i][0] >= to })
+	part.plain = make([][2]int, 0, last-first)
+	for _, p := range t.plain[first:last] {
 		part.plain = append(part.plain, [2]int{max(p[0], from) - from, min(p[1], to) - from})
 	}
 	return part
@@ -182,14 +181,6 @@ func offset(s string, i int) int {
 // isSpace is str.isspace of one character.
 func isSpace(r rune) bool { return unicode.IsSpace(r) || 0x1c <= r && r <= 0x1f }
 
-// within says whether r is one of chars; white space if chars is nil.
-func within(chars *string) func(rune) bool {
-	if chars == nil {
-		return isSpace
-	}
-	return func(r rune) bool { return strings.ContainsRune(*chars, r) }
-}
-
 func (t text) stripLeft(f func(rune) bool) text {
 	return t.cut(len(t.s)-len(strings.TrimLeftFunc(t.s, f)), len(t.s))
 }
@@ -207,7 +198,7 @@ func (x *state) slice(t text, start, stop, step int) text {
 			return text{safe: t.safe}
 		}
 		if isASCII(t.s) {
-			x.step(len(t.s) / 16)
+			x.read(t)
 			return t.cut(start, stop)
 		}
 		x.step(len(t.s) / 4)
@@ -269,16 +260,16 @@ func (x *state) split(t text, sep string, most int64, right bool) []text {
 func (x *state) words(t text, most int64, right bool) []text {
 	var parts []text
 	if right {
-		rest := t.stripRight(isSpace)
-		for rest.s != "" {
-			i := strings.LastIndexFunc(rest.s, isSpace)
+		end := len(strings.TrimRightFunc(t.s, isSpace))
+		for end > 0 {
+			i := strings.LastIndexFunc(t.s[:end], isSpace)
 			if most == 0 || i < 0 {
-				parts = append(parts, rest)
+				parts = append(parts, t.cut(0, end))
 				break
 			}
-			_, n := utf8.DecodeRuneInString(rest.s[i:])
-			parts = append(parts, rest.cut(i+n, len(rest.s)))
-			rest = rest.cut(0, i).stripRight(isSpace)
+			_, n := utf8.DecodeRuneInString(t.s[i:])
+			parts = append(parts, t.cut(i+n, end))
+			end = len(strings.TrimRightFunc(t.s[:i], isSpace))
 			most--
 			x.item()
 		}
@@ -287,15 +278,14 @@ func (x *state) words(t text, most int64, right bool) []text {
 		}
 		return parts
 	}
-	rest := t.stripLeft(isSpace)
-	for rest.s != "" {
-		i := strings.IndexFunc(rest.s, isSpace)
+	start := func(at int) int { return len(t.s) - len(strings.TrimLeftFunc(t.s[at:], isSpace)) }
+	for at := start(0); at < len(t.s); most-- {
+		i := strings.IndexFunc(t.s[at:], isSpace)
 		if most == 0 || i < 0 {
-			return append(parts, rest)
+			return append(parts, t.cut(at, len(t.s)))
 		}
-		parts = append(parts, rest.cut(0, i))
-		rest = rest.cut(i, len(rest.s)).stripLeft(isSpace)
-		most--
+		parts = append(parts, t.cut(at, at+i))
+		at = start(at + i)
 		x.item()
 	}
 	return parts

@@ -235,7 +235,7 @@ func (x *state) truth(v value) bool {
 func (x *state) length(v value) (int64, bool) {
 	switch v := v.(type) {
 	case text:
-		x.step(len(v.s) / 16)
+		x.read(v)
 		return int64(v.length()), true
 	case *list:
 		return int64(len(v.items)), true
@@ -383,7 +383,7 @@ func float(v value) (float64, bool) {
 
 // compareNumbers is -1, 0 or 1; 2 if one of them is not a number that can be
 // ordered (NaN); false if one is no number at all.
-func compareNumbers(a, b value) (int, bool) {
+func (x *state) compareNumbers(a, b value) (int, bool) {
 	if i, ok := small(a); ok {
 		if j, ok := small(b); ok {
 			switch {
@@ -406,6 +406,7 @@ func compareNumbers(a, b value) (int, bool) {
 		if !ok {
 			return nil, false, false
 		}
+		x.step(n.BitLen() / 32)
 		return new(big.Float).SetInt(n), true, true
 	}
 	m, orderedA, ok := exact(a)
@@ -435,7 +436,7 @@ func (x *state) equal(a, b value) bool {
 		}
 		return ok && a.s == t.s
 	case bool, int64, float64, *big.Int:
-		c, ok := compareNumbers(a, b)
+		c, ok := x.compareNumbers(a, b)
 		return ok && c == 0
 	case *undefined:
 		_, ok := b.(*undefined)
@@ -492,7 +493,7 @@ func (x *state) less(a, b value, op string) bool {
 			return s.s < t.s
 		}
 	}
-	if c, ok := compareNumbers(a, b); ok {
+	if c, ok := x.compareNumbers(a, b); ok {
 		return c == -1
 	}
 	if l, ok := a.(*list); ok {
@@ -529,7 +530,7 @@ func (x *state) compare(op string, a, b value) bool {
 	case ">":
 		return x.less(b, a, op)
 	}
-	if c, ok := compareNumbers(a, b); ok && c == 2 {
+	if c, ok := x.compareNumbers(a, b); ok && c == 2 {
 		return false
 	}
 	if op == "<=" {
@@ -546,7 +547,7 @@ func (x *state) contains(container, v value) bool {
 		if !ok {
 			x.fail("'in <string>' requires string as left operand, not %s", typeName(v))
 		}
-		x.step(len(c.s) / 16)
+		x.read(c)
 		return strings.Contains(c.s, t.s)
 	case *dict:
 		_, ok := c.find(x.hash(v))
@@ -579,11 +580,13 @@ func (x *state) hash(v value) any {
 	case nil:
 		return hashNone{}
 	case text:
+		x.step(len(v.s) / 64)
 		return v.s
 	case bool, int64:
 		n, _ := small(v)
 		return n
 	case *big.Int:
+		x.step(v.BitLen() / 4)
 		return hashBig(v.String())
 	case float64:
 		if n := int64(v); float64(n) == v && math.Abs(v) < 1<<62 {
@@ -662,6 +665,7 @@ func (x *state) number(v value) string {
 		if v.BitLen() > maxDigitBits {
 			x.fail("Exceeds the limit (4300 digits) for integer string conversion")
 		}
+		x.step(v.BitLen() / 8)
 		return v.String()
 	}
 	return reprFloat(v.(float64))
