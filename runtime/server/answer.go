@@ -314,18 +314,17 @@ func (a *answer) logprobs(t *text, tokens []spoken) any {
 	}
 	content := []logprob{}
 	for _, s := range tokens {
-		l := newLogprob(t.tokenizer, s.ID, s.Logprob)
+		l := newLogprob(s.spelled(t.tokenizer), s.Logprob)
 		l.Top = []logprob{}
 		for _, top := range s.Top {
-			l.Top = append(l.Top, newLogprob(t.tokenizer, top.ID, top.Logprob))
+			l.Top = append(l.Top, newLogprob(spelled(t.tokenizer, top.ID), top.Logprob))
 		}
 		content = append(content, l)
 	}
 	return map[string]any{"content": content, "refusal": nil}
 }
 
-func newLogprob(t *tokenizer.Tokenizer, id int32, p float64) logprob {
-	bytes := spelled(t, id)
+func newLogprob(bytes []byte, p float64) logprob {
 	l := logprob{Token: legible(bytes), Logprob: finite(p), Bytes: make([]int, len(bytes))}
 	for i, b := range bytes {
 		l.Bytes[i] = int(b)
@@ -336,8 +335,7 @@ func newLogprob(t *tokenizer.Tokenizer, id int32, p float64) logprob {
 // lists is the older endpoint's shape: lists side by side. Null is the logprob of
 // a prompt's first token.
 func lists(t *tokenizer.Tokenizer, tokens []spoken) map[string]any {
-	name := func(id int32) string {
-		bytes := spelled(t, id)
+	name := func(bytes []byte) string {
 		if utf8.Valid(bytes) {
 			return string(bytes)
 		}
@@ -346,14 +344,15 @@ func lists(t *tokenizer.Tokenizer, tokens []spoken) map[string]any {
 	n := len(tokens)
 	names, values, tops, offsets := make([]string, n), make([]any, n), make([]map[string]float64, n), make([]int, n)
 	for i, s := range tokens {
-		names[i], offsets[i] = name(s.ID), s.offset
+		names[i], offsets[i] = name(s.spelled(t)), s.offset
 		if s.given {
 			continue
 		}
 		values[i], tops[i] = finite(s.Logprob), map[string]float64{}
 		for _, other := range slices.Backward(s.Top) { // of those that look alike the likelier stays
-			tops[i][name(other.ID)] = finite(other.Logprob)
+			tops[i][name(spelled(t, other.ID))] = finite(other.Logprob)
 		}
+		tops[i][name(spelled(t, s.ID))] = finite(s.Logprob)
 	}
 	return map[string]any{"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 }
@@ -367,6 +366,12 @@ func spelled(t *tokenizer.Tokenizer, id int32) []byte {
 		return bytes
 	}
 	return []byte(t.Text(id))
+}
+
+// spelled is what a token adds to its text.
+func (s spoken) spelled(t *tokenizer.Tokenizer) []byte {
+	bytes := spelled(t, s.ID)
+	return bytes[:max(0, len(bytes)-s.cut)]
 }
 
 // legible is bytes as text; those that are no characters are written as \xe2.

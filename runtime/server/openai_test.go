@@ -546,6 +546,105 @@ func TestEchoLogprobs(t *testing.T) {
 	}
 }
 
+// TestStopStringsStayOutOfLogprobs: tokens behind the text are not listed, and the one
+// that it ends in has only what it adds.
+func TestStopStringsStayOutOfLogprobs(t *testing.T) {
+	f := newFake(t, "there was a little girl", nil)
+	for _, c := range []struct {
+		stop string
+		want []string
+	}{
+		{`"s a li"`, []string{" there", " wa"}},
+		{`" a"`, []string{" there", " was"}},
+		{`" there"`, []string{}},
+		{`"was a","include_stop_str_in_output":true`, []string{" there", " was", " a"}},
+		{`"zebra"`, []string{" there", " was", " a", " little", " g", "ir", "l"}},
+	} {
+		for _, stream := range []bool{false, true} {
+			w := f.post("/v1/chat/completions", fmt.Sprintf(`{"model":"stories","messages":[{"role":"user","content":"x"}],"temperature":0,"logprobs":true,"stop":%s,"stream":%t}`, c.stop, stream))
+			chat := spoke(t, w.Body.String(), stream)
+			w = f.post("/v1/completions", fmt.Sprintf(`{"model":"stories","prompt":"x","temperature":0,"logprobs":0,"stop":%s,"stream":%t}`, c.stop, stream))
+			for i, got := range [][]string{chat, spoke(t, w.Body.String(), stream)} {
+				if strings.Join(got, "") != strings.Join(c.want, "") || c.stop != `"zebra"` && !cmp.Equal(append([]string{}, got...), c.want) {
+					t.Errorf("stop %s, stream %t, %d: %q, not %q", c.stop, stream, i, got, c.want)
+				}
+			}
+		}
+	}
+}
+
+// spoke are the tokens of an answer's logprobs.
+func spoke(t *testing.T, body string, stream bool) (tokens []string) {
+	t.Helper()
+	if !stream {
+		body = "data: " + body + "\n\n"
+	}
+	for _, e := range events(t, body) {
+		var o struct {
+			Choices []struct {
+				Logprobs struct {
+					Tokens  []string
+					Content []logprob
+				}
+			}
+		}
+		if e == "[DONE]" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(e), &o); err != nil || len(o.Choices) != 1 {
+			t.Fatalf("%s: %v", e, err)
+		}
+		tokens = append(tokens, o.Choices[0].Logprobs.Tokens...)
+		for _, l := range o.Choices[0].Logprobs.Content {
+			var bytes []byte
+			for _, b := range l.Bytes {
+				bytes = append(bytes, byte(b))
+			}
+			if string(bytes) != l.Token {
+				t.Errorf("%q has the bytes %q", l.Token, bytes)
+			}
+			tokens = append(tokens, l.Token)
+		}
+	}
+	return tokens
+}
+
+// TestHalfACharacter: one that max_tokens cuts is one that is not known.
+func TestHalfACharacter(t *testing.T) {
+	f := newFake(t, "a😀", nil)
+	said := len(f.program.ids)
+	for cut := 1; cut < 4; cut++ {
+		w := f.post("/v1/completions", fmt.Sprintf(`{"model":"stories","prompt":"x","temperature":0,"max_tokens":%d}`, said-cut))
+		if !strings.Contains(w.Body.String(), `"text":" a`+"\ufffd"+`"`) {
+			t.Errorf("%d bytes less: %s", cut, w.Body)
+		}
+	}
+}
+
+// TestTopHasTheToken: also where it is none of the likeliest.
+func TestTopHasTheToken(t *testing.T) {
+	f := newFake(t, "there", nil)
+	for _, n := range []int{0, 1} {
+		w := f.post("/v1/completions", fmt.Sprintf(`{"model":"stories","prompt":"x","temperature":0,"max_tokens":1,"logit_bias":{"300":50},"logprobs":%d}`, n))
+		var o struct {
+			Choices []struct {
+				Logprobs struct {
+					Tokens []string
+					Top    []map[string]float64 `json:"top_logprobs"`
+					Values []float64            `json:"token_logprobs"`
+				}
+			}
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &o); err != nil {
+			t.Fatal(err)
+		}
+		l := o.Choices[0].Logprobs
+		if value, ok := l.Top[0][l.Tokens[0]]; !ok || value != l.Values[0] || len(l.Top[0]) != n+1 {
+			t.Errorf("%d: %s", n, w.Body)
+		}
+	}
+}
+
 func TestLogprobs(t *testing.T) {
 	f := newFake(t, "there was", nil)
 	w := f.post("/v1/chat/completions", `{"model":"stories","messages":[{"role":"user","content":"hi"}],"temperature":0,"max_tokens":1,"logprobs":true,"top_logprobs":1}`)

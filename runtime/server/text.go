@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -39,6 +40,8 @@ type text struct {
 	prompt  int      // tokens
 	counts  bool     // among several texts of a prompt, the one of whose usage the prompt is
 	output  int      // tokens
+	decoded int      // bytes that they are
+	sent    int      // bytes of those that are certainly in the text, or a call's
 	cached  int      // of the prompt, taken over
 	offset  int      // of the next token in the text, in characters
 }
@@ -46,8 +49,10 @@ type text struct {
 // spoken is a token with its place in the text, for logprobs.
 type spoken struct {
 	sampling.Token
-	offset int  // in characters
-	given  bool // the first of a prompt, which has no logprob
+	offset     int  // in characters
+	given      bool // the first of a prompt, which has no logprob
+	start, end int  // its bytes in what is generated, stop strings included; negative: of a prompt
+	cut        int  // bytes of it at the end that are no part of the text
 }
 
 // echo is a prompt that is part of its text.
@@ -156,7 +161,7 @@ func (t *text) next() piece {
 		}
 		t.repeat(ev.PromptLogprobs)
 		if ev.Finish != "" {
-			out, stopped := t.cut(t.decode.Flush())
+			out, stopped := t.cut(t.last())
 			if !stopped {
 				out, t.held = out+t.held, ""
 			}
@@ -180,11 +185,23 @@ func (t *text) next() piece {
 func (t *text) token(ev engine.Event) string {
 	t.output++
 	t.times.token(ev.Started, ev.At)
-	if t.logprobs {
-		t.pending = append(t.pending, spoken{Token: ev.Token, offset: t.offset})
-	}
 	out := t.decode.Push(ev.Token.ID)
+	if t.logprobs {
+		t.pending = append(t.pending, spoken{Token: ev.Token, offset: t.offset, start: t.decoded, end: t.decoded + len(out)})
+	}
+	t.decoded += len(out)
 	t.offset += utf8.RuneCountInString(out)
+	return out
+}
+
+// last is the text of a character that was never completed.
+func (t *text) last() string {
+	const unknown = string(utf8.RuneError)
+	out := t.decode.Flush()
+	for strings.HasSuffix(out, unknown+unknown) { // of each of its bytes
+		out = out[:len(out)-len(unknown)]
+	}
+	t.decoded += len(out)
 	return out
 }
 
@@ -196,7 +213,7 @@ func (t *text) repeat(logprobs []sampling.Token) {
 	decode := t.tokenizer.Stream(t.special)
 	for i, id := range t.echo.ids {
 		if t.logprobs {
-			s := spoken{Token: sampling.Token{ID: id}, offset: t.offset, given: i == 0}
+			s := spoken{Token: sampling.Token{ID: id}, offset: t.offset, given: i == 0, start: -1}
 			if i > 0 && i <= len(logprobs) {
 				s.Token = logprobs[i-1]
 			}
@@ -210,6 +227,9 @@ func (t *text) repeat(logprobs []sampling.Token) {
 
 // end gives what is left of a text.
 func (t *text) end(out string, stopped bool, why batching.Finish) piece {
+	if stopped {
+		t.forget(t.sent + len(out))
+	}
 	deltas, enough := t.split(out)
 	if t.calls != nil && !enough {
 		deltas, enough = t.take(deltas, t.rest(stopped || why != batching.FinishStop))
@@ -221,6 +241,15 @@ func (t *text) end(out string, stopped bool, why batching.Finish) piece {
 		why = batching.FinishStop
 	}
 	return t.say(deltas, string(why))
+}
+
+// forget leaves out the tokens that do not begin in the text, which ends after so many
+// bytes, and what others have beyond its end.
+func (t *text) forget(end int) {
+	t.pending = slices.DeleteFunc(t.pending, func(s spoken) bool { return s.start >= end })
+	for i := range t.pending {
+		t.pending[i].cut = max(0, t.pending[i].end-end)
+	}
 }
 
 // rest is what the parser of calls still holds.
@@ -239,13 +268,21 @@ func (t *text) say(deltas []toolcall.Delta, finish string) piece {
 		}
 		deltas[0].Content, t.front = t.front+deltas[0].Content, ""
 	}
-	p := piece{deltas: deltas, tokens: t.pending, output: t.output, finish: finish}
-	t.pending = nil
+	n := len(t.pending)
+	if finish == "" { // the others may yet be part of a stop string
+		n = slices.IndexFunc(t.pending, func(s spoken) bool { return s.end > t.sent })
+		if n < 0 {
+			n = len(t.pending)
+		}
+	}
+	p := piece{deltas: deltas, tokens: t.pending[:n:n], output: t.output, finish: finish}
+	t.pending = t.pending[n:]
 	return p
 }
 
 // split tells content from calls; enough says that no more calls are wanted.
 func (t *text) split(out string) (deltas []toolcall.Delta, enough bool) {
+	t.sent += len(out)
 	switch {
 	case out == "":
 		return nil, false
