@@ -5,13 +5,14 @@ package device
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"strconv"
 	"strings"
+
+	"github.com/estiba/estiba/runtime/residency"
 )
 
 // Device is one device of a worker. Capacity, in bytes, is the claim less
@@ -46,6 +47,7 @@ const overheadBytes = 96 << 20
 // CPU is the processor with the memory that this process may use: Memory if
 // given, else the control group's limit, else 80 % of what is available; a
 // control group's limit, less the process's own overhead, bounds all of them.
+// More than the machine or the control group has is an error.
 func CPU(o Options) (Device, error) {
 	host := o.Host
 	if host == nil {
@@ -53,13 +55,19 @@ func CPU(o Options) (Device, error) {
 	}
 	claim, from := o.Memory, "as asked for"
 	limit, limited := cgroupLimit(host)
+	if limited && claim > limit {
+		return Device{}, fmt.Errorf("%s of memory are asked for, but the control group of this process may have %s; ask for less", residency.Bytes(claim), residency.Bytes(limit))
+	}
+	if all, err := meminfo(host, "MemTotal"); err == nil && claim > all {
+		return Device{}, fmt.Errorf("%s of memory are asked for, but this machine has %s; ask for less", residency.Bytes(claim), residency.Bytes(all))
+	}
 	if limited {
-		if room := limit - min(overheadBytes, limit/4); claim == 0 || room < claim {
+		if room := Room(limit); claim == 0 || room < claim {
 			claim, from = room, "limit of the control group less overhead"
 		}
 	}
 	if claim == 0 {
-		available, err := memAvailable(host)
+		available, err := meminfo(host, "MemAvailable") // the kernel's estimate of what can be had without swapping
 		if err != nil {
 			return Device{}, fmt.Errorf("find out how much memory there is: %w; say it with --memory", err)
 		}
@@ -79,6 +87,9 @@ func CPU(o Options) (Device, error) {
 	}
 	return d, nil
 }
+
+// Room is what a limit of a process's memory leaves for models, before headroom.
+func Room(limit int64) int64 { return limit - min(overheadBytes, limit/4) }
 
 // cgroupLimit is the smallest memory limit of this process's control groups,
 // version 2 or 1; false if there is none.
@@ -129,8 +140,8 @@ func readLimit(host fs.FS, name string) (int64, bool) {
 	return n, true
 }
 
-// memAvailable is the kernel's estimate of what can be had without swapping, in bytes.
-func memAvailable(host fs.FS) (int64, error) {
+// meminfo reads one of the kernel's figures, in bytes.
+func meminfo(host fs.FS, name string) (int64, error) {
 	f, err := host.Open("proc/meminfo")
 	if err != nil {
 		return 0, err
@@ -138,15 +149,15 @@ func memAvailable(host fs.FS) (int64, error) {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), "MemAvailable:")
+		rest, ok := strings.CutPrefix(lines.Text(), name+":")
 		if !ok {
 			continue
 		}
 		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("/proc/meminfo: MemAvailable: %w", err)
+			return 0, fmt.Errorf("/proc/meminfo: %s: %w", name, err)
 		}
 		return kib << 10, nil
 	}
-	return 0, errors.New("/proc/meminfo has no MemAvailable")
+	return 0, fmt.Errorf("/proc/meminfo has no %s", name)
 }

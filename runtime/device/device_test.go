@@ -41,7 +41,7 @@ func TestCPU(t *testing.T) {
 			}, capacity: 8 << 30, extent: 2 << 20, from: "80 %"},
 		"memory asked for is bounded by the control group": {
 			host: fstest.MapFS{"proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n")},
-			o:    Options{Memory: 1 << 40}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
+			o:    Options{Memory: 100 << 20}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
 		"a small claim": {
 			host: fstest.MapFS{}, o: Options{Memory: 8 << 20, Headroom: 0}, capacity: 8 << 20, extent: 64 << 10, from: "as asked"},
 	}
@@ -60,6 +60,14 @@ func TestCPU(t *testing.T) {
 	}
 	if _, err := CPU(Options{Host: fstest.MapFS{}}); err == nil || !strings.Contains(err.Error(), "--memory") {
 		t.Errorf("a host that says nothing: %v", err)
+	}
+	for name, host := range map[string]fstest.MapFS{
+		"machine has 23.0 GiB":                           {"proc/meminfo": meminfo},
+		"control group of this process may have 100 MiB": {"proc/meminfo": meminfo, "proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n")},
+	} {
+		if _, err := CPU(Options{Memory: 1 << 60, Host: host}); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "asked for") {
+			t.Errorf("an exbibyte: %v, want %q", err, name)
+		}
 	}
 	if _, err := CPU(Options{Memory: 1000, Host: fstest.MapFS{}}); err == nil {
 		t.Error("1000 bytes were enough")
