@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/estiba/estiba/api/v1alpha1"
@@ -562,5 +563,36 @@ func within(t *testing.T, seed uint64, seen Seen, name string, a worker.Assignme
 	}
 	if used > 80*gib {
 		t.Fatalf("seed %d: %s is to hold %d GiB of 80: %+v", seed, name, used/gib, a)
+	}
+}
+
+// TestBlocked: a pool that cannot make a worker comes after one that can, and
+// is no place where a request would wake a model.
+func TestBlocked(t *testing.T) {
+	always, sleeps := fixture.NewModel("x"), fixture.NewModel("y")
+	sleeps.Spec.Autoscaling = &v1alpha1.Autoscaling{Max: 1}
+	seen := seenWith([]v1alpha1.Model{always, sleeps})
+	seen.Pools[0].Blocked = "exceeded quota"
+	plan := Decide(seen)
+	for _, m := range seen.Models {
+		conditions := plan.Models[slices.IndexFunc(seen.Models, func(o v1alpha1.Model) bool { return o.Name == m.Name })].Conditions
+		ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+		if ready.Status != metav1.ConditionFalse || ready.Reason != v1alpha1.ReasonWaitingForWorker || ready.Message != "Pool p cannot make another worker: exceeded quota." {
+			t.Errorf("%s: %+v", m.Name, ready)
+		}
+		if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReconciling); c.Status != metav1.ConditionFalse {
+			t.Errorf("%s: %+v", m.Name, c)
+		}
+	}
+	if plan.Create["default/p"] != 1 {
+		t.Errorf("%v is made: a worker is not tried again", plan.Create)
+	}
+	seen.Pools = append(seen.Pools, Pool{InferencePool: fixture.NewPool("q", 0, 4)})
+	plan = Decide(seen)
+	if plan.Create["default/p"] != 0 || plan.Create["default/q"] != 1 {
+		t.Errorf("%v is made", plan.Create)
+	}
+	if ready := meta.FindStatusCondition(plan.Models[1].Conditions, v1alpha1.ConditionReady); ready.Reason != v1alpha1.ReasonScaledToZero {
+		t.Errorf("%+v", ready)
 	}
 }

@@ -68,6 +68,21 @@ func workerPod(p *v1alpha1.InferencePool, image string) (*corev1.Pod, string, er
 	return pod, sum, nil
 }
 
+// MemoryLimit is what the worker's container of a pool may have, in bytes; 0: it has no
+// limit. An error says what is wrong with the template.
+func MemoryLimit(p *v1alpha1.InferencePool) (int64, error) {
+	pod, _, err := workerPod(p, "estiba")
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range pod.Spec.Containers {
+		if c.Name == workerContainer {
+			return c.Resources.Limits.Memory().Value(), nil
+		}
+	}
+	return 0, nil
+}
+
 // usable names what of a merged template contradicts a worker.
 func usable(t v1alpha1.PodTemplate) error {
 	i := slices.IndexFunc(t.Spec.Containers, func(c corev1.Container) bool { return c.Name == workerContainer })

@@ -308,7 +308,7 @@ func (d *decision) asleep(m *model) (status.Verdict, bool) {
 		return v, true
 	}
 	stays := slices.ContainsFunc(m.homes, func(h *home) bool { return !h.leaving() })
-	if !stays && m.grows != nil && m.load.Total() == 0 && !slices.ContainsFunc(m.grows.stations, (*station).starting) {
+	if !stays && m.grows != nil && m.grows.Blocked == "" && m.load.Total() == 0 && !slices.ContainsFunc(m.grows.stations, (*station).starting) {
 		v.Message = fmt.Sprintf("Nothing is resident; a request starts a worker in pool %s and wakes the model there.", short(m.grows.key))
 		return v, true
 	}
@@ -428,6 +428,8 @@ func (d *decision) limits(m *model) string {
 			fmt.Fprintf(&b, " Pool %s cannot grow: its template is invalid.", short(p.key))
 		case p.Taken != "":
 			fmt.Fprintf(&b, " Pool %s cannot grow: %s", short(p.key), p.Taken)
+		case p.Blocked != "" && n < p.limit():
+			fmt.Fprintf(&b, " Pool %s cannot grow: %s", short(p.key), sentence(p.Blocked))
 		case p.device > 0 && likely(known(m), p.key) > p.device:
 			fmt.Fprintf(&b, " Another worker of pool %s would not help.", short(p.key))
 		case n >= p.limit():
@@ -466,6 +468,7 @@ func (d *decision) waiting(m *model) status.Verdict {
 		}
 	}
 	var b strings.Builder
+	stuck := 0 // pools that have no worker to come
 	for _, p := range pools {
 		starting, going := 0, 0
 		for _, s := range p.stations {
@@ -475,9 +478,11 @@ func (d *decision) waiting(m *model) status.Verdict {
 				going++
 			}
 		}
+		blocked := p.Blocked != "" && starting == 0
 		starting += d.plan.Create[p.key]
 		switch {
-		case p.Blocked != "":
+		case blocked:
+			stuck++
 			fmt.Fprintf(&b, "Pool %s cannot make another worker: %s ", short(p.key), sentence(p.Blocked))
 		case starting > 0:
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
@@ -492,6 +497,7 @@ func (d *decision) waiting(m *model) status.Verdict {
 			v.Progressing = false
 		}
 	}
+	v.Progressing = v.Progressing && stuck < len(pools)
 	v.Message = strings.TrimSpace(b.String())
 	return v
 }

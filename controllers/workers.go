@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -69,20 +70,25 @@ func (d *decision) grow() {
 	}
 }
 
-// growable is the first pool that has, or may get, a worker on which m fits. A
-// model whose header nobody has read needs a worker to read it.
+// growable is the first pool that has, or may get, a worker on which m fits; one that
+// could not make its last worker comes after all others. A model whose header nobody
+// has read needs a worker to read it.
 func (d *decision) growable(m *model) *pool {
 	need := known(m)
 	if len(need) == 0 && (m.failure != nil || slices.ContainsFunc(m.pools, (*pool).readable)) || m.why.Reserved > 0 && m.trial == nil {
 		return nil
 	}
+	var blocked *pool // better than none: it is tried again
 	for _, p := range m.pools {
 		coming := slices.ContainsFunc(p.stations, (*station).starting)
 		if (coming || len(p.present(d.seen.Now)) < p.limit() || p.replacing()) && (p.device == 0 || likely(need, p.key) <= p.device) {
-			return p
+			if coming || p.Blocked == "" {
+				return p
+			}
+			blocked = cmp.Or(blocked, p)
 		}
 	}
-	return nil
+	return blocked
 }
 
 // replacing: a worker is on its way out, and another one may come in its place.

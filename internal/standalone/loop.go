@@ -17,6 +17,7 @@ import (
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,7 +47,18 @@ type loop struct {
 	ended       chan string // workers that have given their memory back
 	memory      controllers.Memory
 	budget      budget
+	failed      map[string]failure // pool -> why its last worker did not start
 }
+
+// failure of a worker to start.
+type failure struct {
+	hash string
+	why  string
+	at   time.Time
+}
+
+// failureLasts is how long nobody asks for a pool's worker after one failed to start.
+const failureLasts = 10 * time.Second
 
 type started struct {
 	pool string
@@ -66,6 +78,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 		inspected:   make(chan inspectAnswer, 64),
 		ended:       make(chan string, 64),
 		budget:      budget{total: s.o.Memory, taken: map[string]int64{}},
+		failed:      map[string]failure{},
 	}
 }
 
@@ -131,6 +144,9 @@ func (l *loop) decide(ctx context.Context) time.Duration {
 	plan := controllers.Decide(seen)
 	l.memory = plan.Memory
 	l.apply(ctx, objects, plan)
+	if len(l.failed) > 0 && (plan.Again == 0 || plan.Again > failureLasts) {
+		return failureLasts
+	}
 	return plan.Again
 }
 
@@ -145,7 +161,7 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 		Memory:      l.memory,
 	}
 	for _, p := range objects.Pools {
-		seen.Pools = append(seen.Pools, controllers.Pool{InferencePool: p, Hash: hashOf(p)})
+		seen.Pools = append(seen.Pools, l.pool(p, objects.Pools))
 	}
 	for _, m := range objects.Models {
 		seen.Namespaces[m.Namespace] = map[string]string{"kubernetes.io/metadata.name": m.Namespace}
@@ -168,6 +184,28 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 	return seen
 }
 
+// pool is p, with what keeps another worker of it from being made.
+func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) controllers.Pool {
+	is := controllers.Pool{InferencePool: p, Hash: hashOf(p)}
+	key := is.Key()
+	if _, err := controllers.MemoryLimit(&p); err != nil {
+		is.Invalid = err.Error()
+		return is
+	}
+	leaving := func(name string) bool { _, stays := l.started[name]; return !stays }
+	if _, err := l.budget.want(p, all, leaving); err != nil {
+		is.Blocked = err.Error()
+	}
+	if f, ok := l.failed[key]; ok && is.Blocked == "" {
+		if f.hash == is.Hash && time.Since(f.at) < failureLasts {
+			is.Blocked = f.why
+		} else {
+			delete(l.failed, key)
+		}
+	}
+	return is
+}
+
 func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Plan) {
 	log := l.server.o.Log
 	for name, a := range plan.Assignments {
@@ -181,8 +219,9 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	}
 	for _, p := range objects.Pools {
 		for range plan.Create[p.Namespace+"/"+p.Name] {
-			if err := l.start(p); err != nil {
-				log.Error("worker not started", "pool", p.Name, "error", err)
+			if err := l.start(p); err != nil { // which is in the pool's conditions, or passes
+				log.Debug("worker not started", "pool", p.Name, "error", err)
+				break
 			}
 		}
 	}
@@ -195,28 +234,32 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 		l.sync()
 	}
 	for i := range objects.Models {
-		l.announce(&objects.Models[i], plan.Models[i])
+		l.announce("model", controllers.Key(&objects.Models[i]), objects.Models[i].Status.Conditions, plan.Models[i].Conditions)
+	}
+	for i := range objects.Pools {
+		p := &objects.Pools[i]
+		l.announce("pool", p.Namespace+"/"+p.Name, p.Status.Conditions, plan.Pools[i].Conditions)
 	}
 	l.forget(objects)
 	l.server.setObjects(withStatus(objects, plan))
 	l.server.gateway.SetModels(gateway.FromResources(l.server.objects().Models))
 }
 
-// announce logs a change of a Model's conditions, as an event would tell it on Kubernetes.
-func (l *loop) announce(m *v1alpha1.Model, status v1alpha1.ModelStatus) {
-	for _, after := range status.Conditions {
-		before := meta.FindStatusCondition(m.Status.Conditions, after.Type)
-		same := before != nil && before.Reason == after.Reason && before.Status == after.Status
-		stalled := after.Type == v1alpha1.ConditionStalled && after.Status == metav1.ConditionTrue
-		if same || after.Type != v1alpha1.ConditionReady && !stalled {
+// announce logs a change of an object's conditions, as an event would tell it on Kubernetes.
+func (l *loop) announce(kind, name string, before, after []metav1.Condition) {
+	for _, is := range after {
+		was := meta.FindStatusCondition(before, is.Type)
+		same := was != nil && was.Reason == is.Reason && was.Status == is.Status
+		stalled := is.Type == v1alpha1.ConditionStalled && is.Status == metav1.ConditionTrue
+		if same || is.Type != v1alpha1.ConditionReady && !stalled {
 			continue
 		}
 		level := slog.LevelInfo
 		if stalled {
 			level = slog.LevelWarn
 		}
-		l.server.o.Log.Log(context.Background(), level, "model", "model", controllers.Key(m),
-			"condition", after.Type, "status", string(after.Status), "reason", after.Reason, "message", after.Message)
+		l.server.o.Log.Log(context.Background(), level, kind, kind, name,
+			"condition", is.Type, "status", string(is.Status), "reason", is.Reason, "message", is.Message)
 	}
 }
 
@@ -259,13 +302,16 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 	if err != nil {
 		return err
 	}
+	key, hash := p.Namespace+"/"+p.Name, hashOf(p)
 	w, err := l.newWorker(name, p, memory)
 	if err != nil {
 		l.budget.give(name)
+		l.failed[key] = failure{hash, err.Error(), time.Now()}
 		return err
 	}
+	delete(l.failed, key)
 	l.hosts.add(name, w)
-	l.started[name] = started{pool: p.Namespace + "/" + p.Name, hash: hashOf(p)}
+	l.started[name] = started{pool: key, hash: hash}
 	l.server.o.Log.Info("worker started", "worker", name, "pool", p.Name, "memoryBytes", memory)
 	return nil
 }
@@ -282,7 +328,8 @@ func (l *loop) sync() {
 
 // hashOf names what a worker of this process is made from.
 func hashOf(p v1alpha1.InferencePool) string {
-	text, err := json.Marshal([]any{p.Spec.ModelRoots, p.Spec.Memory, p.Spec.Device, p.Spec.Cache})
+	limit, _ := controllers.MemoryLimit(&p) // of a template that cannot be used there is no worker
+	text, err := json.Marshal([]any{p.Spec.ModelRoots, p.Spec.Memory, p.Spec.Device, p.Spec.Cache, limit})
 	if err != nil {
 		panic(fmt.Sprintf("standalone: hash a pool: %v", err)) // only values of ours come here
 	}
@@ -297,33 +344,58 @@ type budget struct {
 	taken map[string]int64 // worker -> bytes
 }
 
-// take gives a new worker what its pool asks for, or an equal share of what the
-// pools that do not ask leave.
+// take gives a new worker what it wants.
 func (b *budget) take(name string, p v1alpha1.InferencePool, pools []v1alpha1.InferencePool) (int64, error) {
-	free := b.total
-	for _, n := range b.taken {
-		free -= n
+	want, err := b.want(p, pools, func(string) bool { return false })
+	if err == nil {
+		b.taken[name] = want
 	}
-	want := int64(0)
-	if p.Spec.Device.Memory != nil {
-		want = p.Spec.Device.Memory.Value()
-	} else {
+	return want, err
+}
+
+// want is what a new worker gets: what its pool asks for, or an equal share of what
+// the pools that ask leave. Workers that leave count as gone. An error says why there
+// is not so much.
+func (b *budget) want(p v1alpha1.InferencePool, pools []v1alpha1.InferencePool, leaves func(worker string) bool) (int64, error) {
+	free := b.total
+	for name, n := range b.taken {
+		if !leaves(name) {
+			free -= n
+		}
+	}
+	want := asked(p)
+	if want == 0 {
 		rest, shares := b.total, int64(0)
 		for _, q := range pools {
-			if q.Spec.Device.Memory != nil {
-				rest -= q.Spec.Device.Memory.Value() * int64(q.Spec.Workers.Max)
-			} else {
+			switch n := asked(q); {
+			case n == 0:
 				shares += int64(q.Spec.Workers.Max)
+			case n <= b.total: // of the others there is none
+				rest -= min(n*int64(q.Spec.Workers.Max), rest)
 			}
 		}
 		want = rest / max(shares, 1)
 	}
-	if want <= 0 || want > free {
-		return 0, fmt.Errorf("pool %s/%s: a worker wants %s and %s of %s is free: raise --memory or lower spec.device.memory or spec.workers.max",
-			p.Namespace, p.Name, quantity(max(want, 0)), quantity(free), quantity(b.total))
+	const lower = "lower spec.device.memory, or the memory limit of its container, or raise --memory"
+	switch {
+	case want == 0:
+		return 0, fmt.Errorf("the pools that say how much memory their workers want may take all %s: lower their spec.workers.max, or raise --memory", quantity(b.total))
+	case want > b.total:
+		return 0, fmt.Errorf("a worker wants %s, and there are %s for models: %s", quantity(want), quantity(b.total), lower)
+	case want > free:
+		return 0, fmt.Errorf("a worker wants %s, and %s of %s are free: %s, or lower spec.workers.max", quantity(want), quantity(free), quantity(b.total), lower)
 	}
-	b.taken[name] = want
 	return want, nil
+}
+
+// asked is the memory for models that a worker's pool asks for: spec.device.memory, or
+// what the limit of its container leaves, as in a pod; 0: it does not say.
+func asked(p v1alpha1.InferencePool) int64 {
+	if p.Spec.Device.Memory != nil {
+		return p.Spec.Device.Memory.Value()
+	}
+	limit, _ := controllers.MemoryLimit(&p) // an invalid template is a condition of the pool
+	return device.Room(limit)
 }
 
 func (b *budget) give(name string) { delete(b.taken, name) }

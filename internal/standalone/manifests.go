@@ -70,6 +70,9 @@ func manifestFiles(path string) ([]string, error) {
 }
 
 func (m *Manifests) readFile(file string, seen map[string]string) error {
+	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+		return errors.New("it is no file: manifests are watched, so they cannot come from a pipe or a device")
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -113,6 +116,9 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 	var head struct {
 		APIVersion, Kind string
 		Metadata         struct{ Name any }
+	}
+	if len(text) == 0 || text[0] != '{' {
+		return errors.New("it is no object: write fields, as in apiVersion: " + v1alpha1.GroupVersion.String())
 	}
 	if err := json.Unmarshal(text, &head); err != nil {
 		return plain(err)

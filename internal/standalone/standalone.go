@@ -62,13 +62,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	manifests = withDefaultPool(manifests)
 
-	if o.Memory == 0 {
-		machine, err := device.CPU(device.Options{})
-		if err != nil {
-			return err
-		}
-		o.Memory = machine.Capacity
+	machine, err := device.CPU(device.Options{Memory: o.Memory})
+	if err != nil {
+		return err
 	}
+	o.Memory = machine.Capacity
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w; choose another address with --listen", err)
@@ -176,6 +174,7 @@ func (s *Server) undecided() string {
 		case ready == nil || m.Status.ObservedGeneration != m.Generation:
 			return fmt.Sprintf("model %s/%s: nothing has been decided yet", m.Namespace, m.Name)
 		case ready.Status == metav1.ConditionTrue:
+		case !meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.ConditionReconciling): // it has said why not
 		case ready.Reason == v1alpha1.ReasonLoading || ready.Reason == v1alpha1.ReasonWaitingForWorker:
 			return fmt.Sprintf("model %s/%s: %s", m.Namespace, m.Name, ready.Message)
 		}

@@ -12,12 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fixture"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/yaml"
 )
 
 const model = `apiVersion: estiba.dev/v1alpha1
@@ -38,6 +41,8 @@ func TestRead(t *testing.T) {
 		"no name":                         {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
 		"a rule is broken":                {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},
 		"a name that YAML reads as false": {strings.Replace(valid, "{name: stories}", "{name: no}", 1), "field metadata.name is a bool, which does not fit: quote it"},
+		"a string":                        {"hello", "it is no object"},
+		"a list":                          {"- " + strings.ReplaceAll(valid, "\n", "\n  "), "it is no object"},
 		"not YAML":                        {"apiVersion: [", "document 1"},
 		"replicas and scaling":            {valid + "  replicas: 1\n  autoscaling: {min: 0, max: 1}\n", "exclude each other"},
 	} {
@@ -148,6 +153,107 @@ func TestServeSaysWhyNot(t *testing.T) {
 		}
 		return reason(url, "nowhere", v1alpha1.ReasonSourceUnavailable)
 	})
+}
+
+func TestReadNoFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, filepath.Dir(pipe), "/dev/zero"} {
+		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "it is no file") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestServeSamples: of the manifests for a cluster all is served that there is memory
+// for, and what cannot be has said why.
+func TestServeSamples(t *testing.T) {
+	folder := t.TempDir()
+	for _, file := range []string{"inferencepool.yaml", "inferencepool-gpu.yaml", "model.yaml", "model-autoscaled.yaml"} {
+		text, err := os.ReadFile(filepath.Join(fixture.Root(), "config", "samples", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(folder, file), strings.ReplaceAll(string(text), "/models", filepath.Dir(fixture.Model("stories260K"))))
+	}
+	write(t, filepath.Join(folder, "large.yaml"), fmt.Sprintf(model, "large", fixture.Model("stories260K/hf-f32"))+
+		"  poolSelector: {matchLabels: {tier: gpu}}\n  autoscaling: {min: 0, max: 1}\n")
+	url := serve(t, folder, 2<<30)
+	eventually(t, "ready", func() error { return get(url+"/readyz", nil) })
+	for name, want := range map[string]string{
+		"stories": v1alpha1.ReasonServing, "stories-small": v1alpha1.ReasonScaledToZero, "large": v1alpha1.ReasonWaitingForWorker,
+	} {
+		eventually(t, name, func() error { return reason(url, name, want) })
+	}
+	var models v1alpha1.ModelList
+	if err := get(url+"/apis/estiba.dev/v1alpha1/models", &models); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range models.Items {
+		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady); m.Name == "large" && !strings.HasPrefix(c.Message, "Pool a100 cannot make another worker: a worker wants 80Gi, and there are 2Gi for models") {
+			t.Errorf("%+v", c)
+		}
+	}
+	var pools v1alpha1.InferencePoolList
+	if err := get(url+"/apis/estiba.dev/v1alpha1/inferencepools", &pools); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pools.Items {
+		if p.Name == "cpu" && p.Status.Device.Memory.Value() != (1<<30-96<<20)/100*95/(64<<10)*(64<<10) {
+			t.Errorf("a device of pool cpu has %v; its container may have 1Gi", p.Status.Device.Memory)
+		}
+	}
+}
+
+func TestBudget(t *testing.T) {
+	pool := func(name, spec string) v1alpha1.InferencePool {
+		var p v1alpha1.InferencePool
+		if err := yaml.Unmarshal([]byte("metadata: {namespace: default, name: "+name+"}\nspec: "+spec), &p); err != nil {
+			t.Fatal(err)
+		}
+		return controllers.DefaultedPool(p)
+	}
+	const mib = 1 << 20
+	limit := "template: {spec: {containers: [{name: worker, resources: {limits: {memory: 400Mi}}}]}}"
+	device, limited, host := pool("device", "{device: {memory: 100Mi}, "+limit+"}"), pool("limited", "{"+limit+"}"), pool("host", "{memory: {host: 1Mi}}")
+	plain, two, huge := pool("plain", "{}"), pool("two", "{workers: {max: 2}}"), pool("huge", "{device: {memory: 1Ei}, workers: {max: 4}}")
+	for name, c := range map[string]struct {
+		of     v1alpha1.InferencePool
+		others []v1alpha1.InferencePool
+		taken  int64
+		want   int64
+		says   string
+	}{
+		"what the device is said to have": {of: device, want: 100 * mib},
+		"what the container may have":     {of: limited, want: 304 * mib},
+		"with a slab":                     {of: host, says: "a worker wants 929Mi, and there are 900Mi for models"},
+		"a share":                         {of: plain, want: 900 * mib},
+		"two shares":                      {of: two, want: 450 * mib},
+		"shares of what others leave":     {of: two, others: []v1alpha1.InferencePool{device, plain}, want: 800 * mib / 3},
+		"others that want too much":       {of: plain, others: []v1alpha1.InferencePool{huge}, want: 900 * mib},
+		"too much":                        {of: huge, says: "a worker wants 1Ei, and there are 900Mi"},
+		"others want all":                 {of: plain, others: []v1alpha1.InferencePool{pool("all", "{device: {memory: 450Mi}, workers: {max: 2}}")}, says: "may take all 900Mi"},
+		"others have it":                  {of: limited, taken: 600 * mib, says: "a worker wants 304Mi, and 300Mi of 900Mi are free"},
+	} {
+		b := budget{total: 900 * mib, taken: map[string]int64{"other": c.taken}}
+		got, err := b.take("w", c.of, append(c.others, c.of))
+		if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %d, %v; want %d, %q", name, got, err, c.want, c.says)
+		}
+		if _, err := b.want(c.of, append(c.others, c.of), func(worker string) bool { return worker == "other" || worker == "w" }); c.taken > 0 && err != nil {
+			t.Errorf("%s: once the others have left: %v", name, err)
+		}
+	}
+}
+
+func TestMemoryThatIsNotThere(t *testing.T) {
+	folder := t.TempDir()
+	err := Run(t.Context(), Options{Paths: []string{folder}, Listen: "127.0.0.1:0", Memory: 1 << 60, Log: slog.New(slog.DiscardHandler)})
+	if err == nil || !strings.Contains(err.Error(), "1 EiB of memory are asked for") {
+		t.Error(err)
+	}
 }
 
 // serve runs a Server until the test ends and returns its URL.
