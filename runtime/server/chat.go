@@ -13,12 +13,13 @@ import (
 
 // dialog is a chat as a template takes it.
 type dialog struct {
-	messages []object        // contents are strings, arguments of tool calls are objects
-	tools    json.RawMessage // nil: none
-	kwargs   object          // variables of the template
-	generate bool            // the text ends where an answer begins
-	resume   bool            // the text ends with the last message's content
-	around   bool            // the tokenizer's special tokens are put around it
+	messages   []object        // contents are strings, arguments of tool calls are objects
+	tools      json.RawMessage // nil: none
+	wholeTools json.RawMessage // the same, with what tools may leave out
+	kwargs     object          // variables of the template
+	generate   bool            // the text ends where an answer begins
+	resume     bool            // the text ends with the last message's content
+	around     bool            // the tokenizer's special tokens are put around it
 }
 
 // dialog reads what is rendered of a request.
@@ -31,11 +32,19 @@ func (f *fields) dialog() dialog {
 	}
 	if raw, ok := f.take("chat_template_kwargs"); ok {
 		part, o := f.within("chat_template_kwargs", raw)
+		for _, name := range reserved {
+			if _, ok := part.left[name]; ok {
+				part.fail(name, "%s is reserved: it comes from elsewhere in the request, or from the model", name)
+			}
+		}
 		f.join(part)
 		d.kwargs = o
 	}
 	return d
 }
+
+// reserved are variables of templates that a request says otherwise, or not at all.
+var reserved = []string{"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "chat_template", "tokenize"}
 
 // roles are who may speak.
 const roles = "system, developer, user, assistant or tool"
@@ -74,9 +83,13 @@ func (f *fields) message(o object) object {
 		f.fail("role", "role must be %s", roles)
 	}
 	calls, called := f.toolCalls(role)
-	content, written := f.content()
-	if !written && (role != "assistant" || !called) {
+	content, written := f.content(role)
+	if !written && role != "assistant" {
 		f.fail("content", "content is required: a string or a list of parts")
+	}
+	f.text("name")
+	if id := f.text("tool_call_id"); id == "" && role == "tool" {
+		f.fail("tool_call_id", "tool_call_id is required: the id of the call that this answers")
 	}
 	for _, name := range []string{"audio", "refusal", "function_call"} { // a client sends back what it got: null
 		if _, ok := f.take(name); ok {
@@ -90,21 +103,26 @@ func (f *fields) message(o object) object {
 	return o
 }
 
-// content is a string or a list of parts of type text; false if there is none.
-func (f *fields) content() (string, bool) {
+// content is a string or a list of parts of type text, or refusal of an assistant; false if there is none.
+func (f *fields) content(role string) (string, bool) {
 	raw, ok := f.take("content")
 	var s string
 	if !ok || json.Unmarshal(raw, &s) == nil {
 		return s, ok
 	}
 	var parts []struct {
-		Type string  `json:"type"`
-		Text *string `json:"text"`
+		Type    string  `json:"type"`
+		Text    *string `json:"text"`
+		Refusal *string `json:"refusal"`
 	}
 	if json.Unmarshal(raw, &parts) != nil {
 		f.fail("content", "content must be a string or a list of parts")
 	}
 	for _, p := range parts {
+		if p.Type == "refusal" && role == "assistant" && p.Refusal != nil {
+			s += *p.Refusal
+			continue
+		}
 		if p.Type != "text" || p.Text == nil {
 			f.fail("content", "content may have only parts of type text, with a text")
 			break
@@ -162,16 +180,13 @@ func (f *fields) toolCall(o object) object {
 	if len(arguments) == 0 {
 		arguments = json.RawMessage("{}")
 	}
-	if _, err := parseObject(arguments); err != nil {
+	given, _, err := parseMembers(arguments) // a model may have written a key twice
+	if err != nil {
 		part.fail("arguments", "arguments must be the text of a JSON object: %s", err)
 	}
 	f.join(part)
-	function = function.without("parsed_arguments").set("arguments", arguments)
-	whole, err := function.MarshalJSON()
-	if err != nil {
-		panic(err)
-	}
-	return o.without("index").set("type", quoted("function")).set("function", whole)
+	function = function.without("parsed_arguments").set("arguments", encoded(given))
+	return o.without("index").set("type", quoted("function")).set("function", encoded(function))
 }
 
 // encode renders a chat and gives its ids.
@@ -195,13 +210,25 @@ func (d dialog) encode(c call) ([]int32, *apiError) {
 		panic(err) // each part has been read as JSON
 	}
 	rendered, err := t.Render(in)
+	param := "messages"
+	if err != nil && d.tools != nil && !errors.Is(err, template.ErrUnusable) {
+		// Some templates count on what clients leave out of tools; the others see them as they are.
+		in.Tools = d.wholeTools
+		if again, e := t.Render(in); e == nil {
+			rendered, err = again, nil
+		}
+		in.Tools = nil
+		if _, e := t.Render(in); err != nil && e == nil {
+			param = "tools"
+		}
+	}
 	switch {
 	case errors.Is(err, template.ErrUnusable):
 		e := invalid("messages", "%s. Send the prompt as text to /v1/completions.", capitalized(err.Error()))
 		e.Code = "chat_template_unusable"
 		return nil, e
 	case err != nil:
-		e := invalid("messages", "The model's chat template refuses these messages: %v.", err)
+		e := invalid(param, "The model's chat template refuses these %s: %v.", param, err)
 		e.Code = "chat_template_error"
 		return nil, e
 	}

@@ -36,6 +36,7 @@ func parseEmbeddings(body []byte) (asked, *apiError) {
 	default:
 		f.fail("encoding_format", "encoding_format must be float or base64")
 	}
+	f.ignored()
 	e.dimensions = f.integer("dimensions", 1, math.MaxInt32, 0)
 	return e, f.finish()
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxDepth bounds how deep objects and lists of a request may be nested; a JSON
@@ -28,38 +29,85 @@ type object []member
 
 // parseObject reads a text that is one object of members with different names.
 func parseObject(text []byte) (object, error) {
+	o, twice, err := parseMembers(text)
+	if err == nil && twice != "" {
+		err = fmt.Errorf("the key %.100q is there twice", twice)
+	}
+	return o, err
+}
+
+// parseMembers reads a text that is one object. Of equal keys, of which twice is one,
+// the last counts, where the first stands.
+func parseMembers(text []byte) (o object, twice string, err error) {
 	if deep(text) {
-		return nil, fmt.Errorf("it is nested deeper than %d levels", maxDepth)
+		return nil, "", fmt.Errorf("it is nested deeper than %d levels", maxDepth)
 	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	if start, err := dec.Token(); err != nil {
-		return nil, unexpected(err)
+		return nil, "", unexpected(err)
 	} else if start != json.Delim('{') {
-		return nil, errors.New("it is not an object")
+		return nil, "", errors.New("it is not an object")
 	}
-	o, seen := object{}, map[string]bool{}
+	o, seen := object{}, map[string]int{}
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
-			return nil, unexpected(err)
+			return nil, "", unexpected(err)
 		}
 		m := member{key: key.(string)} // or Token would have failed
-		if seen[m.key] {
-			return nil, fmt.Errorf("the key %.100q is there twice", m.key)
-		}
-		seen[m.key] = true
 		if err := dec.Decode(&m.value); err != nil {
-			return nil, unexpected(err)
+			return nil, "", unexpected(err)
 		}
+		if i, ok := seen[m.key]; ok {
+			twice, o[i].value = m.key, m.value
+			continue
+		}
+		seen[m.key] = len(o)
 		o = append(o, m)
 	}
 	if _, err := dec.Token(); err != nil {
-		return nil, unexpected(err)
+		return nil, "", unexpected(err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("something follows the object")
+		return nil, "", errors.New("something follows the object")
 	}
-	return o, nil
+	return o, twice, nil
+}
+
+// misspelled says what of a text is no JSON that can be passed on as it is meant: no characters,
+// half of a surrogate pair, or raw control characters in strings, which encoding/json takes or explains badly.
+func misspelled(text []byte) error {
+	if !utf8.Valid(text) {
+		return errors.New("is not UTF-8")
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] != '"' {
+			continue
+		}
+		for i++; i < len(text) && text[i] != '"'; i++ {
+			switch {
+			case text[i] < ' ':
+				return fmt.Errorf("has a raw control character in a string, at byte %d: write it as \\u%04x", i, text[i])
+			case text[i] != '\\':
+			case isHalf(text[i:], 0xd800) && isHalf(text[min(i+6, len(text)):], 0xdc00):
+				i += 11
+			case isHalf(text[i:], 0xd800) || isHalf(text[i:], 0xdc00):
+				return fmt.Errorf("has half of a surrogate pair, at byte %d: %.6s", i, text[i:])
+			default:
+				i++
+			}
+		}
+	}
+	return nil
+}
+
+// isHalf says that a text begins with one of the 1024 surrogates from first on, as an escape.
+func isHalf(text []byte, first uint64) bool {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
+		return false
+	}
+	x, err := strconv.ParseUint(string(text[2:6]), 16, 16)
+	return err == nil && first <= x && x < first+0x400
 }
 
 func unexpected(err error) error {
@@ -152,6 +200,11 @@ type fields struct {
 
 func parseFields(of endpoint, body []byte) *fields {
 	f := &fields{of: of}
+	if err := misspelled(body); err != nil {
+		f.fail("", "The body %s", err)
+	} else if deep(body) {
+		f.fail("", "The body is nested deeper than %d levels", maxDepth)
+	}
 	o, err := parseObject(body)
 	if err != nil {
 		f.fail("", "The body must be a JSON object with different keys: %s", err)
@@ -188,14 +241,18 @@ func (f *fields) join(part *fields) {
 
 // fail says what is wrong with a member: the sentence begins with its name, as clients spell it.
 func (f *fields) fail(name, format string, args ...any) {
+	at := f.at
+	if name == "" && at != "" { // of the object itself
+		at = strings.TrimSuffix(at, ".") + " "
+	}
 	if f.err == nil {
-		f.err = invalid(strings.TrimSuffix(f.at+name, "."), f.at+format+".", args...)
+		f.err = invalid(strings.TrimSuffix(f.at+name, "."), at+format+".", args...)
 	}
 }
 
 // take is a member's value; false if it is absent or null.
 func (f *fields) take(name string) (json.RawMessage, bool) {
-	if f.of != 0 && !f.of.serves(name) {
+	if f.of != 0 && !f.of.reads(name) {
 		panic("server: parameter " + name + " is not in the table")
 	}
 	raw, ok := f.left[name]

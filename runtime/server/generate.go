@@ -47,16 +47,27 @@ const (
 func parseChat(body []byte) (asked, *apiError) {
 	f := parseFields(chat, body)
 	g := &generation{of: chat, dialog: f.dialog()}
-	for _, name := range []string{"documents", "reasoning_effort"} { // the names of a template's variables, too
-		if raw, ok := f.take(name); ok {
-			g.dialog.kwargs = g.dialog.kwargs.set(name, raw)
+	if raw, ok := f.take("documents"); ok { // the name of a template's variable, too
+		var list []map[string]json.RawMessage
+		if json.Unmarshal(raw, &list) != nil {
+			f.fail("documents", "documents must be a list of objects")
 		}
+		g.dialog.kwargs = g.dialog.kwargs.set("documents", raw)
+	}
+	if effort := f.text("reasoning_effort"); effort != "" {
+		g.dialog.kwargs = g.dialog.kwargs.set("reasoning_effort", quoted(effort))
 	}
 	g.tools = f.tooling()
-	g.dialog.tools = g.tools.shown
+	g.dialog.tools, g.dialog.wholeTools = g.tools.shown, g.tools.whole
 	g.common(f)
+	if mode := g.tools.choice.Mode; g.structure != nil && (mode == toolcall.Required || mode == toolcall.Named) {
+		f.fail(g.structure.param, "%s and a tool_choice that requires a call exclude each other", g.structure.param)
+	}
 	g.maxTokens = f.integer("max_tokens", 1, math.MaxInt32, 0)
 	g.maxTokens = f.integer("max_completion_tokens", 1, math.MaxInt32, g.maxTokens)
+	if g.maxTokens > 0 {
+		g.bounded(f)
+	}
 	g.sampling.Logprobs = f.boolean("logprobs", false)
 	g.sampling.TopLogprobs = f.integer("top_logprobs", 0, maxTop, 0)
 	if g.sampling.TopLogprobs > 0 && !g.sampling.Logprobs {
@@ -75,7 +86,9 @@ func parseCompletion(body []byte) (asked, *apiError) {
 		least = 0
 	}
 	g.maxTokens = f.integer("max_tokens", least, math.MaxInt32, 16) // OpenAI's default here
-	g.only = g.maxTokens == 0
+	if g.only = g.maxTokens == 0; !g.only {
+		g.bounded(f)
+	}
 	if top := f.integer("logprobs", 0, maxTop, -1); top >= 0 {
 		g.sampling.Logprobs, g.sampling.TopLogprobs = true, top
 	}
@@ -85,8 +98,15 @@ func parseCompletion(body []byte) (asked, *apiError) {
 	return g, f.finish()
 }
 
+func (g *generation) bounded(f *fields) {
+	if g.minTokens > g.maxTokens {
+		f.fail("min_tokens", "min_tokens must be at most max_tokens, which is %d", g.maxTokens)
+	}
+}
+
 func (g *generation) common(f *fields) {
 	g.model = f.modelName()
+	f.ignored()
 	g.n = f.integer("n", 1, maxTexts, 1)
 	g.minTokens = f.integer("min_tokens", 0, math.MaxInt32, 0)
 	p := &g.sampling
@@ -122,11 +142,26 @@ func (g *generation) common(f *fields) {
 	g.special = !f.boolean("skip_special_tokens", true)
 	g.stream = f.boolean("stream", false)
 	if raw, ok := f.take("stream_options"); ok {
+		if !g.stream {
+			f.fail("stream_options", "stream_options needs stream to be true")
+		}
 		part, _ := f.within("stream_options", raw)
 		g.usage = part.boolean("include_usage", false)
 		g.usages = part.boolean("continuous_usage_stats", false) && g.usage
 		part.boolean("include_obfuscation", false)
 		part.rest()
+		f.join(part)
+	}
+}
+
+// ignored are checked, though they change no answer.
+func (f *fields) ignored() {
+	f.text("user")
+	if f.of&texts == 0 {
+		return
+	}
+	if raw, ok := f.take("metadata"); ok {
+		part, _ := f.within("metadata", raw)
 		f.join(part)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -246,6 +247,7 @@ func TestAnswers(t *testing.T) {
 		"tokenize":         {"/tokenize", `{"model":"stories","prompt":"Once upon a time","return_token_strs":false}`, `{"count":5,"max_model_len":256,"tokens":[1,403,407,261,378],"token_strs":null}`},
 		"tokenize nothing": {"/tokenize", `{"model":"stories","prompt":"","add_special_tokens":false}`, `{"count":0,"max_model_len":256,"tokens":[],"token_strs":null}`},
 		"detokenize":       {"/detokenize", `{"model":"stories","tokens":[403,407,261,378]}`, `{"prompt":"Once upon a time"}`},
+		"whole characters": {"/tokenize", `{"model":"stories","prompt":"\ud83d\ude00\\ud83d","add_special_tokens":false}`, `{"count":11,"max_model_len":256,"tokens":[410,243,162,155,131,500,425,418,487,472,418],"token_strs":null}`},
 		"stop string": {
 			"/v1/completions", `{"model":"stories","prompt":"Once","temperature":0,"stop":["zebra","s a li"]}`,
 			`{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"text":" there wa"}],"model":"stories","object":"text_completion",
@@ -401,6 +403,74 @@ func TestTokenBytes(t *testing.T) {
 	w = f.post("/v1/completions", `{"model":"stories","prompt":"hi","temperature":0,"logprobs":0}`)
 	if !strings.Contains(w.Body.String(), `"bytes:\\xf0"`) {
 		t.Errorf("%s", w.Body)
+	}
+}
+
+// TestLenientMessages: what clients send back of earlier answers is taken.
+func TestLenientMessages(t *testing.T) {
+	f := parseFields(chat, []byte(`{"messages":[{"role":"assistant","content":null},{"role":"assistant"},
+		{"role":"assistant","content":[{"type":"text","text":"No"},{"type":"refusal","refusal":", I will not."}]},
+		{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{\"a\":1,\"b\":{\"c\":1,\"c\":\"\\ud800\"},\"a\":2}"}}]}]}`))
+	d := f.dialog()
+	if f.err != nil {
+		t.Fatal(f.err)
+	}
+	want := `[{"role":"assistant","content":""},{"role":"assistant","content":""},{"role":"assistant","content":"No, I will not."},` +
+		`{"role":"assistant","content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":2,"b":{"c":1,"c":"\ud800"}}},"type":"function"}]}]`
+	if got := string(encoded(d.messages)); got != want {
+		t.Error(got)
+	}
+	chat, err := template.Parse("test", `{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, e := d.encode(call{Loaded: Loaded{Tokenizer: tok, Template: chat}})
+	if text := tok.Decode(ids, false); e != nil || text != `{"a": 2, "b": {"c": "`+"\ufffd"+`"}}` {
+		t.Errorf("%v: %q", e, text)
+	}
+}
+
+// TestToolsOfTemplates: tools may lack what a template counts on, and are shown as they are otherwise.
+func TestToolsOfTemplates(t *testing.T) {
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ source, want, param string }{
+		{`{{ tools[0] | tojson }}`, `{"type": "function", "function": {"name": "f"}}`, ""},
+		{`{{ "// " + tools[0].function.description + tools[0].function.parameters.type }}`, "// object", ""},
+		{`{% if tools %}{{ tools[0].function.description + 1 }}{% endif %}`, "", "tools"},
+		{`{% if tools %}{{ raise_exception("no tools") }}{% endif %}`, "", "tools"},
+		{`{{ raise_exception("never") }}`, "", "messages"},
+	} {
+		chat, err := template.Parse("test", c.source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked, e := parseChat([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}`))
+		if e != nil {
+			t.Fatal(e)
+		}
+		ids, e := asked.(*generation).dialog.encode(call{Loaded: Loaded{Tokenizer: tok, Template: chat}})
+		if e != nil && e.Param != c.param || (e == nil) != (c.param == "") || e == nil && tok.Decode(ids, false) != c.want {
+			t.Errorf("%s: %q %+v", c.source, tok.Decode(ids, false), e)
+		}
+	}
+	source, err := os.ReadFile(fixture.Shared(t, "tokenizers/chat-templates/openai-gpt-oss-120b.jinja"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chat, err := template.Parse("gpt-oss", string(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, _ := parseChat([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}`))
+	if _, e := asked.(*generation).dialog.encode(call{Loaded: Loaded{Tokenizer: tok, Template: chat}}); e != nil {
+		t.Error(e.Message)
 	}
 }
 
@@ -720,7 +790,27 @@ func TestErrors(t *testing.T) {
 		"older role":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"function","name":"f","content":"x"}]}`, status: 400, param: "messages[0].role", says: "tool_call_id"},
 		"image":              {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, status: 400, param: "messages[0].content"},
 		"no content":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"system","content":""},{"role":"user"}]}`, status: 400, param: "messages[1].content", says: "messages[1].content is required"},
-		"null content":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"assistant","content":null}]}`, status: 400, param: "messages[0].content"},
+		"null content":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":null}]}`, status: 400, param: "messages[0].content"},
+		"no call id":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"tool","content":"x"}]}`, status: 400, param: "messages[0].tool_call_id", says: "required"},
+		"name of a number":   {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x","name":1}]}`, status: 400, param: "messages[0].name"},
+		"refusal of a user":  {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":[{"type":"refusal","refusal":"x"}]}]}`, status: 400, param: "messages[0].content"},
+		"user":               {path: "completions", body: `{"model":"stories","prompt":"x","user":1}`, status: 400, param: "user", says: "string"},
+		"metadata":           {path: "completions", body: `{"model":"stories","prompt":"x","metadata":[]}`, status: 400, param: "metadata", says: "metadata must be an object"},
+		"options alone":      {path: "completions", body: `{"model":"stories","prompt":"x","stream_options":{"include_usage":true}}`, status: 400, param: "stream_options", says: "needs stream"},
+		"least over most":    {path: "completions", body: `{"model":"stories","prompt":"x","min_tokens":17}`, status: 400, param: "min_tokens", says: "which is 16"},
+		"effort":             {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"reasoning_effort":3}`, status: 400, param: "reasoning_effort"},
+		"documents":          {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"documents":["x"]}`, status: 400, param: "documents"},
+		"reserved":           {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"messages":[]}}`, status: 400, param: "chat_template_kwargs.messages", says: "reserved"},
+		"both to tokenize":   {path: "../tokenize", body: `{"model":"stories","prompt":"x","messages":[{"role":"user","content":"x"}]}`, status: 400, param: "prompt", says: "exclude"},
+		"no UTF-8":           {path: "completions", body: "{\"model\":\"stories\",\"prompt\":\"\xff\"}", status: 400, says: "The body is not UTF-8."},
+		"half a pair":        {path: "completions", body: `{"model":"stories","prompt":"\\\ud83d\ud83d\ude00"}`, status: 400, says: `half of a surrogate pair, at byte 31: \ud83d.`},
+		"the other half":     {path: "completions", body: `{"model":"stories","prompt":"\ude00"}`, status: 400, says: "surrogate"},
+		"control character":  {path: "completions", body: "{\"model\":\"stories\",\"prompt\":\"a\nb\"}", status: 400, says: `write it as \u000a`},
+		"list of parameters": {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"array"}}}]}`, status: 400, param: "tools[0].function.parameters", says: `"array"`},
+		"no json_schema":     {path: "completions", body: `{"model":"stories","prompt":"x","response_format":{"type":"json_schema"}}`, status: 400, param: "response_format.json_schema", says: "required"},
+		"schema of no name":  {path: "completions", body: `{"model":"stories","prompt":"x","response_format":{"type":"json_schema","json_schema":{"schema":{}}}}`, status: 400, param: "response_format.json_schema.name", says: "required"},
+		"name of no schema":  {path: "completions", body: `{"model":"stories","prompt":"x","response_format":{"type":"json_schema","json_schema":{"name":"x"}}}`, status: 400, param: "response_format.json_schema.schema", says: "required"},
+		"call or structure":  {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `],"tool_choice":"required","response_format":{"type":"json_object"}}`, status: 400, param: "response_format", says: "exclude"},
 		"tool calls":         {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[1]}]}`, status: 400, param: "messages[1].tool_calls[0]"},
 		"arguments":          {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}]}`, status: 400, param: "messages[0].tool_calls[0].function.arguments"},
 		"calls of a user":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}`, status: 400, param: "messages[0].tool_calls"},
@@ -732,7 +822,7 @@ func TestErrors(t *testing.T) {
 		"functions":          {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"functions":[{"name":"f"}]}`, status: 400, param: "functions", says: "send tools"},
 		"bias of no token":   {path: "completions", body: `{"model":"stories","prompt":"x","logit_bias":{"512":1}}`, status: 400, param: "logit_bias", says: "512"},
 		"end of no token":    {path: "completions", body: `{"model":"stories","prompt":"x","stop_token_ids":[512]}`, status: 400, param: "stop_token_ids", says: "512"},
-		"stream option":      {path: "completions", body: `{"model":"stories","prompt":"x","stream_options":{"more":1}}`, status: 400, param: "stream_options.more"},
+		"stream option":      {path: "completions", body: `{"model":"stories","prompt":"x","stream":true,"stream_options":{"more":1}}`, status: 400, param: "stream_options.more"},
 		"many texts":         {path: "completions", body: `{"model":"stories","prompt":["x","y"],"n":65}`, status: 400, param: "n", says: "128"},
 		"both prompts":       {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"continue_final_message":true,"add_generation_prompt":true}`, status: 400, param: "continue_final_message"},
 		"max_tokens":         {path: "completions", body: `{"model":"stories","prompt":"x","max_tokens":"many"}`, status: 400, param: "max_tokens"},
@@ -747,7 +837,7 @@ func TestErrors(t *testing.T) {
 		"tool choice":        {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"tools":[` + oneTool + `],"tool_choice":"some"}`, status: 400, param: "tool_choice"},
 		"response_format":    {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"yaml"}}`, status: 400, param: "response_format.type"},
 		"schema":             {path: "chat/completions", body: `{"model":"stories","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"what"}}}}`, status: 400, param: "response_format", says: "what"},
-		"two structures":     {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a","choice":["b"]}}`, status: 400, param: "structured_outputs", says: "one of"},
+		"two structures":     {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a","choice":["b"]}}`, status: 400, param: "structured_outputs", says: "structured_outputs must have one of"},
 		"two ways":           {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"},"response_format":{"type":"json_object"}}`, status: 400, param: "structured_outputs", says: "exclude"},
 		"endless structure":  {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a"},"ignore_eos":true}`, status: 400, param: "structured_outputs", says: "ignore_eos"},
 		"structured_outputs": {path: "completions", body: `{"model":"stories","prompt":"x","structured_outputs":{"regex":"a("}}`, status: 400, param: "structured_outputs", says: "regex"},

@@ -144,9 +144,10 @@ func (e endpoint) find(name string) (parameter, bool) {
 	return parameters[i], true
 }
 
-func (e endpoint) serves(name string) bool {
+// reads says that values of a parameter are looked at: they may be wrong.
+func (e endpoint) reads(name string) bool {
 	p, ok := e.find(name)
-	return ok && p.verdict == served
+	return ok && p.verdict != refused
 }
 
 // refuses says why a parameter that nobody serves cannot have a value, or nothing.

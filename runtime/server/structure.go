@@ -42,14 +42,20 @@ func (f *fields) responseFormat() *structure {
 	case "json_object":
 		s.parse = jsonObject
 	case "json_schema":
-		raw, _ := f.take("json_schema")
-		part, _ := f.within("json_schema", raw)
-		schema, ok := part.take("schema")
-		s.parse = func() (*grammar.Grammar, error) { return grammar.JSONSchema(schema) }
+		raw, ok := f.take("json_schema")
 		if !ok {
-			s.parse = jsonObject
+			f.fail("json_schema", "json_schema is required: an object with name and schema")
+			break
 		}
-		part.text("name")
+		part, _ := f.within("json_schema", raw)
+		if part.text("name") == "" {
+			part.fail("name", "name is required: any, for people to read")
+		}
+		schema, ok := part.take("schema")
+		if !ok {
+			part.fail("schema", "schema is required; without one send the type json_object")
+		}
+		s.parse = func() (*grammar.Grammar, error) { return grammar.JSONSchema(schema) }
 		part.text("description")
 		part.boolean("strict", false) // it always is
 		part.rest()
@@ -93,7 +99,7 @@ func (f *fields) structuredOutputs() *structure {
 	}
 	f.rest()
 	if kinds != 1 {
-		f.fail("", "structured_outputs must have one of regex, choice, grammar, json and json_object")
+		f.fail("", "must have one of regex, choice, grammar, json and json_object")
 	}
 	return s
 }
@@ -103,12 +109,12 @@ func (f *fields) structuredOutputs() *structure {
 func (g *generation) grammar(format toolcall.Format) (*grammar.Grammar, *apiError) {
 	var text *grammar.Grammar
 	if g.structure != nil {
-		if format.Always() {
-			return nil, invalid(g.structure.param, "%s is not supported with this model, whose answers are more than their text.", g.structure.param)
-		}
 		var err error
 		if text, err = g.structure.parse(); err != nil {
 			return nil, invalid(g.structure.param, "%s cannot be followed: %v.", g.structure.param, err)
+		}
+		if g.of == chat && !g.dialog.resume {
+			text = format.Answer(text)
 		}
 	}
 	if !g.tools.offered() {

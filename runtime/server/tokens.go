@@ -20,9 +20,12 @@ func parseTokenize(body []byte) (asked, *apiError) {
 	t := &tokenization{model: f.modelName(), pieces: f.boolean("return_token_strs", false)}
 	if raw, ok := f.left["messages"]; ok && string(raw) != "null" {
 		d := f.dialog()
-		d.tools = f.tooling().shown
+		tools := f.tooling()
+		d.tools, d.wholeTools = tools.shown, tools.whole
 		t.dialog = &d
-		f.take("prompt")
+		if _, ok := f.take("prompt"); ok {
+			f.fail("prompt", "prompt and messages exclude each other")
+		}
 		return t, f.finish()
 	}
 	for _, name := range []string{"messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice", "parallel_tool_calls"} {

@@ -15,6 +15,7 @@ const maxTools = 128
 type tooling struct {
 	tools  []toolcall.Tool // that may be called
 	shown  json.RawMessage // what the template tells the model; nil: nothing
+	whole  json.RawMessage // the same, with what tools may leave out
 	choice toolcall.Choice
 }
 
@@ -59,34 +60,30 @@ func (f *fields) tools(raw json.RawMessage, t *tooling) {
 		f.fail("tools", "tools must be a list of at most %d objects with type and function", maxTools)
 		return
 	}
-	shown := make([]object, len(list))
+	shown, whole := make([]object, len(list)), make([]object, len(list))
 	for i, raw := range list {
 		part, o := f.within(fmt.Sprintf("tools[%d]", i), raw)
-		tool, show := part.tool(o)
+		tool, show, complete := part.tool(o)
 		if slices.ContainsFunc(t.tools, func(other toolcall.Tool) bool { return other.Name == tool.Name }) {
 			part.fail("function.name", "function.name %q is there twice", tool.Name)
 		}
 		if f.join(part); f.err != nil {
 			return
 		}
-		t.tools, shown[i] = append(t.tools, tool), show
+		t.tools, shown[i], whole[i] = append(t.tools, tool), show, complete
 	}
-	whole, err := json.Marshal(shown)
-	if err != nil {
-		panic(err) // each part has been read as JSON
-	}
-	t.shown = whole
+	t.shown, t.whole = encoded(shown), encoded(whole)
 }
 
 // tool is one, and how the template shows it: strict is for the server.
-func (f *fields) tool(o object) (tool toolcall.Tool, shown object) {
+func (f *fields) tool(o object) (tool toolcall.Tool, shown, whole object) {
 	if kind := f.text("type"); kind != "function" {
 		f.fail("type", "type must be function")
 	}
 	raw, ok := f.take("function")
 	if !ok {
 		f.fail("function", "function is required: an object with name, description and parameters")
-		return tool, nil
+		return tool, nil, nil
 	}
 	part, function := f.within("function", raw)
 	tool.Name = part.text("name")
@@ -97,17 +94,22 @@ func (f *fields) tool(o object) (tool toolcall.Tool, shown object) {
 	tool.Strict = part.boolean("strict", false)
 	tool.Parameters = json.RawMessage(`{"type":"object","properties":{},"additionalProperties":false}`) // what leaving them out means
 	if parameters, ok := part.take("parameters"); ok {
-		if _, err := parseObject(parameters); err != nil {
+		if schema, err := parseObject(parameters); err != nil {
 			part.fail("parameters", "parameters must be a JSON schema of an object: %s", err)
+		} else if kind := schema.value("type"); kind != nil && string(kind) != `"object"` {
+			part.fail("parameters", "parameters must be a JSON schema of an object: its type is %.100s", kind)
 		}
 		tool.Parameters = parameters
 	}
 	f.join(part)
-	whole, err := function.without("strict").MarshalJSON()
-	if err != nil {
-		panic(err)
+	function = function.without("strict")
+	complete := slices.Clone(function)
+	for _, m := range []member{{"description", quoted("")}, {"parameters", json.RawMessage(`{"type":"object","properties":{}}`)}} {
+		if value := complete.value(m.key); value == nil || string(value) == "null" {
+			complete = complete.set(m.key, m.value)
+		}
 	}
-	return tool, o.set("function", whole)
+	return tool, slices.Clone(o).set("function", encoded(function)), slices.Clone(o).set("function", encoded(complete))
 }
 
 func isToolName(name string) bool {
