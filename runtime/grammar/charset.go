@@ -3,6 +3,7 @@ package grammar
 import (
 	"cmp"
 	"slices"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
@@ -91,18 +92,29 @@ func (s set) key() string {
 	return string(b)
 }
 
+// folds are the pairs of characters that differ only in case, by their first.
+var folds = sync.OnceValue(func() (pairs [][2]rune) {
+	for r := range rune(0x1e944) { // beyond it nothing has case
+		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+			pairs = append(pairs, [2]rune{r, f})
+		}
+	}
+	return pairs
+})
+
 // folded adds what differs from the set's characters only in case.
 func (s set) folded() set {
+	if len(s) == 0 {
+		return s
+	}
 	spans := slices.Clone(s)
-	for _, x := range s {
-		for r := x.lo; r <= min(x.hi, 0x1e943); r++ { // beyond it nothing has case
-			for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-				if n := len(spans); spans[n-1].hi == f-1 {
-					spans[n-1].hi = f
-				} else {
-					spans = append(spans, span{f, f})
-				}
-			}
+	first, _ := slices.BinarySearchFunc(folds(), s[0].lo, func(p [2]rune, r rune) int { return cmp.Compare(p[0], r) })
+	for _, p := range folds()[first:] {
+		if p[0] > s[len(s)-1].hi {
+			break
+		}
+		if s.has(p[0]) && !s.has(p[1]) {
+			spans = append(spans, span{p[1], p[1]})
 		}
 	}
 	return normal(spans)
@@ -110,24 +122,21 @@ func (s set) folded() set {
 
 func fromTable(tables ...*unicode.RangeTable) set {
 	var spans []span
+	add := func(lo, hi, stride rune) {
+		if stride == 1 {
+			spans = append(spans, span{lo, hi})
+			return
+		}
+		for x := lo; x <= hi; x += stride {
+			spans = append(spans, span{x, x})
+		}
+	}
 	for _, t := range tables {
 		for _, r := range t.R16 {
-			if r.Stride == 1 {
-				spans = append(spans, span{rune(r.Lo), rune(r.Hi)})
-				continue
-			}
-			for x := rune(r.Lo); x <= rune(r.Hi); x += rune(r.Stride) {
-				spans = append(spans, span{x, x})
-			}
+			add(rune(r.Lo), rune(r.Hi), rune(r.Stride))
 		}
 		for _, r := range t.R32 {
-			if r.Stride == 1 {
-				spans = append(spans, span{rune(r.Lo), rune(r.Hi)})
-				continue
-			}
-			for x := rune(r.Lo); x <= rune(r.Hi); x += rune(r.Stride) {
-				spans = append(spans, span{x, x})
-			}
+			add(rune(r.Lo), rune(r.Hi), rune(r.Stride))
 		}
 	}
 	return normal(spans).and(everything)

@@ -31,14 +31,14 @@ func EBNF(text string) (*Grammar, error) {
 	if err := p.unwind(); err != nil {
 		return nil, err
 	}
-	a := newByteArena()
+	a := newByteArena().bounded()
 	for range p.rules {
 		a.rule()
 	}
 	for i, r := range p.rules {
 		n := r.body.build(a)
 		a.rules[i].body = n
-		if len(a.nodes) > maxNodes {
+		if a.spent {
 			return nil, &Error{"grammar", errComplex.Error()}
 		}
 	}

@@ -41,8 +41,18 @@ func (e *Error) Error() string { return e.Where + ": " + e.Reason }
 
 var errComplex = errors.New("it is too complex: it needs too many states")
 
-// maxNodes bounds a grammar's expressions.
-const maxNodes = 400_000
+// What a grammar is built with is bounded: expressions, and steps of some fifty nanoseconds,
+// which copying one sequence into others may take without making any.
+const (
+	maxNodes = 400_000
+	maxBuild = 10_000_000
+)
+
+// bounded arenas stop at the bounds: once one is spent, what is built is worth nothing.
+func (a *arena) bounded() *arena {
+	a.most, a.limit = maxNodes, maxBuild
+	return a
+}
 
 func keyOf(parts ...[]byte) (key [sha256.Size]byte) {
 	h := sha256.New()

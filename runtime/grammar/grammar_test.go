@@ -324,7 +324,15 @@ func TestDepth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range []*Grammar{JSONObject(), nested} {
+	grammars := []*Grammar{JSONObject(), nested}
+	for _, text := range []string{`root ::= "[" root? "]"`, `root ::= "[" root* "]" | "("`, `root ::= "[" ("," root){0,3} ","? root "]" | "x"`} {
+		g, err := EBNF(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		grammars = append(grammars, g)
+	}
+	for _, g := range grammars {
 		v := shredded(6)
 		r := rand.New(rand.NewPCG(1, 1))
 		m := NewMatcher(g, v)
@@ -408,6 +416,38 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
+// TestSpent: a call that ran out of steps leaves nothing behind that is wrong for the next.
+func TestSpent(t *testing.T) {
+	g, err := EBNF(`root ::= "[" ("a"{40} | "b"{50,60} "c") root? "]" | "x"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := shredded(8)
+	fresh := func() *machine { return newMachine(g, v) }
+	state := func(m *machine) id {
+		m.begin()
+		return m.derive(m.start, int(m.class['[']))
+	}
+	for steps := range 60 {
+		m := fresh()
+		n := state(m)
+		m.work, m.limit, m.spent = 0, steps, false
+		m.restrict(m.clip(n), 0)
+		m.profile(m.char)
+		v.ofChar = nil
+		twin := fresh()
+		want := slices.Clone(twin.mask(state(twin)))
+		if got := m.mask(n); !slices.Equal(got, want) {
+			t.Fatalf("after %d steps: %v, want %v", steps, tokens(got), tokens(want))
+		}
+		m.begin()
+		twin.begin()
+		if got, want := m.restrict(n, 0), twin.restrict(state(twin), 0); m.nodes[got].height != twin.nodes[want].height || (got == none) != (want == none) {
+			t.Fatalf("after %d steps: %v, want %v", steps, m.nodes[got], twin.nodes[want])
+		}
+	}
+}
+
 // TestHostile: small inputs that ask for much end within a second, with a grammar or an error.
 func TestHostile(t *testing.T) {
 	v := shredded(8)
@@ -451,6 +491,18 @@ func TestHostile(t *testing.T) {
 		"deep":                 func() (*Grammar, error) { return EBNF("root ::= " + long("(", 100_000)) },
 		"many properties":      func() (*Grammar, error) { return JSONSchema([]byte(properties(5000))) },
 		"many options":         func() (*Grammar, error) { return Choice(strings.Split(long("abc,", 100_000), ",")) },
+		"nested groups":        func() (*Grammar, error) { return Regex(long("(", 249) + long("ab", 30_000) + long("y)", 249)) },
+		"nested literals": func() (*Grammar, error) {
+			return EBNF("root ::= " + long("(", 240) + long(`"`+long("a", 250)+`" `, 600) + long(`"y")`, 240))
+		},
+		"nested const": func() (*Grammar, error) {
+			return JSONSchema([]byte(`{"const":` + long("[", 380) + long("1,", 100_000) + "1" + long("]", 380) + "}"))
+		},
+		"either case": func() (*Grammar, error) { return Regex("(?i)" + long(`\D`, 2000)) },
+		"allOf":       func() (*Grammar, error) { return JSONSchema([]byte(`{"allOf":[` + long("{},", 100_000) + "true]}")) },
+		"anchors": func() (*Grammar, error) {
+			return JSONSchema([]byte(`{"allOf":[` + long(`{"$ref":"#a"},`, 20_000) + `{"$anchor":"a"}]}`))
+		},
 	} {
 		start := cpu(t)
 		g, err := make()

@@ -153,7 +153,10 @@ func (m *Matcher) Accept(t int32) error {
 		m.over = true
 		return nil
 	}
-	m.move()
+	if !m.move() {
+		m.err = ErrTooComplex
+		return m.err
+	}
 	m.on.begin()
 	to := none
 	if b := v.bytes(t); len(b) > 0 {
@@ -181,12 +184,14 @@ func (m *Matcher) Accept(t int32) error {
 	return m.err
 }
 
-// move goes to the automaton's present machine, with the state.
-func (m *Matcher) move() {
-	if now := m.shared.machine(); now != m.on {
-		m.state = now.take(m.on.arena, m.state)
-		m.on = now
+// move goes to the automaton's present machine, with the state; false if that was too much.
+func (m *Matcher) move() bool {
+	now := m.shared.machine()
+	if now == m.on {
+		return true
 	}
+	m.state, m.on = now.take(m.on.arena, m.state), now
+	return !now.spent
 }
 
 // machine is the present one; a fresh one if that has grown too large.
@@ -399,7 +404,9 @@ func (m *machine) clip(n id) id {
 		}
 		to = m.rep(x.a, least, most)
 	}
-	m.clipped[n] = to
+	if !m.spent { // else it is not all of it
+		m.clipped[n] = to
+	}
 	return to
 }
 
@@ -621,7 +628,11 @@ func (m *machine) profile(x id) *profile {
 		m.v.mu.Lock()
 		defer m.v.mu.Unlock()
 		if m.v.ofChar == nil {
-			m.v.ofChar = m.measure(x)
+			p := m.measure(x)
+			if m.spent {
+				return p
+			}
+			m.v.ofChar = p
 		}
 		m.profiles[x] = m.v.ofChar
 		return m.v.ofChar

@@ -240,9 +240,11 @@ func (a *arena) seqs(parts ...id) id {
 }
 
 func (a *arena) seq(x, y id) id {
-	a.work++
+	if a.work++; a.work > a.limit {
+		a.spent = true
+	}
 	switch {
-	case x == none || y == none:
+	case x == none || y == none || a.spent:
 		return none
 	case x == empty:
 		return y
@@ -569,13 +571,19 @@ func (a *arena) shortest(n id) id {
 		}
 		short = a.or(options)
 	case isRep:
-		most := m.c
-		if a.nodes[m.a].height > 0 {
-			most = m.b
+		switch rules := a.nodes[m.a].height > 0; {
+		case rules && m.b == 0:
+			short = empty // what is repeated may lead back here
+		case rules:
+			short = a.rep(a.shortest(m.a), m.b, m.b)
+		default:
+			short = a.rep(a.shortest(m.a), m.b, m.c)
 		}
-		short = a.rep(a.shortest(m.a), m.b, most)
 	case isRef:
 		short = a.shortest(a.rules[m.a].body)
+	}
+	if a.spent { // it is not all of it
+		return none
 	}
 	if a.restricted == nil {
 		a.restricted = map[id]id{}

@@ -18,13 +18,17 @@ import (
 // all but line ends. Look-around, back references, word boundaries and
 // possessive quantifiers are refused. An *Error says where and why.
 func Regex(pattern string) (*Grammar, error) {
-	chars := newArena()
+	chars := newArena().bounded()
 	n, err := parseRegex(chars, pattern, false)
 	if err != nil {
 		return nil, err
 	}
-	a := newByteArena()
-	g, err := seal(a, a.spellAll(chars, n, raw))
+	a := newByteArena().bounded()
+	n = a.spellAll(chars, n, raw)
+	if a.spent {
+		return nil, &Error{"regex", errComplex.Error()}
+	}
+	g, err := seal(a, n)
 	if err != nil {
 		return nil, &Error{"regex", err.Error()}
 	}
@@ -111,11 +115,11 @@ func parseRegex(a *arena, pattern string, search bool) (id, error) {
 		return none, err
 	}
 	n, ok := p.resolve(t, search)
+	if a.spent {
+		return none, &Error{"regex", errComplex.Error()}
+	}
 	if !ok {
 		return none, &Error{"regex", "an anchor stands after something that may be empty, or is repeated: write the cases out with |"}
-	}
-	if len(a.nodes) > maxNodes {
-		return none, &Error{"regex", errComplex.Error()}
 	}
 	return n, nil
 }

@@ -28,14 +28,14 @@ func JSONSchema(schema []byte) (*Grammar, error) {
 		return nil, &Error{"schema", err.Error()}
 	}
 	c := &compiler{
-		a: newByteArena(), chars: newArena(), document: root,
+		a: newByteArena().bounded(), chars: newArena().bounded(), document: root,
 		parsed: map[*value]*schemaPart{}, tags: map[string]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
 	}
 	n, err := c.compile(root)
 	if err != nil {
 		return nil, err
 	}
-	if len(c.a.nodes) > maxNodes {
+	if c.a.spent || c.chars.spent {
 		return nil, &Error{"schema", errComplex.Error()}
 	}
 	g, err := seal(c.a, n)
@@ -128,6 +128,7 @@ type compiler struct {
 	a        *arena
 	chars    *arena // of patterns
 	document *value
+	anchors  map[string]place // nil: not looked for yet
 	parsed   map[*value]*schemaPart
 	paths    map[*value]string
 	tags     map[string]*schemaPart
@@ -146,7 +147,7 @@ type compiler struct {
 const maxParts = 200_000
 
 func (c *compiler) spend(path string) error {
-	if c.work++; c.work > maxParts || len(c.a.nodes) > maxNodes {
+	if c.work++; c.work > maxParts || c.a.spent {
 		return &Error{"schema " + path, "it has too many combinations of allOf, anyOf and references"}
 	}
 	return nil
@@ -485,8 +486,12 @@ func (c *compiler) resolve(ref string) (*value, string, error) {
 		return v, "#", nil
 	}
 	if pointer[0] != '/' {
-		if v, path := anchor(c.document, pointer, "#"); v != nil {
-			return v, path, nil
+		if c.anchors == nil {
+			c.anchors = map[string]place{}
+			c.findAnchors(c.document, "#")
+		}
+		if p, ok := c.anchors[pointer]; ok {
+			return p.value, p.path, nil
 		}
 		return nil, "", fmt.Errorf("the anchor %q is nowhere", ref)
 	}
@@ -524,9 +529,18 @@ func unescapePercent(s string) string {
 	return string(out)
 }
 
-func anchor(v *value, name, path string) (*value, string) {
-	if a := v.get("$anchor"); a != nil && a.kind == '"' && a.text == name {
-		return v, path
+// place is a schema within the document.
+type place struct {
+	value *value
+	path  string
+}
+
+// findAnchors gathers those of a value and what is in it; the first of a name counts.
+func (c *compiler) findAnchors(v *value, path string) {
+	if a := v.get("$anchor"); a != nil && a.kind == '"' {
+		if _, twice := c.anchors[a.text]; !twice {
+			c.anchors[a.text] = place{v, path}
+		}
 	}
 	for i, x := range v.list {
 		step := strconv.Itoa(i)
@@ -536,11 +550,8 @@ func anchor(v *value, name, path string) (*value, string) {
 				continue
 			}
 		}
-		if found, at := anchor(x, name, path+"/"+step); found != nil {
-			return found, at
-		}
+		c.findAnchors(x, path+"/"+step)
 	}
-	return nil, ""
 }
 
 // parts of schemas that are all to hold, with what they refer to.
@@ -560,6 +571,7 @@ func (c *compiler) with(p parts, s *schemaPart) (parts, error) {
 	if err := c.spend(s.path); err != nil {
 		return p, err
 	}
+	c.work += len(p.seen) / 100 // which are copied
 	p.seen = append(slices.Clip(p.seen), s)
 	if !s.trivial() {
 		p.list = append(slices.Clip(p.list), s)
@@ -745,7 +757,7 @@ func (c *compiler) enumerated(values []*value, list []*schemaPart) (id, error) {
 			options = append(options, c.a.literal(v))
 		}
 	}
-	if len(c.a.nodes) > maxNodes {
+	if c.a.spent {
 		return none, &Error{"schema " + list[0].path, "its enum is too large"}
 	}
 	if len(names) == 1 {

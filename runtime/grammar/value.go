@@ -18,8 +18,9 @@ import (
 type value struct {
 	kind byte // n t f 0 " [ {
 	text string
-	list []*value // of an array, or an object's values
-	keys []string // of an object, each once
+	list []*value       // of an array, or an object's values
+	keys []string       // of an object, each once
+	at   map[string]int // key -> its place
 }
 
 const maxDepth = 400 // of a schema's JSON
@@ -62,7 +63,9 @@ func readValue(d *json.Decoder, depth int) (*value, error) {
 		return &value{kind: '"', text: t}, nil
 	}
 	v := &value{kind: byte(token.(json.Delim))}
-	at := map[string]int{}
+	if v.kind == '{' {
+		v.at = map[string]int{}
+	}
 	for d.More() {
 		if v.kind == '{' {
 			key, err := d.Token()
@@ -74,11 +77,11 @@ func readValue(d *json.Decoder, depth int) (*value, error) {
 			if err != nil {
 				return nil, err
 			}
-			if i, again := at[name]; again {
+			if i, again := v.at[name]; again {
 				v.list[i] = x // the last one counts
 				continue
 			}
-			at[name] = len(v.keys)
+			v.at[name] = len(v.keys)
 			v.keys, v.list = append(v.keys, name), append(v.list, x)
 			continue
 		}
@@ -94,12 +97,8 @@ func readValue(d *json.Decoder, depth int) (*value, error) {
 
 // get is the value of an object's key, or nil.
 func (v *value) get(key string) *value {
-	if v.kind == '{' {
-		for i, k := range v.keys {
-			if k == key {
-				return v.list[i]
-			}
-		}
+	if i, ok := v.at[key]; ok {
+		return v.list[i]
 	}
 	return nil
 }
