@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/estiba/estiba/api/worker"
 )
 
 const (
@@ -44,6 +46,9 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) (*model, *payloa
 		w.Header().Set("Allow", http.MethodPost)
 		return nil, nil, &refusal{status: http.StatusMethodNotAllowed, kind: kindInvalid, code: "method_not_allowed",
 			message: fmt.Sprintf("%s takes POST, not %s.", r.URL.Path, shortened(r.Method))}
+	}
+	if why := worker.NotJSON(r.Header.Get); why != "" {
+		return nil, nil, &refusal{status: http.StatusUnsupportedMediaType, kind: kindInvalid, code: "unsupported_media_type", message: why}
 	}
 	body, refused := g.readBody(w, r)
 	if refused != nil {

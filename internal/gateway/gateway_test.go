@@ -647,6 +647,12 @@ func TestBadRequests(t *testing.T) {
 		w.wants(w.post(`{"model":"`+strings.Repeat("x", 1<<20)+`"}`), 404, "model_not_found", "xxx...")
 		w.wants(w.get("/v1/chat/completions"), 405, "method_not_allowed", "takes POST")
 		w.wants(w.get("/v1/nothing"), 404, "not_found", "There is no GET /v1/nothing")
+		w.wants(w.get("//v1/completions"), 404, "not_found", "There is no GET //v1/completions")
+		w.wants(w.get("/v1/./models/"), 404, "not_found", "There is no")
+		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+		w.wants(w.do(w.Context(), http.MethodPost, "/v1/completions", ask, form), 415, "unsupported_media_type", "Content-Type: application/json")
+		page := http.Header{"Origin": {"http://elsewhere"}}
+		w.wants(w.do(w.Context(), http.MethodPost, "/v1/completions", ask, page), 415, "unsupported_media_type", "is not JSON")
 		w.wants(w.post(`{"model":"m","x":"`+strings.Repeat("x", 10<<20)+`"}`), 413, "request_too_large", "8 MiB")
 		w.wants(w.post(`{"model":"m","x":"`+strings.Repeat("x", 7<<20)+`"}`), 200, "", "a")
 		if a.requests() != 1 {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -30,14 +31,22 @@ func (g *Gateway) routes() *http.ServeMux {
 	if g.o.Token != nil {
 		mux.HandleFunc("GET "+worker.PathGatewayState, g.report)
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		(&refusal{status: http.StatusNotFound, kind: kindInvalid, code: "not_found",
-			message: fmt.Sprintf("There is no %s %s here.", shortened(r.Method), shortened(r.URL.Path))}).write(w)
-	})
+	mux.HandleFunc("/", nowhere)
 	return mux
 }
 
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.mux.ServeHTTP(w, r) }
+func nowhere(w http.ResponseWriter, r *http.Request) {
+	(&refusal{status: http.StatusNotFound, kind: kindInvalid, code: "not_found",
+		message: fmt.Sprintf("There is no %s %s here.", shortened(r.Method), shortened(r.URL.Path))}).write(w)
+}
+
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p := r.URL.Path; p != "/" && path.Clean(p) != strings.TrimSuffix(p, "/") { // a mux would redirect, in HTML
+		nowhere(w, r)
+		return
+	}
+	g.mux.ServeHTTP(w, r)
+}
 
 // listing is one served name, in OpenAI's shape.
 type listing struct {
@@ -126,7 +135,7 @@ func (g *Gateway) report(w http.ResponseWriter, r *http.Request) {
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	want := g.o.Token()
 	if !ok || want == "" || subtle.ConstantTimeCompare([]byte(given), []byte(want)) != 1 {
-		http.Error(w, "this needs the gateways' token", http.StatusUnauthorized)
+		(&refusal{status: http.StatusUnauthorized, kind: kindInvalid, code: "invalid_api_key", message: "This needs the gateways' token."}).write(w)
 		return
 	}
 	if r.URL.Query().Get("watch") != "true" {

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -163,7 +164,13 @@ func (s *Server) handler(metrics *metrics) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	s.readOnly(mux)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "//") { // the gateway refuses it; a mux would redirect
+			s.gateway.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // undecided says which Model is neither served nor has said why not.

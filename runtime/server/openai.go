@@ -19,6 +19,7 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/grammar"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/worker"
@@ -162,6 +163,10 @@ func (o *OpenAI) endpoint(parse func([]byte) (asked, *apiError)) http.HandlerFun
 			id = rand.Text()
 		}
 		w.Header().Set(api.HeaderRequestID, id)
+		if why := api.NotJSON(r.Header.Get); why != "" {
+			fail(w, &apiError{status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type", Message: why})
+			return
+		}
 		// Cancelled when the client goes away, and when the answer is complete:
 		// either frees what the request holds.
 		ctx, cancel := context.WithCancel(r.Context())
@@ -299,6 +304,9 @@ func submitError(err error) *apiError {
 
 // stepError says why a text ended before its time.
 func stepError(err error) *apiError {
+	if errors.Is(err, grammar.ErrTooComplex) || errors.Is(err, sampling.ErrNothingAllowed) {
+		return invalid("", "The text is not complete: %v.", err) // the request's own grammar
+	}
 	if errors.Is(err, engine.ErrRemoved) || errors.Is(err, engine.ErrStopped) {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, Type: "server_error", Code: "model_unavailable",
 			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
