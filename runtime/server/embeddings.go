@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"math"
 	"net/http"
 
@@ -60,6 +61,9 @@ func (e *embedding) answer(ctx context.Context, w http.ResponseWriter, c call) *
 	for i, submitted := 0, 0; i < len(prompts); i++ {
 		for ; submitted < len(prompts) && submitted < i+ahead; submitted++ {
 			events, err := c.Engine.Submit(ctx, engine.Request{Replica: c.Replica, Tenant: c.tenant, Prompt: prompts[submitted], Pooling: pooling})
+			if errors.Is(err, engine.ErrQueueFull) && submitted > i {
+				break // there is a place once one of its own has ended
+			}
 			if err != nil { // those before it end with ctx
 				bad := submitError(err)
 				if bad.Param == "prompt" {

@@ -237,6 +237,9 @@ func (g *generation) start(ctx context.Context, c call) ([]*text, *apiError) {
 func (g *generation) text(events <-chan engine.Event, cancel context.CancelFunc, c call, format toolcall.Format, i, choice int, ids []int32) *text {
 	t := newText(events, cancel, c, ids, g)
 	t.counts = choice == 0
+	if t.asks = "tools"; g.structure != nil {
+		t.asks = g.structure.param
+	}
 	if g.echo {
 		t.echo = &echo{text: g.prompts[i].text, ids: ids}
 		if g.prompts[i].ids != nil {

@@ -116,7 +116,7 @@ func serveReal(t *testing.T) (*httptest.Server, *engine.Engine) {
 	t.Cleanup(func() { p.Close() })
 	e := engine.New(engine.Options{})
 	if err := e.Add(engine.Replica{Name: "default/stories", Program: p, Blocks: 128, BlockTokens: 16, MaxTokens: 640, // beyond what it has learned
-		Vocabulary: m.Config.Vocabulary, Hidden: m.Config.Hidden, Stop: m.Config.EOS, StepTokens: 64, StepRows: 64}); err != nil {
+		Vocabulary: m.Config.Vocabulary, Hidden: m.Config.Hidden, Stop: m.Config.EOS, StepTokens: 64, StepRows: 64, Waiting: 40, Sequences: 8}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -236,7 +236,7 @@ func TestEmbeddings(t *testing.T) {
 		}
 		Usage map[string]int
 	}
-	inputs := make([]string, 40) // more than are with the engine at a time
+	inputs := make([]string, maxInputs) // far more than the engine's queue has room for
 	for i := range inputs {
 		inputs[i] = fmt.Sprintf("Once upon %d", i%7)
 	}
@@ -244,7 +244,7 @@ func TestEmbeddings(t *testing.T) {
 	ask(t, server.URL+"/v1/embeddings", `{"model":"stories","input":`+string(list)+`,"user":"me"}`, &many)
 	ask(t, server.URL+"/v1/embeddings", `{"model":"stories","input":"Once upon 3","encoding_format":"base64","dimensions":64}`, &coded)
 	ask(t, server.URL+"/v1/embeddings", `{"model":"stories","input":[[1,403,407,300]]}`, &one)
-	if many.Object != "list" || len(many.Data) != 40 || many.Data[39].Index != 39 || many.Data[0].Object != "embedding" || many.Usage["prompt_tokens"] == 0 || many.Usage["total_tokens"] != many.Usage["prompt_tokens"] {
+	if many.Object != "list" || len(many.Data) != maxInputs || many.Data[39].Index != 39 || many.Data[0].Object != "embedding" || many.Usage["prompt_tokens"] == 0 || many.Usage["total_tokens"] != many.Usage["prompt_tokens"] {
 		t.Fatalf("%d vectors, %v", len(many.Data), many.Usage)
 	}
 	vector := func(v any) (x []float64) {
@@ -274,8 +274,11 @@ func TestEmbeddings(t *testing.T) {
 	if len(one.Data) != 1 || one.Usage["prompt_tokens"] != 4 {
 		t.Errorf("%+v", one.Usage)
 	}
+	whole := func(n int) string { return `{"model":"stories","input":[[` + strings.Repeat("403,", n-1) + `403]]}` }
+	ask(t, server.URL+"/v1/embeddings", whole(640), &one) // all the context
 	for body, says := range map[string]string{
-		`{"model":"stories","input":[]}`:                                  "input",
+		whole(641):                       "maximum context length is 640 tokens. The prompt has 641 tokens. Shorten it.",
+		`{"model":"stories","input":[]}`: "input",
 		`{"model":"stories","input":"x","dimensions":32}`:                 "64 dimensions",
 		`{"model":"stories","input":"x","encoding_format":"hex"}`:         "base64",
 		`{"model":"stories","input":"` + strings.Repeat("x ", 700) + `"}`: "context_length_exceeded",

@@ -30,9 +30,11 @@ import (
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/toolcall"
 	"github.com/estiba/estiba/runtime/worker"
 )
 
@@ -981,6 +983,39 @@ func TestEngineErrors(t *testing.T) {
 	// The next request is answered.
 	if w := f.post("/v1/completions", `{"model":"stories","prompt":"x","temperature":0}`); w.Code != 200 {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestGrammarsFail: a grammar that goes wrong on the way is the request's fault, not the model's.
+func TestGrammarsFail(t *testing.T) {
+	f := newFake(t, "", nil)
+	tok, err := tokenizer.Open(fixture.Model("stories260K/hf-f32"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for param, g := range map[string]*generation{
+		"structured_outputs": {of: completions, structure: &structure{param: "structured_outputs"}},
+		"tools":              {of: chat},
+	} {
+		for _, cause := range []error{grammar.ErrTooComplex, sampling.ErrNothingAllowed} {
+			events := make(chan engine.Event, 1)
+			events <- engine.Event{Finish: batching.FinishError, Err: fmt.Errorf("answer with default/stories: follow the grammar: %w", cause)}
+			p := g.text(events, func() {}, call{Loaded: Loaded{Engine: f.engine, Tokenizer: tok}}, toolcall.Format{}, 0, 0, nil).safely()
+			if p.err == nil || p.err.status != http.StatusBadRequest || p.err.Param != param || p.err.Type != "invalid_request_error" || !strings.Contains(p.err.Message, cause.Error()) {
+				t.Errorf("%s: %+v", param, p.err)
+			}
+		}
+	}
+}
+
+// TestMediaTypes: what pages of other sites may send without asking is not taken.
+func TestMediaTypes(t *testing.T) {
+	f := newFake(t, "there", nil)
+	for kind, status := range map[string]int{"application/json; charset=utf-8": 200, "": 200, "text/plain": 415, "application/x-www-form-urlencoded": 415} {
+		w := f.post("/v1/completions", `{"model":"stories","prompt":"x"}`, "Content-Type", kind)
+		if w.Code != status || status == 415 && !strings.Contains(w.Body.String(), `"code":"unsupported_media_type"`) {
+			t.Errorf("%s: %d %s", kind, w.Code, w.Body)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type text struct {
 	logprobs  bool
 	times     times
 
+	asks    string   // parameter that the text's grammar comes from
 	special bool     // tokens are part of the text
 	echo    *echo    // a prompt that is to be in front; nil: none, any more
 	front   string   // of the next piece
@@ -157,7 +159,11 @@ func (t *text) next() piece {
 		case !ok || ev.Finish == batching.FinishCancelled:
 			return piece{gone: true}
 		case ev.Finish == batching.FinishError:
-			return piece{err: stepError(ev.Err)}
+			e := stepError(ev.Err)
+			if e.status == http.StatusBadRequest {
+				e.Param = t.asks
+			}
+			return piece{err: e}
 		}
 		t.repeat(ev.PromptLogprobs)
 		if ev.Finish != "" {
