@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# fuzz.sh: run every fuzz target for FUZZTIME (default 10s) each.
+# fuzz.sh: run every fuzz target for FUZZTIME (default 10s; 300x is a number of inputs) each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do
