@@ -356,6 +356,27 @@ func TestProperties(t *testing.T) {
 	}
 }
 
+// Schemas that ask for much are read in a time that grows with their size.
+func TestHostileProperties(t *testing.T) {
+	var names, members strings.Builder
+	for i := range 30_000 {
+		fmt.Fprintf(&names, `"a%d",`, i)
+		fmt.Fprintf(&members, `"a%d":{},`, i)
+	}
+	large := `{"description":"` + strings.Repeat("x", 500_000) + `"}`
+	for name, schema := range map[string]string{
+		"required":   `{"properties":{` + members.String() + `"z":{}},"required":[` + names.String() + `"z"]}`,
+		"nested":     `{"properties":{"p":` + strings.Repeat(`{"anyOf":[`, 3000) + large + strings.Repeat("]}", 3000) + `}}`,
+		"references": `{"properties":{"p":{"anyOf":[` + strings.Repeat(`{"$ref":"#/$defs/b"},`, 4000) + `{}]}},"$defs":{"b":` + large + `}}`,
+	} {
+		start := time.Now()
+		list := properties(json.RawMessage(schema))
+		if took := time.Since(start); len(list) == 0 || took > 2*time.Second {
+			t.Errorf("%s: %d properties after %v", name, len(list), took)
+		}
+	}
+}
+
 // What a request with many tools costs before its first token.
 func BenchmarkConstraint(b *testing.B) {
 	var offered []Tool

@@ -3,7 +3,6 @@ package toolcall
 import (
 	"encoding/json"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -50,16 +49,18 @@ type resolver struct {
 	root  json.RawMessage
 	known map[string]map[string]json.RawMessage // path -> members
 	left  int                                   // schemas that may yet be looked at
+	bytes int                                   // that may yet be read
 }
 
 const (
 	maxSchemas = 4096
+	maxReads   = 64 // of each byte of the whole, more or less
 	maxHops    = 16 // from reference to reference
 	maxPath    = 8  // keys of a reference
 )
 
 func newResolver(root json.RawMessage) *resolver {
-	return &resolver{root: root, known: map[string]map[string]json.RawMessage{}, left: maxSchemas}
+	return &resolver{root: root, known: map[string]map[string]json.RawMessage{}, left: maxSchemas, bytes: maxReads * (len(root) + 64)}
 }
 
 // property is one of the arguments of a tool, in the order of its schema.
@@ -82,12 +83,18 @@ func properties(parameters json.RawMessage) []property {
 	if json.Unmarshal(s.Required, &required) != nil {
 		required = nil
 	}
+	needed, listed := map[string]bool{}, map[string]bool{}
+	for _, name := range required {
+		needed[name] = true
+	}
 	var list []property
 	for _, m := range members(s.Properties) {
-		list = append(list, property{m.name, m.value, r.kinds(m.value), slices.Contains(required, m.name)})
+		listed[m.name] = true
+		list = append(list, property{m.name, m.value, r.kinds(m.value), needed[m.name]})
 	}
 	for _, name := range required {
-		if !slices.ContainsFunc(list, func(p property) bool { return p.name == name }) {
+		if !listed[name] {
+			listed[name] = true
 			list = append(list, property{name, json.RawMessage("{}"), kindAny, true})
 		}
 	}
@@ -123,10 +130,10 @@ func members(object json.RawMessage) []member {
 // resolve reads a schema, and where it refers to another part of the whole, that one.
 func (r *resolver) resolve(raw json.RawMessage) (s schema, ok bool) {
 	for range maxHops {
-		if r.left == 0 {
+		if r.left == 0 || r.bytes < len(raw) {
 			return s, false
 		}
-		r.left--
+		r.left, r.bytes = r.left-1, r.bytes-len(raw)
 		s = schema{}
 		if json.Unmarshal(raw, &s) != nil {
 			return s, false
