@@ -29,7 +29,8 @@ func ParseGGUF(kv map[string]any, tensors func(name string) bool) (Config, error
 		if p.knows(name) {
 			return Config{}, fmt.Errorf("%s.expert_count %w", name, unsupported("is %d", experts))
 		}
-		return Config{}, fmt.Errorf("general.architecture %q: %w", clip([]byte(name)), ErrUnsupported)
+		return Config{}, fmt.Errorf("general.architecture %q: %w; this version computes %s", clip([]byte(name)), ErrUnsupported,
+			listed(func(a architecture) []string { return []string{a.gguf} }))
 	}
 	architectures[c.Architecture].fromGGUF(p, &c)
 	p.ends(&c)

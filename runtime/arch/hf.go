@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // ParseHF reads a Hugging Face checkpoint's config.json and, where it is not
@@ -90,9 +91,21 @@ func hfArchitecture(f *fields) (string, error) {
 		}
 	}
 	if len(class) > 0 {
-		return "", fmt.Errorf("config.json: architectures %s: %w", clip(fmt.Appendf(nil, "%q", class)), ErrUnsupported)
+		return "", fmt.Errorf("config.json: architectures %s: %w; this version computes %s", clip(fmt.Appendf(nil, "%q", class)), ErrUnsupported,
+			listed(func(a architecture) []string { return a.classes }))
 	}
-	return "", fmt.Errorf("config.json: model_type %q: %w", clip([]byte(model)), ErrUnsupported)
+	return "", fmt.Errorf("config.json: model_type %q: %w; this version computes %s", clip([]byte(model)), ErrUnsupported,
+		listed(func(a architecture) []string { return []string{a.hfType} }))
+}
+
+// listed are the names that architectures have somewhere.
+func listed(names func(architecture) []string) string {
+	var all []string
+	for _, a := range architectures {
+		all = append(all, names(a)...)
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
 }
 
 // decoder reads what all decoders have.
@@ -303,7 +316,8 @@ type fields struct {
 
 func parseFields(file string, data []byte) (*fields, error) {
 	f := &fields{file: file, known: map[string]bool{}, defaulted: map[string]bool{}}
-	if err := json.Unmarshal(data, &f.raw); err != nil {
+	err := json.Unmarshal(data, &f.raw)
+	if _, other := errors.AsType[*json.UnmarshalTypeError](err); err != nil && !other {
 		return nil, fmt.Errorf("%s: %w: %w", file, ErrInvalid, err)
 	}
 	if f.raw == nil {

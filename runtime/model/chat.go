@@ -52,8 +52,8 @@ func (n *tokenName) UnmarshalJSON(raw []byte) error {
 	var text string
 	var object struct{ Content string }
 	if json.Unmarshal(raw, &text) != nil {
-		if err := json.Unmarshal(raw, &object); err != nil {
-			return err
+		if json.Unmarshal(raw, &object) != nil {
+			return fmt.Errorf("the special token %.40s is neither a text nor an object with one", raw)
 		}
 		text = object.Content
 	}
@@ -79,7 +79,7 @@ func chatOfFolder(dir string) (Chat, error) {
 			continue
 		}
 		if err := json.Unmarshal(text, &config); err != nil {
-			return Chat{}, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, name), ErrInvalid, err)
+			return Chat{}, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, name), ErrInvalid, weights.JSONError(err))
 		}
 	}
 	var chat Chat
@@ -103,7 +103,7 @@ func chatOfFolder(dir string) (Chat, error) {
 		}
 		if text != nil {
 			if err := json.Unmarshal(text, &processor); err != nil {
-				return Chat{}, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, "chat_template.json"), ErrInvalid, err)
+				return Chat{}, fmt.Errorf("read %s: %w: %w", filepath.Join(dir, "chat_template.json"), ErrInvalid, weights.JSONError(err))
 			}
 		}
 		sources = namedTemplates("chat_template.json", processor.ChatTemplate)

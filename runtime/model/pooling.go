@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/estiba/estiba/runtime/weights"
 )
 
 // pooling says how a folder's embeddings are made of the hidden states of a text's tokens, by the
@@ -24,7 +26,7 @@ func pooling(dir string) (string, error) {
 			Type string `json:"type"`
 		}
 		if err := json.Unmarshal(text, &modules); err != nil {
-			return "", fmt.Errorf("read %s: %w: %w", filepath.Join(dir, "modules.json"), ErrInvalid, err)
+			return "", fmt.Errorf("read %s: %w: %w", filepath.Join(dir, "modules.json"), ErrInvalid, weights.JSONError(err))
 		}
 		for _, m := range modules {
 			switch kind := m.Type[strings.LastIndexByte(m.Type, '.')+1:]; kind {
@@ -54,7 +56,7 @@ func pooling(dir string) (string, error) {
 func poolingMode(text []byte) (string, error) {
 	var config map[string]json.RawMessage
 	if err := json.Unmarshal(text, &config); err != nil {
-		return "", err
+		return "", weights.JSONError(err)
 	}
 	short := map[string]string{"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
 	var modes []string
@@ -71,7 +73,7 @@ func poolingMode(text []byte) (string, error) {
 	if raw, ok := config["pooling_mode"]; ok {
 		var mode string
 		if err := json.Unmarshal(raw, &mode); err != nil {
-			return "", fmt.Errorf("pooling_mode: %w", err)
+			return "", fmt.Errorf("pooling_mode: %w", weights.JSONError(err))
 		}
 		if mode == "lasttoken" {
 			mode = "last"

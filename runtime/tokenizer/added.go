@@ -73,9 +73,14 @@ func looksControl(text string) bool {
 // plain are ranges of bytes of a text that users wrote: sorted, disjoint.
 type plain [][2]int
 
+// after is the first of them that ends after a byte.
+func (p plain) after(at int) int {
+	return sort.Search(len(p), func(i int) bool { return p[i][1] > at })
+}
+
 // has says whether a range of bytes overlaps with any of them.
 func (p plain) has(start, end int) bool {
-	i := sort.Search(len(p), func(i int) bool { return p[i][1] > start })
+	i := p.after(start)
 	return i < len(p) && p[i][0] < end
 }
 
@@ -101,7 +106,7 @@ func (a *added) split(text string, users plain, f func(part string, start int, i
 			continue
 		}
 		if t.lstrip {
-			start = max(done, len(strings.TrimRightFunc(text[:start], unicode.IsSpace)))
+			start = done + len(strings.TrimRightFunc(text[done:max(done, start)], unicode.IsSpace))
 		}
 		if t.rstrip {
 			end = len(text) - len(strings.TrimLeftFunc(text[end:], unicode.IsSpace))

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"github.com/estiba/estiba/runtime/weights"
 )
 
 // ParseBERT reads a vocab.txt, WordPiece's, one token a line in the order of ids;
@@ -16,7 +18,7 @@ func ParseBERT(vocab, config []byte) (*Tokenizer, error) {
 	c := bertConfig{Lower: true, Chinese: true, Basic: true, Unknown: "[UNK]", Sep: "[SEP]", Pad: "[PAD]", Cls: "[CLS]", Mask: "[MASK]"}
 	if len(config) > 0 {
 		if err := json.Unmarshal(config, &c); err != nil {
-			return nil, fmt.Errorf("tokenizer_config.json: %w: %w", ErrInvalid, err)
+			return nil, fmt.Errorf("tokenizer_config.json: %w: %w", ErrInvalid, weights.JSONError(err))
 		}
 	}
 	switch {

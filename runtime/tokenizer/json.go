@@ -9,6 +9,8 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+
+	"github.com/estiba/estiba/runtime/weights"
 )
 
 // file is a tokenizer.json. Parts of many kinds are raw until their type is known.
@@ -211,7 +213,7 @@ func mergePair(s *scanner) (left, right string, err error) {
 func ParseJSON(text []byte) (*Tokenizer, error) {
 	var f file
 	if err := json.Unmarshal(text, &f); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, weights.JSONError(err))
 	}
 	return f.tokenizer()
 }
@@ -268,7 +270,7 @@ func refuse(field string, value any) error {
 
 func decode(raw []byte, into any) error {
 	if err := json.Unmarshal(raw, into); err != nil {
-		return fmt.Errorf(": %w: %w", ErrInvalid, err)
+		return fmt.Errorf(": %w: %w", ErrInvalid, weights.JSONError(err))
 	}
 	return nil
 }

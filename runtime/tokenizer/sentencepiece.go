@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/estiba/estiba/runtime/weights"
 )
 
 // ParseSentencePiece reads a tokenizer.model, a SentencePiece model of type
@@ -116,7 +118,7 @@ func (m *spModel) around(t *Tokenizer, config []byte) error {
 	}{}
 	if len(config) > 0 {
 		if err := json.Unmarshal(config, &c); err != nil {
-			return fmt.Errorf("tokenizer_config.json: %w: %w", ErrInvalid, err)
+			return fmt.Errorf("tokenizer_config.json: %w: %w", ErrInvalid, weights.JSONError(err))
 		}
 	}
 	for id, a := range c.Added {

@@ -276,8 +276,11 @@ func (t *Tokenizer) normalize(part string, start int, users plain) (string, plai
 			done = to
 		}
 	}
-	for _, u := range users {
+	for _, u := range users[users.after(start):] {
 		from, to := max(u[0]-start, 0), min(u[1]-start, end)
+		if from >= end {
+			break
+		}
 		if from >= to {
 			continue
 		}

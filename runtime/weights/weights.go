@@ -8,6 +8,7 @@ package weights
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -90,8 +91,8 @@ func (h *Header) Lookup(name string) (Info, bool) {
 // folder with model.safetensors or model.safetensors.index.json. It reads no data.
 func Read(path string) (*Header, error) {
 	stat, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read checkpoint: %w", err)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, fmt.Errorf("read %s: %w; give a model's folder or a .gguf file", path, e.Err)
 	}
 	if stat.IsDir() {
 		return readFolder(path)
