@@ -54,7 +54,7 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 		{"Architecture", r.Architecture},
 		{"Parameters", r.Parameters},
 		{"Format", fmt.Sprintf("%s (%s)", r.Format, strings.Join(r.WeightFormats, ", "))},
-		{"Context length", fmt.Sprintf("%d tokens", r.ContextLength)},
+		{"Context length", tokens(r.ContextLength)},
 		{"Vocabulary", r.Vocabulary},
 		{"Layers", r.Layers},
 		{"Weights", residency.Bytes(r.Footprint.WeightsBytes)},
@@ -64,6 +64,13 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 		fmt.Fprintf(w, "%v:\t%v\n", row[0], row[1])
 	}
 	return w.Flush()
+}
+
+func tokens(n int) string {
+	if n == 1 {
+		return "1 token"
+	}
+	return fmt.Sprintf("%d tokens", n)
 }
 
 func result(h model.Header) Result {

@@ -31,6 +31,9 @@ func TestRun(t *testing.T) {
 		t.Error(d)
 	}
 
+	if got := tokens(1); got != "1 token" {
+		t.Error(got)
+	}
 	out.Reset()
 	if err := Run(t.Context(), &out, fixture.HugeModel(t, t.TempDir()), Options{}); err != nil {
 		t.Fatal(err)

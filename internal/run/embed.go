@@ -76,7 +76,7 @@ func embed(ctx context.Context, path string, o EmbedOptions) (Embedding, error) 
 		return Embedding{}, err
 	}
 	vector, err := pool(ctx, m, ids, pooling, o.Exact)
-	return Embedding{Embedding: vector, IDs: ids, Pooling: name}, err
+	return Embedding{Embedding: vector, IDs: ids, Pooling: name}, damaged(path, err)
 }
 
 // pool runs a prompt through an engine of its own for its embedding.

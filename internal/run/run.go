@@ -5,6 +5,7 @@ package run
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -116,7 +117,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	}
 	rows, err := generate(ctx, program, limits, m.Config, room, prompt, o, &w)
 	if err != nil {
-		return err
+		return damaged(path, err)
 	}
 	if err := logits.write(rows, len(prompt), m.Config.Vocabulary); err != nil {
 		return err
@@ -127,6 +128,14 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 		return w.end()
 	}
 	return json.NewEncoder(stdout).Encode(result)
+}
+
+// damaged says which model gives no numbers.
+func damaged(path string, err error) error {
+	if errors.Is(err, sampling.ErrNotANumber) {
+		return fmt.Errorf("%s answers with no numbers (NaN): its weights are damaged; get its files again", path)
+	}
+	return err
 }
 
 // tokens of the prompt.
@@ -217,10 +226,14 @@ func rate(tokens int, took time.Duration) float64 {
 
 // figure is a number of tokens, with their rate where it could be measured.
 func figure(tokens int, perSecond float64) string {
-	if perSecond == 0 {
-		return fmt.Sprintf("%d tokens", tokens)
+	n := fmt.Sprintf("%d tokens", tokens)
+	if tokens == 1 {
+		n = "1 token"
 	}
-	return fmt.Sprintf("%d tokens, %.1f tokens/s", tokens, perSecond)
+	if perSecond == 0 {
+		return n
+	}
+	return fmt.Sprintf("%s, %.1f tokens/s", n, perSecond)
 }
 
 // writer collects tokens, and shows them where out is set.

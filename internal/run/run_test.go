@@ -250,8 +250,8 @@ func TestFigures(t *testing.T) {
 	if prefill, decode, line := figures(slow{}, run.Options{IDs: ids, MaxTokens: 8}); decode < 50 || decode > 100_000 || prefill > 100_000 {
 		t.Errorf("read slowly: %s", line)
 	}
-	for _, n := range []int{0, 1} {
-		if _, _, line := figures(io.Discard, run.Options{IDs: ids, MaxTokens: n}); !strings.Contains(line, fmt.Sprintf("decode: %d tokens; ended", n)) {
+	for n, says := range []string{"decode: 0 tokens; ended", "decode: 1 token; ended"} {
+		if _, _, line := figures(io.Discard, run.Options{IDs: ids, MaxTokens: n}); !strings.Contains(line, says) {
 			t.Errorf("%d tokens: %s", n, line)
 		}
 		if got := result(t, path, run.Options{IDs: ids, MaxTokens: n}); got.DecodeTokensPerSecond != 0 || got.PrefillTokensPerSecond <= 0 || got.PrefillTokensPerSecond > 100_000 {
@@ -275,6 +275,29 @@ func TestStreamsText(t *testing.T) {
 	stdout.Reset()
 	if err := run.Run(context.Background(), &stdout, &stderr, path, run.Options{IDs: []int32{1, 403, 407, 261, 378}, MaxTokens: 3}); err != nil || strings.TrimSpace(stdout.String()) != "432 383 286" {
 		t.Errorf("by ids: got %q, %v", stdout.String(), err)
+	}
+}
+
+// TestDamaged: weights that are no numbers are blamed, not what comes of them.
+func TestDamaged(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(fixture.Model("stories260K/hf-f32"))); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "model.safetensors")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := 8 + int(binary.LittleEndian.Uint64(data))
+	fixture.WriteFile(t, file, append(data[:header:header], bytes.Repeat([]byte{0xff}, len(data)-header)...))
+	err = run.Run(context.Background(), io.Discard, io.Discard, dir, run.Options{Prompt: "Once", MaxTokens: 2})
+	if want := dir + " answers with no numbers (NaN): its weights are damaged; get its files again"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	err = run.Embed(context.Background(), io.Discard, dir, run.EmbedOptions{Text: "Once"})
+	if err == nil || !strings.Contains(err.Error(), "its weights are damaged") {
+		t.Error(err)
 	}
 }
 

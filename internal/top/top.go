@@ -128,10 +128,10 @@ func (s Stowage) write(w io.Writer) error {
 		return o.Name
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "POOL\tREADY\tWORKERS\tMODELS\tMEMORY (USED / CAPACITY)")
+	fmt.Fprintln(t, "POOL\tREADY\tWORKERS\tMODELS\tMEMORY (USED / CAPACITY)\tWHY")
 	for _, p := range s.Pools {
 		ready, _ := condition(p.Status.Conditions)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory), trouble(p.Status.Conditions))
 	}
 	fmt.Fprintln(t)
 	fmt.Fprintln(t, "MODEL\tREADY\tREASON\tREPLICAS\tMEMORY\tWHERE\tSTATE\tWHY")
