@@ -1008,6 +1008,43 @@ func TestGrammarsFail(t *testing.T) {
 	}
 }
 
+// TestStructureOfHarmony: it is kept in the final channel of a chat, and in the whole of a completion.
+func TestStructureOfHarmony(t *testing.T) {
+	format := toolcall.Detect("<|channel|><|message|>")
+	for body, c := range map[string]struct {
+		parse     func([]byte) (asked, *apiError)
+		good, bad string
+	}{
+		`{"model":"m","messages":[{"role":"user","content":"x"}],"structured_outputs":{"choice":["yes"]}}`: {parseChat, "<|channel|>final<|message|>yes", "yes"},
+		`{"model":"m","prompt":"x","structured_outputs":{"choice":["yes"]}}`:                               {parseCompletion, "yes", "<"},
+	} {
+		asked, e := c.parse([]byte(body))
+		if e != nil {
+			t.Fatal(e)
+		}
+		must, e := asked.(*generation).grammar(format)
+		if e != nil {
+			t.Fatalf("%s: %s", body, e.Message)
+		}
+		v := grammar.NewVocabulary(257, func(id int32) ([]byte, bool) { return []byte{byte(id)}, id < 256 }, []int32{256})
+		follow := func(text string) (m *grammar.Matcher, ok bool) {
+			m = grammar.NewMatcher(must, v)
+			for _, b := range []byte(text) {
+				if m.Accept(int32(b)) != nil {
+					return m, false
+				}
+			}
+			return m, true
+		}
+		if m, ok := follow(c.good); !ok || !m.Ended() {
+			t.Errorf("%s does not take %q", body, c.good)
+		}
+		if _, ok := follow(c.bad); ok {
+			t.Errorf("%s takes %q", body, c.bad)
+		}
+	}
+}
+
 // TestMediaTypes: what pages of other sites may send without asking is not taken.
 func TestMediaTypes(t *testing.T) {
 	f := newFake(t, "there", nil)
