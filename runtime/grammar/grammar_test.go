@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 )
 
 type texts struct{ source, yes, no string } // yes and no: one a line
@@ -74,12 +75,85 @@ func TestRegexRefuses(t *testing.T) {
 		`\bx`: "word boundaries", `a++`: "possessive", `a**`: "two quantifiers", `*a`: "nothing stands before", `(a`: "not closed", `a)`: "unmatched",
 		`[a`: "not closed", `[]a]`: "stands first", `[b-a]`: "wrong order", `[\d-z]`: "a character on both sides", `a{3,2}`: "wrong order", `a{9999999999}`: "too large",
 		`\q`: `escape \q`, `\`: "backslash", `\x4`: "hexadecimal", `\ud800`: "half a character", `\p{Klingon}`: "not known", `(?m)a`: "flag m", `a*^b`: "anchor", `(^a)*`: "anchor",
-		`^*`: "cannot be repeated", `a{,2}`: "different engines", `a{00}`: "different engines", `a^b`: "matches no text", "\xff": "not UTF-8", `(?>a)`: "atomic", strings.Repeat("(", 1000): "too deeply", strings.Repeat("a", 1<<17): "at most 65536",
+		`[^\s\S]`: "matches no text", `^*`: "cannot be repeated", `a{,2}`: "different engines", `a{00}`: "different engines", `a^b`: "matches no text", "\xff": "not UTF-8", `(?>a)`: "atomic", strings.Repeat("(", 1000): "too deeply", strings.Repeat("a", 1<<17): "at most 65536",
 	} {
 		_, err := Regex(source)
 		if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(e.Error(), want) {
 			t.Errorf("%.40q: %v; want %q", source, err, want)
 		}
+	}
+}
+
+// TestClasses compares the escapes for classes, alone and within others, with what engines say they are.
+func TestClasses(t *testing.T) {
+	blanks := func(extra ...rune) func(rune) bool {
+		return func(r rune) bool { return unicode.Is(unicode.Zs, r) || slices.Contains(extra, r) }
+	}
+	python := map[byte]func(rune) bool{ // str.isspace, str.isalnum, str.isdecimal
+		's': blanks(9, 10, 11, 12, 13, 0x1c, 0x1d, 0x1e, 0x1f, 0x85, 0x2028, 0x2029),
+		'w': func(r rune) bool { return r == '_' || unicode.In(r, unicode.L, unicode.N) },
+		'd': func(r rune) bool { return unicode.Is(unicode.Nd, r) },
+	}
+	ecma := map[byte]func(rune) bool{ // with the flag u: WhiteSpace and LineTerminator, ASCII
+		's': blanks(9, 10, 11, 12, 13, 0xfeff, 0x2028, 0x2029),
+		'w': func(r rune) bool {
+			return strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_", r)
+		},
+		'd': func(r rune) bool { return '0' <= r && r <= '9' },
+	}
+	re2 := map[byte]func(rune) bool{
+		's': func(r rune) bool { return strings.ContainsRune("\t\n\f\r ", r) }, 'w': ecma['w'], 'd': ecma['d'],
+	}
+	engines := map[string]map[byte]func(rune) bool{"Python": python, "ECMAScript": ecma, "RE2": re2}
+	of := func(source string) set {
+		a := newArena()
+		n, err := parseRegex(a, source, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == none {
+			return nil
+		}
+		return a.sets[a.nodes[n].a]
+	}
+	for _, letter := range []byte("swd") {
+		here, gone := `\`+string(letter), `\`+strings.ToUpper(string(letter))
+		for _, s := range []string{here, "[" + here + "]", "[^" + gone + "]"} {
+			if !slices.Equal(of(s), of(here)) {
+				t.Errorf("%s is not %s", s, here)
+			}
+		}
+		for _, s := range []string{gone, "[" + gone + "]", "[^" + here + "]"} {
+			if !slices.Equal(of(s), of(gone)) {
+				t.Errorf("%s is not %s", s, gone)
+			}
+		}
+		if !slices.Equal(of("["+here+gone+"]"), everything) || of("[^"+here+gone+"]") != nil {
+			t.Errorf("%s and %s are not everything", here, gone)
+		}
+		these, others := of(here), of(gone)
+		for r := range unicode.MaxRune + 1 {
+			if !everything.has(r) {
+				continue
+			}
+			in, out := these.has(r), others.has(r)
+			for name, engine := range engines {
+				if is := engine[letter](r); in && !is || out && is {
+					t.Errorf("U+%04X: %s says %v of %s, we %v and %v", r, name, is, here, in, out)
+				}
+			}
+		}
+	}
+	texts{"classes", "a-é", "a b\na\u00a0b"}.check(t, must(t)(Regex(`[^\s\d]-[^\d\s]|[^\s]-é`)), bytewise())
+}
+
+func must(t *testing.T) func(*Grammar, error) *Grammar {
+	return func(g *Grammar, err error) *Grammar {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
 	}
 }
 

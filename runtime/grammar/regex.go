@@ -14,8 +14,8 @@ import (
 // The syntax is what RE2, Python and ECMAScript have in common: classes, Unicode
 // classes \p{…}, groups, alternation, quantifiers (lazy ones mean the same),
 // anchors, flags i and s. \d, \w, \s are ASCII, and \D, \W, \S are what is
-// neither that nor its like in Unicode, so that every engine agrees; the dot is
-// all but line ends. Look-around, back references, word boundaries and
+// neither that nor its like in Unicode, so that every engine agrees, and [^\d]
+// is what \D is; the dot is all but line ends. Look-around, back references, word boundaries and
 // possessive quantifiers are refused. An *Error says where and why.
 func Regex(pattern string) (*Grammar, error) {
 	chars := newArena().bounded()
@@ -559,6 +559,7 @@ var (
 	notDigit   = fromTable(unicode.Nd).not()
 	notWord    = fromTable(unicode.L, unicode.M, unicode.N, unicode.Pc).not()
 	notBlank   = chars(span{0x09, 0x0d}, span{0x1c, 0x20}, span{0x85, 0x85}, span{0xa0, 0xa0}, span{0xfeff, 0xfeff}).or(fromTable(unicode.White_Space)).not()
+	opposite   = map[byte]set{'d': notDigit, 'D': digit, 'w': notWord, 'W': word, 's': notBlank, 'S': blank}
 	posixClass = map[string]set{
 		"alpha": chars(span{'a', 'z'}, span{'A', 'Z'}), "digit": digit, "alnum": word.and(chars(span{'_', '_'}).not()), "word": word,
 		"upper": chars(span{'A', 'Z'}), "lower": chars(span{'a', 'z'}), "space": chars(span{'\t', '\r'}, span{' ', ' '}), "blank": chars(span{'\t', '\t'}, span{' ', ' '}),
@@ -715,13 +716,22 @@ func (p *regexParser) class() (set, error) {
 	if p.more() && p.text[p.at] == ']' {
 		return nil, p.fail("a ] that stands first in a class means different things to different engines: write \\]")
 	}
-	var spans []span
+	var spans []span   // that every engine takes
+	var perhaps []span // that only some do
+	var seen [2]uint8  // of \d \w \s, and of \D \W \S: bits
 	for {
 		if !p.more() {
 			return nil, p.fail("a class is not closed")
 		}
 		if p.take("]") {
 			break
+		}
+		if rest := p.text[p.at:]; len(rest) > 1 && rest[0] == '\\' {
+			if other, ok := opposite[rest[1]]; ok {
+				perhaps = append(perhaps, other.not()...)
+				i := strings.IndexByte("dwsDWS", rest[1])
+				seen[i/3] |= 1 << (i % 3)
+			}
 		}
 		if p.take("[:") {
 			name, _, closed := strings.Cut(p.text[p.at:], ":]")
@@ -757,14 +767,17 @@ func (p *regexParser) class() (set, error) {
 		}
 		spans = append(spans, lo...)
 	}
-	s := normal(spans)
-	if negated {
-		if p.fold {
-			s = s.folded()
-		}
-		s = s.not()
+	if seen[0]&seen[1] != 0 { // [\s\S]
+		spans = append(spans, everything...)
 	}
-	return s, nil
+	if !negated {
+		return normal(spans), nil
+	}
+	s := normal(append(spans, perhaps...))
+	if p.fold {
+		s = s.folded()
+	}
+	return s.not(), nil
 }
 
 func (p *regexParser) classPart() (set, error) {
