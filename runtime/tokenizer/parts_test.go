@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
@@ -309,6 +310,30 @@ func TestBehaviors(t *testing.T) {
 			})
 			same(t, name, "parts", want, strings.Join(got, "|"))
 		}
+	}
+}
+
+// TestManyAdded: white space around added tokens, and chats of many messages, take a time that grows with the text.
+func TestManyAdded(t *testing.T) {
+	start := time.Now()
+	blank := newAdded([]addedText{{text: " ", id: 1, lstrip: true}})
+	parts := 0
+	blank.split(strings.Repeat(" ", 200_000), nil, func(string, int, int32) { parts++ })
+	if parts != 200_000 {
+		t.Errorf("%d parts", parts)
+	}
+	const messages = 100_000
+	tok := &Tokenizer{model: &bpe{vocabulary: &vocabulary{}, bytes: noBytes, unknown: noID},
+		raw: newAdded([]addedText{{text: "<s>", id: 2}}), normalized: newAdded([]addedText{{text: "</s>", id: 1, control: true}})}
+	var users [][2]int
+	for i := range messages {
+		users = append(users, [2]int{4*i + 3, 4*i + 4})
+	}
+	if n := len(tok.EncodeChat(strings.Repeat("<s>a", messages), users)); n != messages {
+		t.Errorf("%d ids", n)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Error(took)
 	}
 }
 

@@ -87,7 +87,9 @@ func (s spans) folded() spans {
 	for _, c := range s.and(cased) {
 		for r := c.lo; r <= c.hi; r++ {
 			for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-				out = append(out, span{f, f})
+				if !s.has(f) {
+					out = append(out, span{f, f})
+				}
 			}
 		}
 	}

@@ -102,11 +102,10 @@ func (c *compiler) node(n *node) error {
 	case isRepeat:
 		return c.repeat(n)
 	case isLook:
-		back := 0
 		if n.behind {
 			return c.behind(n)
 		}
-		return c.look(n.subs[0], n.negative, back)
+		return c.look(n.subs[0], n.negative, 0)
 	}
 	return nil
 }

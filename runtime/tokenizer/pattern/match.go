@@ -43,22 +43,6 @@ func Compile(expression string) (*Pattern, error) {
 	return p, nil
 }
 
-// Bytes is about the memory that the pattern takes.
-func (p *Pattern) Bytes() int64 {
-	n := int64(0)
-	seen := map[*set]bool{}
-	for _, code := range [][]instruction{p.quick.code, p.sure.code} {
-		n += int64(len(code)) * 80
-		for _, i := range code {
-			if i.set != nil && !seen[i.set] {
-				seen[i.set] = true
-				n += int64(len(i.set.index) + 32*len(i.set.blocks) + 8*len(i.set.spans))
-			}
-		}
-	}
-	return n
-}
-
 // Matches goes through the matches in one text, from left to right.
 type Matches struct {
 	p     *Pattern
