@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -30,6 +32,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/file"
 )
 
 // KeySecret is the Secret with the installation's key, under KeyEntry.
@@ -161,12 +164,12 @@ func newLock(config *rest.Config, namespace, identity string) (resourcelock.Inte
 // installationKey is the key from which tokens are derived: of a file, or of the Secret, which is made if it is not there.
 func installationKey(ctx context.Context, config *rest.Config, scheme *runtime.Scheme, o RunOptions) ([]byte, error) {
 	if o.KeyFile != "" {
-		text, err := os.ReadFile(o.KeyFile)
+		text, err := file.Read(ctx, o.KeyFile, 1<<20)
 		if err == nil {
 			return usableKey([]byte(strings.TrimSpace(string(text))), o.KeyFile)
 		}
-		if !os.IsNotExist(err) {
-			return nil, fmt.Errorf("read the installation key: %w", err)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("the installation key: %w", err)
 		}
 		// The Secret is mounted as optional: on the first day it is made below.
 	}

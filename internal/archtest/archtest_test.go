@@ -40,7 +40,7 @@ var rules = map[string]rule{
 	"api/v1alpha1": {},
 	"api/worker":   {pure: true},
 
-	"controllers":         {ours: []string{"api/...", "internal/policy/packing", "internal/policy/scaling", "internal/status", "internal/fleet"}},
+	"controllers":         {ours: []string{"api/...", "internal/policy/packing", "internal/policy/scaling", "internal/status", "internal/file", "internal/fleet"}},
 	"internal/status":     {ours: []string{"api/v1alpha1"}},
 	"internal/fleet":      {ours: []string{"api/worker"}, deny: kubernetes},
 	"internal/gateway":    {ours: []string{"api/...", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},

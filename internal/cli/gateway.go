@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
 	"github.com/go-logr/logr"
@@ -181,7 +182,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 	}
 	// On an installation's first day the operator makes the key.
 	for {
-		err := f.key.read()
+		err := f.key.read(ctx)
 		if err == nil {
 			break
 		}
@@ -222,7 +223,7 @@ func (f *follower) run(ctx context.Context, config *rest.Config) error {
 	tick := time.NewTicker(resyncEvery)
 	defer tick.Stop()
 	for {
-		if err := f.key.read(); err != nil {
+		if err := f.key.read(ctx); err != nil {
 			f.o.Log.Error("the key is left as it was", "error", err)
 		}
 		if err := f.take(ctx, objects); err != nil {
@@ -309,14 +310,14 @@ type keyFile struct {
 	key  atomic.Pointer[[]byte]
 }
 
-func (k *keyFile) read() error {
-	text, err := os.ReadFile(k.path)
+func (k *keyFile) read(ctx context.Context) error {
+	text, err := file.Read(ctx, k.path, 1<<20)
 	if err != nil {
-		return fmt.Errorf("read the installation's key: %w; mount the Secret estiba-key and name its file with --key-file", err)
+		return fmt.Errorf("the installation's key: %w; mount the Secret estiba-key and name its file with --key-file", err)
 	}
 	key := bytes.TrimSpace(text)
 	if len(key) == 0 {
-		return fmt.Errorf("read the installation's key: %s is empty", k.path)
+		return fmt.Errorf("the installation's key: %s is empty", k.path)
 	}
 	k.key.Store(&key)
 	return nil

@@ -65,7 +65,7 @@ func TestGatewayModels(t *testing.T) {
 func TestKeyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	k := &keyFile{path: path}
-	if err := k.read(); err == nil || !strings.Contains(err.Error(), "estiba-key") {
+	if err := k.read(t.Context()); err == nil || !strings.Contains(err.Error(), "estiba-key") {
 		t.Errorf("no file: %v", err)
 	}
 	if k.bytes() != nil {
@@ -75,14 +75,18 @@ func TestKeyFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.read(); err != nil || string(k.bytes()) != text {
+		if err := k.read(t.Context()); err != nil || string(k.bytes()) != text {
 			t.Errorf("got %q, %v", k.bytes(), err)
 		}
 	}
 	if err := os.WriteFile(path, []byte(" \n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.read(); err == nil || string(k.bytes()) != "two" {
+	if err := k.read(t.Context()); err == nil || string(k.bytes()) != "two" {
 		t.Errorf("an empty file: %v, and the key is %q", err, k.bytes())
+	}
+	k.path = "/dev/zero"
+	if err := k.read(t.Context()); err == nil || !strings.Contains(err.Error(), "more than 1 MiB") {
+		t.Errorf("no file: %v", err)
 	}
 }

@@ -29,6 +29,7 @@ func TestWorkerUsage(t *testing.T) {
 		"no pool":                   {[]string{"worker", "--token-file", token}, 2, "NAMESPACE/NAME"},
 		"half a pool":               {append(good, "--pool", "cpu"), 2, "NAMESPACE/NAME"},
 		"no token":                  {[]string{"worker", "--pool", "default/cpu"}, 2, "--token-file"},
+		"token of another kind":     {[]string{"worker", "--pool", "default/cpu", "--token-file", fixture.Model("stories260K/stories260K-f16.gguf")}, 1, "holds something else"},
 		"token not there":           {append(good, "--token-file", token+"x"), 1, "read token"},
 		"headroom":                  {append(good, "--headroom", "5"), 2, "0% to 50%"},
 		"too much":                  {append(good, "--headroom", "60%"), 2, "0% to 50%"},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -28,18 +29,29 @@ func (s *Server) control() {
 	s.mux.Handle("POST "+api.PathInspect, s.authorized(s.inspect))
 }
 
+// maxToken bounds a token's file, in bytes.
+const maxToken = 64 << 10
+
 // TokenFile reads a token from a file, anew each time: a mounted Secret changes.
 func TokenFile(path string) func() (string, error) {
 	return func() (string, error) {
-		b, err := os.ReadFile(path)
+		f, err := os.Open(path)
 		if err != nil {
 			return "", fmt.Errorf("read token: %w", err)
 		}
-		token := strings.TrimSpace(string(b))
-		if token == "" {
-			return "", fmt.Errorf("read token: %s is empty", path)
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+		if err != nil {
+			return "", fmt.Errorf("read token: %w", err)
 		}
-		return token, nil
+		switch token := strings.TrimSpace(string(b)); {
+		case token == "":
+			return "", fmt.Errorf("read token: %s is empty", path)
+		case len(b) > maxToken:
+			return "", fmt.Errorf("read token: %s has more than %d bytes: it holds something else", path, maxToken)
+		default:
+			return token, nil
+		}
 	}
 }
 
