@@ -304,7 +304,8 @@ func submitError(err error) *apiError {
 
 // stepError says why a text ended before its time.
 func stepError(err error) *apiError {
-	if errors.Is(err, grammar.ErrTooComplex) || errors.Is(err, sampling.ErrNothingAllowed) {
+	_, grammatical := errors.AsType[*grammar.Error](err)
+	if grammatical || errors.Is(err, grammar.ErrTooComplex) || errors.Is(err, sampling.ErrNothingAllowed) {
 		return invalid("", "The text is not complete: %v.", err) // the request's own grammar
 	}
 	if errors.Is(err, engine.ErrRemoved) || errors.Is(err, engine.ErrStopped) {
