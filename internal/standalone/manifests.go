@@ -50,8 +50,8 @@ func Read(paths ...string) (Manifests, error) {
 
 func manifestFiles(path string) ([]string, error) {
 	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, fmt.Errorf("read manifests of %s: %w; name a file, or a folder of files, with -f", path, e.Err)
 	}
 	if !info.IsDir() {
 		return []string{path}, nil

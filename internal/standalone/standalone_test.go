@@ -160,6 +160,9 @@ func TestReadNoFile(t *testing.T) {
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Read("/nowhere"); err == nil || err.Error() != "read manifests of /nowhere: no such file or directory; name a file, or a folder of files, with -f" {
+		t.Error(err)
+	}
 	for _, path := range []string{pipe, filepath.Dir(pipe), "/dev/zero"} {
 		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "it is no file") {
 			t.Errorf("%s: %v", path, err)
