@@ -250,17 +250,6 @@ func given(raw []byte) bool {
 	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
 }
 
-// typeOf is the type that a part names.
-func typeOf(raw []byte) string {
-	var part struct {
-		Type string `json:"type"`
-	}
-	if err := json.Unmarshal(raw, &part); err != nil || part.Type == "" {
-		return "none"
-	}
-	return part.Type
-}
-
 // refuse says that a field has a value which this version would apply wrongly.
 func refuse(field string, value any) error {
 	return fmt.Errorf("%s: %w: %v cannot be applied by this version", field, ErrUnsupported, value)
