@@ -116,7 +116,10 @@ func chatOfFolder(dir string) (Chat, error) {
 }
 
 // source is where a template is, and its text.
-type source struct{ place, text string }
+type source struct {
+	place, text string
+	err         error // why it is none
+}
 
 // templateFiles reads the templates in files of their own: name -> template.
 func templateFiles(dir string) (map[string]source, error) {
@@ -138,7 +141,7 @@ func templateFiles(dir string) (map[string]source, error) {
 			return nil, err
 		}
 		if text != nil {
-			sources[name] = source{file, string(text)}
+			sources[name] = source{place: file, text: string(text)}
 		}
 	}
 	return sources, nil
@@ -148,7 +151,7 @@ func templateFiles(dir string) (map[string]source, error) {
 // texts, or an object of them.
 func namedTemplates(file string, raw json.RawMessage) map[string]source {
 	sources := map[string]source{}
-	add := func(name, place, text string) { sources[name] = source{file + ": " + place, text} }
+	add := func(name, place, text string) { sources[name] = source{place: file + ": " + place, text: text} }
 	var text string
 	var list []struct{ Name, Template string }
 	var object map[string]string
@@ -167,7 +170,7 @@ func namedTemplates(file string, raw json.RawMessage) map[string]source {
 			add(name, "chat_template "+name, text)
 		}
 	default:
-		add("default", "chat_template", "{% is neither a text nor a list of named texts %}")
+		sources["default"] = source{err: fmt.Errorf("%s: chat_template is neither a text nor a list of named texts", file)}
 	}
 	return sources
 }
@@ -187,10 +190,10 @@ func chatOfGGUF(fields map[string]any) Chat {
 	const field = "tokenizer.chat_template"
 	sources := map[string]source{}
 	if text, ok := fields[field].(string); ok && text != "" {
-		sources["default"] = source{field, text}
+		sources["default"] = source{place: field, text: text}
 	}
 	if text, ok := fields[field+".tool_use"].(string); ok && text != "" {
-		sources["tool_use"] = source{field + ".tool_use", text}
+		sources["tool_use"] = source{place: field + ".tool_use", text: text}
 	}
 	chat.Template = parseTemplates(sources)
 	return chat
@@ -204,6 +207,9 @@ func parseTemplates(sources map[string]source) *template.Template {
 		return nil
 	}
 	parse := func(s source) *template.Template {
+		if s.err != nil {
+			return template.Unusable(s.err)
+		}
 		t, err := template.Parse(s.place, s.text)
 		if err != nil {
 			return template.Unusable(err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/internal/fixture"
@@ -85,6 +86,12 @@ func TestOpenChat(t *testing.T) {
 		t.Error(err)
 	}
 	dir := t.TempDir()
+	fixture.WriteFile(t, filepath.Join(dir, "tokenizer_config.json"), []byte(`{"chat_template": 5}`))
+	if chat, err := OpenChat(dir); err != nil {
+		t.Error(err)
+	} else if _, err := chat.Template.Render(template.Input{}); err == nil || !strings.Contains(err.Error(), "tokenizer_config.json: chat_template is neither a text") {
+		t.Error(err)
+	}
 	fixture.WriteFile(t, filepath.Join(dir, "tokenizer_config.json"), []byte("{"))
 	if _, err := OpenChat(dir); !errors.Is(err, ErrInvalid) {
 		t.Error(err)
