@@ -53,7 +53,7 @@ pod of an InferencePool. SIGTERM lets running requests end.`,
 	cmd.Flags().StringArrayVar(&o.modelRoots, "model-root", nil, "folder below which file:// sources may be read; may be given several times (default none)")
 	cmd.Flags().StringVar(&o.cacheDir, "cache-dir", filepath.Join(os.TempDir(), "estiba-cache"), "folder for fetched models")
 	cmd.Flags().StringVar(&o.cacheSize, "cache-size", "10Gi", "bound of that folder")
-	cmd.Flags().StringVar(&o.memory, "memory", "", "memory that models may use, before headroom (default: what the control group or the machine allows)")
+	cmd.Flags().StringVar(&o.memory, "memory", "", "memory that models may use, before headroom, if there is so much (default: what the control group or the machine allows)")
 	cmd.Flags().StringVar(&o.headroom, "headroom", "5%", "share of the memory that stays free")
 	cmd.Flags().DurationVar(&o.drain, "drain", 5*time.Minute, "how long running requests may go on when a model, or the worker, has to go")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -132,7 +132,7 @@ func (o workerOptions) claim() (device.Options, error) {
 			return device.Options{}, err
 		}
 	}
-	return device.Options{Memory: memory, Headroom: percent}, nil
+	return device.Options{Expected: memory, Headroom: percent}, nil
 }
 
 // size reads a quantity of bytes such as 2Gi.

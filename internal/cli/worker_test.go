@@ -26,20 +26,19 @@ func TestWorkerUsage(t *testing.T) {
 		exit int
 		says string
 	}{
-		"no pool":                   {[]string{"worker", "--token-file", token}, 2, "NAMESPACE/NAME"},
-		"half a pool":               {append(good, "--pool", "cpu"), 2, "NAMESPACE/NAME"},
-		"no token":                  {[]string{"worker", "--pool", "default/cpu"}, 2, "--token-file"},
-		"token of another kind":     {[]string{"worker", "--pool", "default/cpu", "--token-file", fixture.Model("stories260K/stories260K-f16.gguf")}, 1, "holds something else"},
-		"token not there":           {append(good, "--token-file", token+"x"), 1, "read token"},
-		"headroom":                  {append(good, "--headroom", "5"), 2, "0% to 50%"},
-		"too much":                  {append(good, "--headroom", "60%"), 2, "0% to 50%"},
-		"memory":                    {append(good, "--memory", "lots"), 2, "2Gi"},
-		"more memory than there is": {append(good, "--memory", "1Ei"), 1, "1 EiB of memory are asked for"},
-		"no memory":                 {append(good, "--memory", "1Ki"), 1, "no room for a model"},
-		"cache":                     {append(good, "--cache-size", "-1"), 2, "2Gi"},
-		"root":                      {append(good, "--model-root", "models"), 2, "absolute path"},
-		"arguments":                 {append(good, "more"), 2, ""},
-		"address is taken":          {append(good, "--listen", "256.0.0.1:1"), 1, "--listen"},
+		"no pool":               {[]string{"worker", "--token-file", token}, 2, "NAMESPACE/NAME"},
+		"half a pool":           {append(good, "--pool", "cpu"), 2, "NAMESPACE/NAME"},
+		"no token":              {[]string{"worker", "--pool", "default/cpu"}, 2, "--token-file"},
+		"token of another kind": {[]string{"worker", "--pool", "default/cpu", "--token-file", fixture.Model("stories260K/stories260K-f16.gguf")}, 1, "holds something else"},
+		"token not there":       {append(good, "--token-file", token+"x"), 1, "read token"},
+		"headroom":              {append(good, "--headroom", "5"), 2, "0% to 50%"},
+		"too much":              {append(good, "--headroom", "60%"), 2, "0% to 50%"},
+		"memory":                {append(good, "--memory", "lots"), 2, "2Gi"},
+		"no memory":             {append(good, "--memory", "1Ki"), 1, "no room for a model"},
+		"cache":                 {append(good, "--cache-size", "-1"), 2, "2Gi"},
+		"root":                  {append(good, "--model-root", "models"), 2, "absolute path"},
+		"arguments":             {append(good, "more"), 2, ""},
+		"address is taken":      {append(good, "--listen", "256.0.0.1:1"), 1, "--listen"},
 	} {
 		var stderr strings.Builder
 		if got := Main(c.args, strings.NewReader(""), io.Discard, &stderr); got != c.exit || !strings.Contains(stderr.String(), c.says) {

@@ -28,6 +28,7 @@ type Device struct {
 // Options bound the claim.
 type Options struct {
 	Memory   int64 // bytes that models may use, before headroom; 0: as much as the host allows
+	Expected int64 // the same where it was said of machines not seen yet: they may have less
 	Headroom int   // per cent of the claim that stays free
 	// Host is the root folder of the machine; nil means the real one.
 	Host fs.FS
@@ -47,7 +48,7 @@ const overheadBytes = 96 << 20
 // CPU is the processor with the memory that this process may use: Memory if
 // given, else the control group's limit, else 80 % of what is available; a
 // control group's limit, less the process's own overhead, bounds all of them.
-// More than the machine or the control group has is an error.
+// More Memory than the machine or the control group has is an error.
 func CPU(o Options) (Device, error) {
 	host := o.Host
 	if host == nil {
@@ -60,6 +61,12 @@ func CPU(o Options) (Device, error) {
 	}
 	if all, err := meminfo(host, "MemTotal"); err == nil && claim > all {
 		return Device{}, fmt.Errorf("%s of memory are asked for, but this machine has %s; ask for less", residency.Bytes(claim), residency.Bytes(all))
+	}
+	if o.Expected > 0 && claim == 0 {
+		claim, from = o.Expected, "as expected"
+		if all, err := meminfo(host, "MemTotal"); err == nil && claim > all {
+			claim = 0 // as if nothing had been said
+		}
 	}
 	if limited {
 		if room := Room(limit); claim == 0 || room < claim {

@@ -42,6 +42,13 @@ func TestCPU(t *testing.T) {
 		"memory asked for is bounded by the control group": {
 			host: fstest.MapFS{"proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n")},
 			o:    Options{Memory: 100 << 20}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
+		"what is expected is bounded by the control group": {
+			host: fstest.MapFS{"proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("104857600\n")},
+			o:    Options{Expected: 80 << 30}, capacity: 75 << 20, extent: 64 << 10, from: "control group"},
+		"what is expected is bounded by the machine": {
+			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Expected: 80 << 30}, capacity: 8 << 30, extent: 2 << 20, from: "80 %"},
+		"what is expected is there": {
+			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Expected: 1 << 30}, capacity: 1 << 30, extent: 2 << 20, from: "as expected"},
 		"a small claim": {
 			host: fstest.MapFS{}, o: Options{Memory: 8 << 20, Headroom: 0}, capacity: 8 << 20, extent: 64 << 10, from: "as asked"},
 	}
