@@ -71,6 +71,7 @@ type arena struct {
 	base       map[uint64]id // hash -> node; of the sealed grammar, shared
 	own        map[uint64]id
 	restricted map[id]id
+	spread     map[[2]id]id              // when live: an isOr and what follows it -> seq of them, since options share what they end with
 	spellOut   func(special string) bool // when copying
 	char       id                        // one character within a JSON string; in arenas of bytes
 
@@ -256,6 +257,9 @@ func (a *arena) seq(x, y id) id {
 		return a.put(isSeq, m.a, a.seq(m.b, y), 0, nil)
 	case isOr:
 		if a.live {
+			if n, ok := a.spread[[2]id{x, y}]; ok {
+				return n
+			}
 			options := make([]id, m.b)
 			for i, n := range a.lists[m.a : m.a+m.b] {
 				options[i] = n
@@ -263,7 +267,15 @@ func (a *arena) seq(x, y id) id {
 			for i, n := range options {
 				options[i] = a.seq(n, y)
 			}
-			return a.or(options)
+			n := a.or(options)
+			if a.spent {
+				return none
+			}
+			if a.spread == nil {
+				a.spread = map[[2]id]id{}
+			}
+			a.spread[[2]id{x, y}] = n
+			return n
 		}
 	}
 	return a.put(isSeq, x, y, 0, nil)

@@ -292,3 +292,22 @@ func TestJSONSchemaRefuses(t *testing.T) {
 func TestJSONObject(t *testing.T) {
 	texts{"object", "{}\n{\"a\":[1,{\"b\":null}]}\n{\"a\": 1, \"b\": \"c\"}", "[]\n1\n{\"a\":1}}\n{a:1}"}.check(t, JSONObject(), bytewise(), shredded(14))
 }
+
+// TestManyOptional: what properties share behind them is looked at once.
+func TestManyOptional(t *testing.T) {
+	for n := 1; n < 24; n++ {
+		names := []string{}
+		for i := range n {
+			names = append(names, fmt.Sprintf(`"%c":true`, 'a'+i))
+		}
+		m := NewMatcher(must(t)(JSONSchema([]byte(`{"type":"object","properties":{`+strings.Join(names, ",")+`}}`))), bytewise())
+		for _, b := range `{"` {
+			if err := m.Accept(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := len(tokens(m.Mask())); got < n || m.on.work > 10_000 {
+			t.Errorf("%d properties: %d keys begin, after %d steps, %v", n, got, m.on.work, m.Err())
+		}
+	}
+}
