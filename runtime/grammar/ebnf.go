@@ -49,6 +49,9 @@ func EBNF(text string) (*Grammar, error) {
 	if g.root == none {
 		return nil, &Error{"grammar", "no text can end: every way calls another rule"}
 	}
+	if g.tooAmbiguous() {
+		return nil, &Error{"grammar", "it is too ambiguous: what may follow would take too long to compute"}
+	}
 	g.key = keyOf([]byte("ebnf"), []byte(text))
 	return g, nil
 }

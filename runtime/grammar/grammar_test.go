@@ -562,6 +562,8 @@ func TestHostile(t *testing.T) {
 		"chain to the left":    func() (*Grammar, error) { return EBNF(leftChain(300)) },
 		"ambiguous":            func() (*Grammar, error) { return EBNF(`root ::= root root | root root root | "a"`) },
 		"ambiguous and nested": func() (*Grammar, error) { return EBNF("root ::= \"[\" root? root? root? \"]\" | \"[[\" root \"]\"") },
+		"choices and a chain":  func() (*Grammar, error) { return EBNF(tails(10_000)) },
+		"hidden chain":         func() (*Grammar, error) { return EBNF(strings.Replace(tails(10_000), "r0\n", "\"x\" r0\n", 1)) },
 		"deep":                 func() (*Grammar, error) { return EBNF("root ::= " + long("(", 100_000)) },
 		"many properties":      func() (*Grammar, error) { return JSONSchema([]byte(properties(5000))) },
 		"many options":         func() (*Grammar, error) { return Choice(strings.Split(long("abc,", 100_000), ",")) },
@@ -608,6 +610,25 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestTooAmbiguous: it is the grammar's error, found before or while a text is written.
+func TestTooAmbiguous(t *testing.T) {
+	for _, text := range []string{tails(10_000), strings.Replace(tails(10_000), "r0\n", "\"x\" r0\n", 1)} {
+		_, err := EBNF(text)
+		if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(e.Reason, "ambiguous") {
+			t.Errorf("%v", err)
+		}
+	}
+	m := NewMatcher(must(t)(Regex(`(?:(?:a|b|ab)*(?:a|bb){3,900}){2,900}`)), bytewise())
+	m.on.most = len(m.on.nodes) + 3 // as if it were
+	for i := 0; i < 99 && m.Err() == nil; i++ {
+		m.Mask()
+		m.Accept(int32("ab"[i%2]))
+	}
+	if _, ok := errors.AsType[*Error](m.Err()); !ok || !errors.Is(m.Err(), ErrTooComplex) || len(tokens(m.Mask())) > 0 {
+		t.Errorf("%v", m.Err())
+	}
+}
+
 // cpu is the processor time that the process has used: the machine may be busy with others.
 func cpu(t *testing.T) time.Duration {
 	var u syscall.Rusage
@@ -649,6 +670,17 @@ func leftChain(n int) string {
 	for i := range n {
 		fmt.Fprintf(&s, "r%d ::= r%d \"a\" | r%d \"b\" | \"x\"\n", i, (i+1)%n, (i+7)%n)
 	}
+	return s.String()
+}
+
+// tails has as many states at once as rules.
+func tails(n int) string {
+	s := strings.Builder{}
+	s.WriteString("root ::= r0\n")
+	for i := range n {
+		fmt.Fprintf(&s, "r%d ::= \"a\" r%d | r%d\n", i, i+1, i+1)
+	}
+	fmt.Fprintf(&s, "r%d ::= \"b\"", n)
 	return s.String()
 }
 

@@ -2,15 +2,14 @@ package grammar
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
 )
 
 // ErrTooComplex says that a text led to a state that would take too long to
-// compute. It ends the text.
-var ErrTooComplex = errors.New("the grammar is too ambiguous here: its state would take too long to compute")
+// compute. It ends the text. It is an *Error, as what compiling finds: the grammar is at fault.
+var ErrTooComplex error = &Error{"grammar", "it is too ambiguous where the text is now: its state would take too long to compute"}
 
 const (
 	// maxWork bounds what one call computes, in steps of some ten nanoseconds.
@@ -210,23 +209,10 @@ func (a *automaton) machine() *machine {
 }
 
 func newMachine(g *Grammar, v *Vocabulary) *machine {
-	from := g.arena
-	a := &arena{
-		nodes: slices.Clone(from.nodes), lists: slices.Clone(from.lists), sets: from.sets, names: from.names, dfas: from.dfas, rules: from.rules,
-		most: len(from.nodes) + 2*maxGrown, setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, sealed: true, live: true, symbols: from.symbols,
-	}
+	a := g.live()
 	m := &machine{
 		arena: a, v: v, start: g.root, full: len(a.nodes) + maxGrown,
 		heads: [2]map[id]*head{{}, {}}, profiles: map[id]*profile{}, clipped: map[id]id{}, masks: map[id][]uint64{}, stack: make([]id, v.longest+1),
-	}
-	a.symbols.starts, a.symbols.class, a.symbols.reps = slices.Clone(a.symbols.starts), slices.Clone(a.symbols.class), slices.Clone(a.symbols.reps)
-	if n, found := slices.BinarySearch(a.symbols.starts, special); found || n > 0 {
-		a.symbols.starts, a.symbols.class = a.symbols.starts[:n], a.symbols.class[:n]
-	}
-	for i := range a.names {
-		a.symbols.starts = append(a.symbols.starts, special+rune(i))
-		a.symbols.class = append(a.symbols.class, int32(len(a.symbols.reps)))
-		a.symbols.reps = append(a.symbols.reps, special+rune(i))
 	}
 	m.letters = make([][]byte, len(a.symbols.reps))
 	for b := range 256 {
@@ -242,6 +228,48 @@ func newMachine(g *Grammar, v *Vocabulary) *machine {
 		m.judgeSpelling()
 	}
 	return m
+}
+
+// live is an arena of the grammar in which derivatives can be taken.
+func (g *Grammar) live() *arena {
+	from := g.arena
+	a := &arena{
+		nodes: slices.Clone(from.nodes), lists: slices.Clone(from.lists), sets: from.sets, names: from.names, dfas: from.dfas, rules: from.rules,
+		most: len(from.nodes) + 2*maxGrown, setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, sealed: true, live: true, symbols: from.symbols,
+	}
+	a.symbols.starts, a.symbols.class, a.symbols.reps = slices.Clone(a.symbols.starts), slices.Clone(a.symbols.class), slices.Clone(a.symbols.reps)
+	if n, found := slices.BinarySearch(a.symbols.starts, special); found || n > 0 {
+		a.symbols.starts, a.symbols.class = a.symbols.starts[:n], a.symbols.class[:n]
+	}
+	for i := range a.names {
+		a.symbols.starts = append(a.symbols.starts, special+rune(i))
+		a.symbols.class = append(a.symbols.class, int32(len(a.symbols.reps)))
+		a.symbols.reps = append(a.symbols.reps, special+rune(i))
+	}
+	return a
+}
+
+// tooAmbiguous says that the grammar's beginning, or that of one of its rules, is a state
+// that no matcher would get beyond; as far as it can be seen in a few calls' time.
+func (g *Grammar) tooAmbiguous() bool {
+	a := g.live()
+	starts := []id{g.root}
+	for _, r := range a.rules {
+		starts = append(starts, r.body)
+	}
+	total := 0
+	for _, n := range starts {
+		a.work, a.limit, a.spent = 0, maxWork, false
+		for class := range a.symbols.reps {
+			if a.derive(n, class); a.spent {
+				return true
+			}
+		}
+		if total += a.work; total > 2*maxWork || len(a.nodes) > len(g.arena.nodes)+maxGrown {
+			return false
+		}
+	}
+	return false
 }
 
 // begin starts the account of a call.

@@ -35,6 +35,9 @@ func Regex(pattern string) (*Grammar, error) {
 	if g.root == none {
 		return nil, &Error{"regex", "it matches no text"}
 	}
+	if g.tooAmbiguous() {
+		return nil, &Error{"regex", "it is too ambiguous: what may follow would take too long to compute"}
+	}
 	g.key = keyOf([]byte("regex"), []byte(pattern))
 	return g, nil
 }
