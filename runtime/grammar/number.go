@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"math"
 	"math/big"
 	"strings"
 )
@@ -14,9 +15,57 @@ type limits struct {
 }
 
 const (
-	maxDigits     = 20 // on each side of the point
+	maxDigits     = 20 // on each side of the point, unless a limit has more
 	maxNumberSize = 60_000
+	// Fifteen digits survive in a float64, so that readers see the same side of a limit.
+	exactDigits = 15
+	// mostDigits that a side may have: float64's largest number has 309, its smallest with
+	// all its digits begins at the 308th.
+	mostDigits = 309
 )
+
+var largest = new(big.Rat).SetFloat64(math.MaxFloat64)
+
+// some says that there is a number within the limits, however long.
+func (l limits) some() bool {
+	if l.low == nil || l.high == nil {
+		return true
+	}
+	step := l.multiple
+	if one := big.NewRat(1, 1); l.integer && step == nil {
+		step = one
+	} else if l.integer {
+		step = common(step, one)
+	}
+	least := l.low
+	if step != nil {
+		// The least multiple of step that is not below.
+		n := new(big.Rat).Quo(l.low, step)
+		up := new(big.Int).Neg(new(big.Int).Div(new(big.Int).Neg(n.Num()), n.Denom()))
+		if least = new(big.Rat).Mul(step, new(big.Rat).SetInt(up)); l.lowOpen && least.Cmp(l.low) == 0 {
+			least.Add(least, step)
+		}
+	}
+	c := least.Cmp(l.high)
+	return c < 0 || c == 0 && !l.highOpen && !(l.lowOpen && step == nil)
+}
+
+// bounded is within a float64's range: a limit beyond it, or none where the other is so large, is its end.
+func (l limits) bounded() limits {
+	end := func(limit, other *big.Rat, sign int) bool {
+		if limit == nil {
+			return other != nil && other.Sign() == sign && len(new(big.Int).Quo(other.Num(), other.Denom()).String()) >= mostDigits-1
+		}
+		return limit.Sign() == sign && new(big.Rat).Abs(limit).Cmp(largest) > 0
+	}
+	if end(l.high, l.low, 1) {
+		l.high, l.highOpen = largest, false
+	}
+	if end(l.low, l.high, -1) {
+		l.low, l.lowOpen = new(big.Rat).Neg(largest), false
+	}
+	return l
+}
 
 // magnitude is the limits of the numbers of one sign, without it.
 type magnitude struct {
@@ -74,7 +123,7 @@ func (l limits) magnitude(negative bool) (magnitude, bool) {
 type digits struct {
 	phase     uint8 // 0 start, 1 after -, 2 after a 0, 3 within the whole, 4 after the point, 5 within the fraction
 	negative  bool
-	count     uint8 // digits of this part
+	count     int16 // digits of this part
 	low, high int8  // how what was read compares with the limits
 	rest      int32 // of the division by the multiple
 }
@@ -136,6 +185,7 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 		}
 		return a.regexNode(numberPattern, raw), 0, true
 	}
+	l = l.bounded()
 	sides := [2]magnitude{}
 	for i, negative := range []bool{false, true} {
 		m, ok := l.magnitude(negative)
@@ -149,13 +199,21 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 		fractions = 0
 	}
 	modulus, scale := int64(1), 0
-	for _, m := range sides {
-		// Fifteen digits survive in a float64, so that readers see the same side of a limit.
-		for _, d := range []*decimal{m.low, m.high} {
-			if d != nil && !l.integer {
-				fractions = min(fractions, max(15-len(d.whole), len(d.fraction), 1))
+	if !l.integer {
+		most := mostDigits
+		for _, m := range sides {
+			for _, d := range []*decimal{m.low, m.high} {
+				switch {
+				case d == nil || d.whole == "0" && d.fraction == "": // as far from zero as one likes
+				case d.whole == "0":
+					places := len(d.fraction) - len(strings.TrimLeft(d.fraction, "0")) + exactDigits
+					fractions, most = max(fractions, places), min(most, max(places, len(d.fraction)))
+				default:
+					most = min(most, max(exactDigits-len(d.whole), len(d.fraction), 1))
+				}
 			}
 		}
+		fractions = min(fractions, most)
 	}
 	if l.multiple != nil {
 		// A multiple of k / 10^scale has at most scale digits after its point.
@@ -211,7 +269,7 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 				s.phase = 2
 			}
 		case s.phase == 3:
-			if s.count >= maxDigits && (m.high == nil || int(s.count) >= len(m.high.whole)) && (m.low == nil || int(s.count) >= len(m.low.whole)) || s.count == 250 {
+			if s.count >= maxDigits && (m.high == nil || int(s.count) >= len(m.high.whole)) && (m.low == nil || int(s.count) >= len(m.low.whole)) || s.count == mostDigits {
 				return s, false
 			}
 			s.low, s.high = against(m.low, s.low, int(s.count), b, false), against(m.high, s.high, int(s.count), b, false)
@@ -220,7 +278,7 @@ func (a *arena) number(l limits) (n id, states int, ok bool) {
 				return s, false
 			}
 		default:
-			if int(s.count) >= fractions || s.count == 250 {
+			if int(s.count) >= fractions {
 				return s, false
 			}
 			s.low, s.high = against(m.low, s.low, int(s.count), b, true), against(m.high, s.high, int(s.count), b, true)
