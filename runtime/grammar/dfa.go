@@ -70,6 +70,67 @@ func (d *draft) live() []bool {
 	return alive
 }
 
+// count is how many texts it accepts; unlimited if that is more.
+func (d *draft) count() int64 {
+	const open = -1
+	alive := d.live()
+	counts := map[int32]int64{}
+	var rec func(s int32) int64
+	rec = func(s int32) int64 {
+		if n, ok := counts[s]; ok {
+			if n == open { // a circle
+				return unlimited
+			}
+			return n
+		}
+		counts[s] = open
+		n := int64(0)
+		if d.accept[s] {
+			n = 1
+		}
+		for _, e := range d.edges[s] {
+			if !alive[e.to] {
+				continue
+			}
+			width := int64(0)
+			for _, x := range e.over {
+				width += int64(x.hi-x.lo) + 1
+			}
+			n = min(n+width*rec(e.to), unlimited)
+		}
+		counts[s] = n
+		return n
+	}
+	if len(alive) == 0 || !alive[0] {
+		return 0
+	}
+	return rec(0)
+}
+
+// texts are those that it accepts, which must be few.
+func (d *draft) texts() []string {
+	alive := d.live()
+	var out []string
+	var rec func(s int32, before []rune)
+	rec = func(s int32, before []rune) {
+		if d.accept[s] {
+			out = append(out, string(before))
+		}
+		for _, e := range d.edges[s] {
+			if alive[e.to] {
+				for _, x := range e.over {
+					for r := x.lo; r <= x.hi; r++ {
+						rec(e.to, append(slices.Clip(before), r))
+					}
+				}
+			}
+		}
+	}
+	rec(0, nil)
+	slices.Sort(out)
+	return out
+}
+
 // automaton is a node for a draft whose characters are spelled so; none if it accepts nothing.
 func (a *arena) automaton(d draft, how spelling) id {
 	alive := d.live()

@@ -275,6 +275,7 @@ func (a *arena) add(g *Grammar) id {
 	for i := range rules {
 		rules[i] = a.rule()
 	}
+	a.repeats = a.repeats || g.arena.repeats
 	ids := a.copy(g.arena, nil, rules, nil)
 	for i, r := range g.arena.rules {
 		a.rules[rules[i]].body = ids[r.body]
@@ -296,7 +297,7 @@ func (a *arena) copy(from *arena, wanted []bool, rules []int32, gone []bool) []i
 		m := &from.nodes[n]
 		switch m.kind {
 		case isSet:
-			ids[n] = a.bytes(from.sets[m.a])
+			ids[n] = a.put(isSet, a.setID(from.sets[m.a]), 0, m.c, nil)
 		case isSeq:
 			ids[n] = a.seq(ids[m.a], ids[m.b])
 		case isOr:
@@ -392,14 +393,15 @@ func seal(b *arena, root id) (*Grammar, error) {
 		}
 		return false
 	})
+	marks := b.firstMarks(wanted, null)
 	a := newByteArena()
-	a.sealed = true
+	a.sealed, a.repeats = true, b.repeats
 	rules := make([]int32, len(b.rules))
 	for i, r := range b.rules {
 		rules[i] = -1
 		if wanted[r.body] && height[r.body] != never && takes[r.body] {
 			rules[i] = a.rule()
-			a.rules[rules[i]] = rule{null: null[r.body], height: height[r.body] + 1, spells: true}
+			a.rules[rules[i]] = rule{null: null[r.body], height: height[r.body] + 1, spells: true, marks: marks[r.body]}
 		}
 	}
 	ids := a.copy(b, wanted, rules, gone)
@@ -498,6 +500,48 @@ func (a *arena) fix(wanted []bool, is func(id, []bool) bool) []bool {
 		}
 	}
 	return in
+}
+
+// firstMarks are those of what each node's texts begin with.
+func (a *arena) firstMarks(wanted, null []bool) []uint8 {
+	marks := make([]uint8, len(a.nodes))
+	if !a.repeats {
+		return marks
+	}
+	offsets, users := a.users(wanted)
+	var queue []id
+	try := func(n id) {
+		is := uint8(0)
+		switch m := &a.nodes[n]; m.kind {
+		case isSet:
+			is = uint8(m.c)
+		case isSeq:
+			if is = marks[m.a]; null[m.a] {
+				is |= marks[m.b]
+			}
+		case isRef:
+			is = marks[a.rules[m.a].body]
+		default:
+			a.parts(n, func(x id) { is |= marks[x] })
+		}
+		if is != marks[n] {
+			marks[n] = is
+			queue = append(queue, n)
+		}
+	}
+	for n := range a.nodes {
+		if wanted[n] {
+			try(id(n))
+		}
+	}
+	for len(queue) > 0 {
+		n := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		for _, u := range users[offsets[n]:offsets[n+1]] {
+			try(u)
+		}
+	}
+	return marks
 }
 
 // heights is how many rules within each other each node needs to get to an end;

@@ -107,7 +107,7 @@ func TestClasses(t *testing.T) {
 	engines := map[string]map[byte]func(rune) bool{"Python": python, "ECMAScript": ecma, "RE2": re2}
 	of := func(source string) set {
 		a := newArena()
-		n, err := parseRegex(a, source, false)
+		n, err := parseRegex(a, source, false, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -53,8 +53,9 @@ type machine struct {
 	profiles map[id]*profile
 	clipped  map[id]id
 	masks    map[id][]uint64
-	stack    []id  // of a walk
-	firsts   []int // classes
+	starts   map[id][]int32 // see begins
+	stack    []id           // of a walk
+	firsts   []int          // classes
 }
 
 // head is what the top of a stack alone says of tokens.
@@ -89,8 +90,12 @@ type Matcher struct {
 	shared *automaton
 	on     *machine
 	state  id
+	at     spot
 	over   bool // an end token was accepted
 	err    error
+
+	text []byte   // of keys, while their tokens are looked at
+	own  []uint64 // a mask without some tokens
 }
 
 // NewMatcher is at the beginning of a text of g.
@@ -113,6 +118,9 @@ func (m *Matcher) Mask() []uint64 {
 		return make([]uint64, (m.on.v.size+63)/64)
 	}
 	mask := m.on.mask(m.state)
+	if m.on.repeats && !m.on.spent {
+		mask = m.distinct(mask)
+	}
 	if m.on.spent {
 		m.err = ErrTooComplex
 		return make([]uint64, (m.on.v.size+63)/64)
@@ -158,11 +166,23 @@ func (m *Matcher) Accept(t int32) error {
 	}
 	m.on.begin()
 	to := none
+	at, fresh := m.at, true
 	if b := v.bytes(t); len(b) > 0 {
 		to = m.state
+		at.key = slices.Clone(at.key) // of which spots after this one may have written
 		for _, c := range b {
+			if m.on.repeats {
+				ok := false
+				at, ok = at.step(c, m.on.nodes[to].marks)
+				fresh = fresh && ok
+			}
 			to = m.on.derive(to, int(m.on.class[c]))
 		}
+	}
+	if to == none {
+		at, fresh = m.at, true
+	} else if fresh && at.within {
+		fresh = (&keys{machine: m.on}).open(to, at)
 	}
 	if name, ok := v.byID[t]; ok {
 		if i := slices.Index(m.on.names, name); i >= 0 {
@@ -176,7 +196,10 @@ func (m *Matcher) Accept(t int32) error {
 	if to == none {
 		return fmt.Errorf("token %d (%q) is not allowed here", t, v.bytes(t))
 	}
-	m.state = m.on.restrict(to, m.on.depth)
+	if !fresh {
+		return fmt.Errorf("token %d (%q) is not allowed here: an object would have a key twice", t, v.bytes(t))
+	}
+	m.state, m.at = m.on.restrict(to, m.on.depth), at
 	if m.on.spent {
 		m.err = ErrTooComplex
 	}
@@ -212,7 +235,7 @@ func newMachine(g *Grammar, v *Vocabulary) *machine {
 	a := g.live()
 	m := &machine{
 		arena: a, v: v, start: g.root, full: len(a.nodes) + maxGrown,
-		heads: [2]map[id]*head{{}, {}}, profiles: map[id]*profile{}, clipped: map[id]id{}, masks: map[id][]uint64{}, stack: make([]id, v.longest+1),
+		heads: [2]map[id]*head{{}, {}}, profiles: map[id]*profile{}, clipped: map[id]id{}, masks: map[id][]uint64{}, starts: map[id][]int32{}, stack: make([]id, v.longest+1),
 	}
 	m.letters = make([][]byte, len(a.symbols.reps))
 	for b := range 256 {
@@ -235,7 +258,7 @@ func (g *Grammar) live() *arena {
 	from := g.arena
 	a := &arena{
 		nodes: slices.Clone(from.nodes), lists: slices.Clone(from.lists), sets: from.sets, names: from.names, dfas: from.dfas, rules: from.rules,
-		most: len(from.nodes) + 2*maxGrown, setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, sealed: true, live: true, symbols: from.symbols,
+		most: len(from.nodes) + 2*maxGrown, setIDs: from.setIDs, base: from.own, own: map[uint64]id{}, char: from.char, repeats: from.repeats, sealed: true, live: true, symbols: from.symbols,
 	}
 	a.symbols.starts, a.symbols.class, a.symbols.reps = slices.Clone(a.symbols.starts), slices.Clone(a.symbols.class), slices.Clone(a.symbols.reps)
 	if n, found := slices.BinarySearch(a.symbols.starts, special); found || n > 0 {

@@ -20,7 +20,7 @@ type kind uint8
 const (
 	isNone    kind = iota
 	isEmpty        //
-	isSet          // one symbol of sets[a]
+	isSet          // one symbol of sets[a], marked c
 	isSeq          // a, then b; a is no isSeq
 	isOr           // any of lists[a:a+b]
 	isRep          // a, b to c times
@@ -39,8 +39,9 @@ const never = math.MaxInt32
 
 type node struct {
 	kind    kind
-	null    bool // the empty text is among its texts
-	spelled bool // a vocabulary's single bytes are enough to get to an end
+	null    bool  // the empty text is among its texts
+	spelled bool  // a vocabulary's single bytes are enough to get to an end
+	marks   uint8 // of what its texts begin with
 	a, b, c int32
 	depth   int32 // how many nodes stand one after the other
 	height  int32 // so many rules within each other are needed to get to an end
@@ -52,7 +53,16 @@ type rule struct {
 	null   bool
 	height int32
 	spells bool
+	marks  uint8
 }
+
+// marks tell what a byte is in a JSON object, so that its keys can be read.
+const (
+	opening   = 1 << iota // its {
+	closing               // its }
+	beforeKey             // the quote at a key's beginning
+	afterKey              // and at its end
+)
 
 // arena holds nodes. It has two modes: while a grammar is built it is plain;
 // when live, derivatives are taken, and or and seq bring their results into
@@ -75,6 +85,7 @@ type arena struct {
 	spellOut   func(special string) bool // when copying
 	char       id                        // one character within a JSON string; in arenas of bytes
 
+	repeats bool // there are objects in which nothing but their keys that were read forbids a key to come twice
 	sealed  bool // what rules say of null and height is true
 	live    bool
 	symbols partition
@@ -160,28 +171,32 @@ func (a *arena) put(k kind, x, y, z int32, list []id) id {
 func (a *arena) judge(m *node) {
 	switch m.kind {
 	case isSet:
-		m.spelled = true
+		m.spelled, m.marks = true, uint8(m.c)
 	case isSeq:
 		x, y := &a.nodes[m.a], &a.nodes[m.b]
+		m.marks = x.marks
+		if x.null {
+			m.marks |= y.marks
+		}
 		m.null, m.spelled = x.null && y.null, x.spelled && y.spelled
 		m.depth, m.height = y.depth+1, max(x.height, y.height)
 	case isOr:
 		m.height = never
 		for _, n := range a.lists[m.a : m.a+m.b] {
 			x := &a.nodes[n]
-			m.null, m.spelled = m.null || x.null, m.spelled || x.spelled
+			m.null, m.spelled, m.marks = m.null || x.null, m.spelled || x.spelled, m.marks|x.marks
 			m.depth, m.height = max(m.depth, x.depth), min(m.height, x.height)
 		}
 	case isRep:
 		x := &a.nodes[m.a]
-		m.null, m.spelled, m.height = m.b == 0 || x.null, m.b == 0 || x.spelled, x.height
+		m.null, m.spelled, m.height, m.marks = m.b == 0 || x.null, m.b == 0 || x.spelled, x.height, x.marks
 		if m.b == 0 {
 			m.height = 0
 		}
 	case isRef:
 		if a.sealed {
 			r := a.rules[m.a]
-			m.null, m.spelled, m.height = r.null, r.spells, r.height
+			m.null, m.spelled, m.height, m.marks = r.null, r.spells, r.height, r.marks
 		}
 	case isState:
 		d := a.dfas[m.a]
@@ -206,6 +221,11 @@ func (a *arena) bytes(s set) id {
 }
 
 func (a *arena) byte(b byte) id { return a.bytes(set{{rune(b), rune(b)}}) }
+
+// marked is a byte that means something in a JSON object.
+func (a *arena) marked(b byte, mark int32) id {
+	return a.put(isSet, a.setID(set{{rune(b), rune(b)}}), 0, mark, nil)
+}
 
 // text is a literal, byte by byte.
 func (a *arena) text(s string) id {

@@ -19,7 +19,7 @@ import (
 // possessive quantifiers are refused. An *Error says where and why.
 func Regex(pattern string) (*Grammar, error) {
 	chars := newArena().bounded()
-	n, err := parseRegex(chars, pattern, false)
+	n, err := parseRegex(chars, pattern, false, false)
 	if err != nil {
 		return nil, err
 	}
@@ -110,9 +110,10 @@ const (
 )
 
 // parseRegex is a node of characters for what a pattern matches: with search,
-// the texts in which it is found, else those that it matches as a whole.
-func parseRegex(a *arena, pattern string, search bool) (id, error) {
-	p := &regexParser{a: a, text: pattern}
+// the texts in which it is found, else those that it matches as a whole: for
+// every engine, or if wide for any.
+func parseRegex(a *arena, pattern string, search, wide bool) (id, error) {
+	p := &regexParser{a: a, text: pattern, wide: wide}
 	t, err := p.parse()
 	if err != nil {
 		return none, err
@@ -286,6 +287,7 @@ type regexParser struct {
 	pieces int
 	fold   bool // flag i
 	all    bool // flag s: the dot is everything
+	wide   bool // what some engine takes for an escape or the dot, not what all do
 }
 
 func (p *regexParser) fail(format string, args ...any) error {
@@ -458,6 +460,9 @@ func (p *regexParser) atom() (*tree, error) {
 		if p.all {
 			return &tree{node: p.a.bytes(everything)}, nil
 		}
+		if p.wide {
+			return &tree{node: p.a.bytes(everything)}, nil
+		}
 		return &tree{node: p.a.bytes(chars(span{'\n', '\n'}, span{'\r', '\r'}, span{0x2028, 0x2029}).not())}, nil
 	case '^':
 		return &tree{op: opBegin, anchors: true}, nil
@@ -472,6 +477,12 @@ func (p *regexParser) atom() (*tree, error) {
 			return &tree{op: opBegin, anchors: true}, nil
 		case p.take("z"), p.take("Z"):
 			return &tree{op: opEnd, anchors: true}, nil
+		}
+		if p.wide && p.more() {
+			if other, ok := opposite[p.text[p.at]]; ok {
+				p.at++
+				return p.chars(other.not()), nil
+			}
 		}
 		s, err := p.escape(false)
 		if err != nil {
@@ -773,14 +784,17 @@ func (p *regexParser) class() (set, error) {
 	if seen[0]&seen[1] != 0 { // [\s\S]
 		spans = append(spans, everything...)
 	}
-	if !negated {
-		return normal(spans), nil
+	if negated != p.wide {
+		spans = append(spans, perhaps...)
 	}
-	s := normal(append(spans, perhaps...))
-	if p.fold {
-		s = s.folded()
+	s := normal(spans)
+	if negated {
+		if p.fold {
+			s = s.folded()
+		}
+		s = s.not()
 	}
-	return s.not(), nil
+	return s, nil
 }
 
 func (p *regexParser) classPart() (set, error) {

@@ -14,12 +14,14 @@ import (
 // An *Error names the keyword, with its path, that cannot be kept; annotations
 // and unknown keywords are accepted, as the specification says.
 //
-// Some valid values are not generated. Keys come in the order of properties,
-// then those that are only in required, then others. As in OpenAI's strict mode and vLLM,
-// an object whose schema lists properties and says nothing of others has no
-// others, and an array with prefixItems and without items likewise; write
-// additionalProperties or items to have them. Blanks, digits and nesting are bounded; integers
-// are written without a point; formats keep to what all readers take.
+// No object has a key twice. Some valid values are not generated. Keys come in
+// the order of properties, then those that are only in required, of an enum of
+// propertyNames, of patterns that few names match, then others. As in OpenAI's
+// strict mode and vLLM, an object whose schema lists properties and says nothing
+// of others has no others unless minProperties asks for more, and an array with
+// prefixItems and without items likewise; write additionalProperties or items to
+// have them. Blanks, digits and nesting are bounded; integers are written without
+// a point; formats keep to what all readers take.
 // oneOf is accepted where its branches provably exclude each other, perhaps by
 // a property that then must be there, although they do not require it.
 func JSONSchema(schema []byte) (*Grammar, error) {
@@ -29,7 +31,7 @@ func JSONSchema(schema []byte) (*Grammar, error) {
 	}
 	c := &compiler{
 		a: newByteArena().bounded(), chars: newArena().bounded(), document: root,
-		parsed: map[*value]*schemaPart{}, tags: map[string]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, live: map[id]*arena{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
+		parsed: map[*value]*schemaPart{}, tags: map[string]*schemaPart{}, rules: map[string]id{}, patterns: map[string]id{}, wide: map[id]id{}, live: map[id]*arena{}, drafts: map[string]draft{}, contents: map[string]id{}, ranges: map[string]id{}, steps: maxSteps, paths: map[*value]string{},
 	}
 	n, err := c.compile(root)
 	if err != nil {
@@ -42,7 +44,13 @@ func JSONSchema(schema []byte) (*Grammar, error) {
 	if err != nil {
 		return nil, &Error{"schema", err.Error()}
 	}
+	if err := c.emptied(); err != nil {
+		return nil, err
+	}
 	if g.root == none {
+		if c.lost != nil {
+			return nil, c.lost
+		}
 		return nil, &Error{"schema", "no value is valid under it"}
 	}
 	g.key = keyOf([]byte("schema"), schema)
@@ -134,13 +142,25 @@ type compiler struct {
 	tags     map[string]*schemaPart
 	rules    map[string]id
 	patterns map[string]id
+	wide     map[id]id     // of a pattern: what any engine takes for it; of a format, anything
+	perhaps  bool          // what may be valid to some engine is asked for, not what is to all
 	live     map[id]*arena // of a pattern, to match texts
 	any      anyJSON
-	contents map[string]id
+	drafts   map[string]draft
+	contents map[string]id // the same, quoted
 	ranges   map[string]id
 	work     int
 	steps    int // of automata, left
 	deep     int
+	lost     *Error   // what may be valid and is not generated: why there may be nothing
+	counted  []counts // where what may come was counted
+}
+
+// lose says of which keyword valid values are left out. If others are left, nobody needs to know.
+func (c *compiler) lose(path, reason string) {
+	if c.lost == nil {
+		c.lost = &Error{"schema " + path, reason}
+	}
 }
 
 // maxParts bounds the combinations of schemas, since allOf and anyOf multiply.
@@ -464,11 +484,19 @@ func (c *compiler) pattern(text string, search bool) (id, error) {
 	if n, ok := c.patterns[key]; ok {
 		return n, nil
 	}
-	n, err := parseRegex(c.chars, text, search)
-	if err == nil {
-		c.patterns[key] = n
+	n, err := parseRegex(c.chars, text, search, false)
+	if err != nil {
+		return none, err
 	}
-	return n, err
+	c.patterns[key] = n
+	wide := c.chars.rep(c.chars.bytes(everything), 0, unlimited)
+	if search {
+		if wide, err = parseRegex(c.chars, text, search, true); err != nil {
+			return none, err
+		}
+	}
+	c.wide[n] = c.chars.or([]id{c.wide[n], wide})
+	return n, nil
 }
 
 // resolve finds what a reference within the document means.
@@ -633,6 +661,9 @@ func (c *compiler) value(list []*schemaPart) (id, error) {
 		return none, err
 	}
 	c.a.rules[rule].body = body
+	if body == none {
+		c.rules[key] = none
+	}
 	return c.rules[key], nil
 }
 
@@ -677,6 +708,7 @@ func (c *compiler) decide(p parts) (id, error) {
 			if p, err = c.with(p, tag); err != nil {
 				return none, err
 			}
+			c.lose(first.path, "it is supported only with the property "+strconv.Quote(tag.required[0])+", which tells its branches apart")
 		}
 	}
 	var options []id
@@ -797,6 +829,9 @@ func (c *compiler) numbers(list []*schemaPart, integer bool) (id, error) {
 		return n, nil
 	}
 	n, states, ok := c.a.number(l)
+	if ok && n == none && l.some() {
+		c.lose(list[0].path, "its minimum and maximum are not supported together: what is between them has too many digits")
+	}
 	c.ranges[key] = n
 	c.steps -= 30 * states
 	if !ok || c.steps < 0 {
@@ -848,7 +883,17 @@ func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
 			path = s.patternPaths[0]
 		}
 	}
+	if path == "" && len(list) > 0 {
+		path = list[0].path
+	}
 	patterns = append(patterns, also...)
+	loose := slices.ContainsFunc(patterns, func(p id) bool { return c.wide[p] != p })
+	lose := func(n id) id {
+		if n == none && loose {
+			c.lose(path, "it is not supported with its length and other patterns: no text is left on which all readers agree")
+		}
+		return n
+	}
 	slices.Sort(patterns)
 	patterns = slices.Compact(patterns)
 	if len(patterns) == 0 && len(others) == 0 {
@@ -862,12 +907,26 @@ func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
 			least, most = 0, unlimited
 		}
 		if l >= int64(least) && u <= int64(most) {
-			return c.a.spellAll(c.chars, n, quoted), nil
+			return lose(c.a.spellAll(c.chars, n, quoted)), nil
 		}
 	}
 	key := fmt.Sprint(least, most, patterns, others)
 	if n, ok := c.contents[key]; ok {
 		return n, nil
+	}
+	d, err := c.draft(path, least, most, patterns, others)
+	if err != nil {
+		return none, err
+	}
+	c.contents[key] = lose(c.a.automaton(d, quoted))
+	return c.contents[key], nil
+}
+
+// draft is an automaton of texts with so many characters, of all patterns and none of the others.
+func (c *compiler) draft(path string, least, most int32, patterns, others []id) (draft, error) {
+	key := fmt.Sprint(least, most, patterns, others)
+	if d, ok := c.drafts[key]; ok {
+		return d, nil
 	}
 	any := c.chars.bytes(everything)
 	a := c.chars.clone()
@@ -881,14 +940,10 @@ func (c *compiler) content(list []*schemaPart, also, others []id) (id, error) {
 	d, err := determinize(a, n, maxStates, c.steps)
 	c.steps -= len(c.chars.nodes) + a.work
 	if err != nil || c.steps < 0 {
-		err = errComplex
-		if path == "" {
-			path = list[0].path
-		}
-		return none, &Error{"schema " + path, "with its length and other patterns " + err.Error()[len("it is "):]}
+		return draft{}, &Error{"schema " + path, "with its length and other patterns it" + errComplex.Error()[len("it is too complex: it"):]}
 	}
-	c.contents[key] = c.a.automaton(d, quoted)
-	return c.contents[key], nil
+	c.drafts[key] = d
+	return d, nil
 }
 
 // child is the schemas that all must hold for what is at a place of a value.
@@ -987,7 +1042,7 @@ func (c *compiler) arrays(list []*schemaPart) (id, error) {
 	if after == none {
 		return none, nil
 	}
-	return a.enclosed('[', after, ']'), nil
+	return a.array(after), nil
 }
 
 // property is the schemas that hold for a key's value, and false if the key is not allowed.
@@ -1005,9 +1060,17 @@ func (c *compiler) property(list []*schemaPart, name string) (here []*value, all
 			if err != nil {
 				return nil, false, err
 			}
-			if in {
-				here, known = append(here, s.patternValues[i]), true
+			perhaps, err := c.matches(c.wide[p], name)
+			if err != nil {
+				return nil, false, err
 			}
+			if c.perhaps {
+				in, perhaps = perhaps, in
+			}
+			if perhaps { // then all that may be asked for is
+				here = append(here, s.patternValues[i])
+			}
+			known = known || in
 		}
 		if !known && s.additional != nil {
 			here = append(here, s.additional)
@@ -1058,33 +1121,52 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 		required bool
 	}
 	var members []member
-	for _, name := range names {
-		here, allowed, err := c.property(list, name)
-		if err != nil {
-			return none, err
-		}
-		n := none
-		if allowed {
-			if n, err = c.valueOf(here); err != nil {
-				return none, err
+	enter := func(names []string) error {
+		for _, name := range names {
+			here, allowed, err := c.property(list, name)
+			if err != nil {
+				return err
+			}
+			n := none
+			if allowed {
+				if n, err = c.valueOf(here); err != nil {
+					return err
+				}
+			}
+			if n != none {
+				n = a.seqs(a.key(a.spelled(name)), n)
+			}
+			if n != none || required[name] {
+				members = append(members, member{n, required[name]})
 			}
 		}
-		if n != none {
-			n = a.seqs(a.name(name), a.byte(':'), a.blanks(), n)
-		} else if required[name] {
-			return none, nil
-		}
-		if n != none {
-			members = append(members, member{n, required[name]})
-		}
+		return nil
 	}
-	other := none
-	if !closed {
-		n, err := c.others(list, names)
+	if err := enter(names); err != nil {
+		return none, err
+	}
+	var pools []pool
+	if !closed || least > int32(len(members)) { // more are asked for than are listed: then they are allowed
+		listed := len(names)
+		if err := c.listedNames(list, add); err != nil {
+			return none, err
+		}
+		if err := enter(names[listed:]); err != nil {
+			return none, err
+		}
+		all, err := c.others(list, names)
 		if err != nil {
 			return none, err
 		}
-		other = n
+		for _, p := range all {
+			if p.count > maxListed {
+				pools = append(pools, p)
+				continue
+			}
+			for _, name := range p.names { // so few that they are like properties
+				members = append(members, member{a.seqs(a.key(a.spelled(name)), p.value), false})
+			}
+		}
 	}
 	// follow is what may come from member i on, when count came already.
 	counting := least > 0 || most != unlimited
@@ -1097,15 +1179,30 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 		if most != unlimited {
 			limit = most - count
 		}
-		if limit < 0 || more > 1 {
-			return none // two other keys might be the same, and count once
-		}
-		if other == none {
-			if more > 0 {
-				return none
+		// There are no more keys than that; and each pool has enough of them alone, so
+		// that whichever keys were chosen, enough are left.
+		var options []id
+		total := int64(0)
+		var from []pool
+		for _, p := range pools {
+			if p.count < int64(more) {
+				c.lose(list[0].path+"/minProperties", "it is not supported beside patterns that so few names have")
+				continue
 			}
+			options, from = append(options, p.member), append(from, p)
+			total = min(total+p.count, unlimited)
+		}
+		limit = min(limit, int32(total))
+		if limit < more {
+			return none
+		}
+		if limit == 0 {
 			return empty
 		}
+		if len(from) > 1 {
+			c.counted = append(c.counted, counts{list[0].path, limit, from})
+		}
+		other := a.or(options)
 		if count == 0 {
 			return a.listed(other, more, limit)
 		}
@@ -1156,18 +1253,90 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 	if row[0] == none {
 		return none, nil
 	}
-	return a.enclosed('{', row[0], '}'), nil
+	return a.object(row[0]), nil
 }
 
-// others is members whose keys are none of the names.
-func (c *compiler) others(list []*schemaPart, names []string) (id, error) {
+// maxListed names of a pattern are treated like properties.
+const maxListed = 32
+
+// pool is members whose keys are none of the names of others.
+type pool struct {
+	count  int64    // of keys; unlimited or more: enough
+	names  []string // the keys, if there are few
+	value  id
+	member id
+}
+
+// counts is that up to so many members come from pools.
+type counts struct {
+	path  string
+	most  int32
+	pools []pool
+}
+
+// emptied says that keys were counted under whose schemas there turned out to be no value.
+func (c *compiler) emptied() error {
+	if !slices.ContainsFunc(c.counted, func(n counts) bool {
+		return slices.ContainsFunc(n.pools, func(p pool) bool { return p.count < int64(n.most) })
+	}) {
+		return nil
+	}
+	all := make([]bool, len(c.a.nodes))
+	for i := range all {
+		all[i] = true
+	}
+	height := c.a.heights(all)
+	for _, n := range c.counted {
+		left := int64(0)
+		for _, p := range n.pools {
+			if height[p.value] != never {
+				left += p.count
+			}
+		}
+		if 0 < left && left < int64(n.most) {
+			return &Error{"schema " + n.path, "properties of a schema under which no value is valid are not supported beside patterns that few names have"}
+		}
+	}
+	return nil
+}
+
+// listedNames adds those that propertyNames enumerates.
+func (c *compiler) listedNames(list []*schemaPart, add func(string)) error {
+	rules, err := c.nameRules(list)
+	for _, s := range rules {
+		for _, v := range s.values {
+			if v.kind == '"' {
+				add(v.text)
+			}
+		}
+	}
+	return err
+}
+
+// nameRules are the schemas of properties' names.
+func (c *compiler) nameRules(list []*schemaPart) ([]*schemaPart, error) {
+	var rules []*schemaPart
+	for _, s := range list {
+		if s.names != nil {
+			n, err := c.at(s.names)
+			if err != nil {
+				return nil, err
+			}
+			rules = append(rules, n)
+		}
+	}
+	p, err := c.gather(rules)
+	return p.list, err
+}
+
+// others are the members whose keys are none of the names.
+func (c *compiler) others(list []*schemaPart, names []string) ([]pool, error) {
 	a := c.a
 	type pattern struct {
 		node  id
 		value []*value // by part
 	}
 	var patterns []pattern
-	var rules []*schemaPart // of names
 	for _, s := range list {
 		for i, p := range s.patternNodes {
 			at := slices.IndexFunc(patterns, func(q pattern) bool { return q.node == p })
@@ -1177,30 +1346,23 @@ func (c *compiler) others(list []*schemaPart, names []string) (id, error) {
 			}
 			patterns[at].value = append(patterns[at].value, s.patternValues[i])
 		}
-		if s.names != nil {
-			n, err := c.at(s.names)
-			if err != nil {
-				return none, err
-			}
-			rules = append(rules, n)
-		}
 	}
 	if len(patterns) > 6 {
-		return none, &Error{"schema " + list[0].path + "/patternProperties", "at most 6 patterns are supported"}
+		return nil, &Error{"schema " + list[0].path + "/patternProperties", "at most 6 patterns are supported"}
 	}
-	nameRules, err := c.gather(rules)
+	rules, err := c.nameRules(list)
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	for _, s := range nameRules.list {
-		if s.never {
-			return none, nil
+	for _, s := range rules {
+		if s.never || s.hasEnum || s.types&typeString == 0 { // an enum's are among the names
+			return nil, nil
 		}
-		if len(s.choices) > 0 || s.hasEnum || s.types&typeString == 0 {
-			return none, &Error{"schema " + s.path, "names of properties are supported with pattern, format, minLength and maxLength"}
+		if len(s.choices) > 0 {
+			return nil, &Error{"schema " + s.path, "names of properties are supported with enum, const, pattern, format, minLength and maxLength"}
 		}
 	}
-	var options []id
+	var pools []pool
 	for in := range 1 << len(patterns) {
 		var also, not []id
 		var here []*value
@@ -1209,7 +1371,7 @@ func (c *compiler) others(list []*schemaPart, names []string) (id, error) {
 				also = append(also, p.node)
 				here = append(here, p.value...)
 			} else {
-				not = append(not, p.node)
+				not = append(not, c.wide[p.node])
 			}
 		}
 		for _, s := range list {
@@ -1221,33 +1383,69 @@ func (c *compiler) others(list []*schemaPart, names []string) (id, error) {
 				here = append(here, s.additional)
 			}
 		}
-		n, err := c.valueOf(here)
-		if err != nil {
-			return none, err
+		p := pool{}
+		if p.value, err = c.valueOf(here); err != nil {
+			return nil, err
 		}
-		if n == none {
+		if p.value == none {
 			continue
 		}
-		var key id
-		if len(patterns) == 0 && len(nameRules.list) == 0 {
-			if len(names) == 0 {
-				key = a.rep(a.char, 0, unlimited)
-			} else {
-				key = a.automaton(without(names), quoted)
-			}
-		} else {
-			for _, name := range names {
-				not = append(not, c.word(name))
-			}
-			if key, err = c.content(nameRules.list, also, not); err != nil {
-				return none, err
-			}
+		key, err := c.keysOf(list[0].path, rules, names, also, not, &p)
+		if err != nil {
+			return nil, err
 		}
-		if key != none {
-			options = append(options, a.seqs(a.byte('"'), key, a.text(`":`), a.blanks(), n))
+		if p.count > 0 {
+			a.repeats = a.repeats || p.count > maxListed
+			p.member = a.seqs(a.key(key), p.value)
+			pools = append(pools, p)
 		}
 	}
-	return a.or(options), nil
+	return pools, nil
+}
+
+// keysOf is the keys of a pool, none of them among the names, and how many they are.
+func (c *compiler) keysOf(path string, rules []*schemaPart, names []string, also, not []id, p *pool) (key id, err error) {
+	p.count = unlimited
+	patterns := len(also) + len(not)
+	if len(also)+len(not)+len(rules) == 0 {
+		if len(names) == 0 {
+			return c.a.rep(c.a.char, 0, unlimited), nil
+		}
+		return c.a.automaton(without(names), quoted), nil
+	}
+	for _, name := range names {
+		not = append(not, c.word(name))
+	}
+	if key, err = c.content(rules, also, not); err != nil || key == none {
+		p.count = 0
+		return none, err
+	}
+	// Are there few?
+	least, most := lengthsOf(rules)
+	before := len(also)
+	for _, s := range rules {
+		also = append(also, s.patterns...)
+	}
+	if patterns = patterns + len(also) - before; patterns == 0 || patterns == 1 && len(also) == 1 {
+		longest := int64(most)
+		for _, n := range also {
+			_, u := c.chars.lengths(n, map[id][2]int64{})
+			longest = min(longest, u)
+		}
+		if longest == unlimited { // less some names
+			return key, nil
+		}
+	}
+	slices.Sort(also)
+	d, err := c.draft(path, least, most, slices.Compact(also), not)
+	if err != nil {
+		return none, err
+	}
+	p.count = d.count()
+	if p.count <= maxListed {
+		p.names = d.texts()
+	}
+	return key, nil
 }
 
 // word is one text, in characters.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +64,23 @@ var schemas = []texts{
 	{`{"oneOf":[{"$ref":"#/$defs/cat"},{"$ref":"#/$defs/dog"}],"discriminator":{"propertyName":"kind"},"$defs":{"cat":{"type":"object","properties":{"kind":{"const":"cat","default":"cat"},"x":{"type":"integer"}}},"dog":{"type":"object","properties":{"kind":{"const":"dog"},"x":true}}}}`,
 		`{"kind":"cat"}|{"kind":"dog","x":"y"}`, `{}|{"x":1}|{"kind":"cat","x":"y"}`},
 	{`{"type":"object","properties":{}}`, `{}`, `{"a":1}`},
+	{`{"type":"object","additionalProperties":{"type":"boolean"},"minProperties":2}`, `{"a":true,"b":false}|{"":true,"a":false,"ab":true}|{"é":true,"e":false}`, `{"a":true}|{"a":true,"a":true}|{"a":true,"\u0061":true}|{"é":true,"\u00e9":true}|{"a\n":true,"b":true,"a\u000a":true}|{"😀":true,"\ud83d\ude00":true}|{"\ud83d\ude01":true,"😁":true}`},
+	{`{"type":"object","patternProperties":{"^[ab]$":{"type":"integer"}},"additionalProperties":false,"required":["a"],"properties":{"a":{"type":"integer"}},"minProperties":2,"maxProperties":3}`, `{"a":1,"b":2}`, `{"a":1}|{"a":1,"b":2,"b":3}|{"a":1,"a":2}`},
+	{`{"type":"object","patternProperties":{"^[ab]?$":{"type":"null"}},"additionalProperties":false,"minProperties":2}`, `{"a":null,"b":null}|{"":null,"b":null}|{"":null,"a":null,"b":null}`, `{"a":null}|{"a":null,"a":null}`},
+	{`{"type":"object","patternProperties":{"^[a-z][0-9]?$":{"type":"null"}},"additionalProperties":false,"minProperties":3}`, `{"b":null,"a":null,"a1":null}`, `{"b":null,"a":null}|{"b":null,"a":null,"b":null}|{"a":null,"a1":null,"b":null,"a1":null}`},
+	{`{"type":"object","propertyNames":{"enum":["x","y",1,"zz"],"maxLength":1},"minProperties":1}`, `{"x":[]}|{"y":1}|{"x":1,"y":2}`, `{}|{"zz":1}|{"z":1}`},
+	{`{"type":"object","propertyNames":{"const":"x"},"additionalProperties":{"type":"null"}}`, `{}|{"x":null}`, `{"x":1}|{"y":null}`},
+	{`{"type":"object","patternProperties":{"^[^\\s]?$":false},"propertyNames":{"maxLength":1}}`, `{}|{" ":1}`, `{"a":1}|{"\u00a0":1}|{"":1}`},
+	{`{"type":"object","patternProperties":{"^\\w+$":{"type":"integer"},"^.$":{"type":"integer"}},"additionalProperties":{"type":"null"}}`, `{"a":1,"!":2,"a!":null}`, `{"a":null}|{"é":null}|{"éé":null}`},
+	{`{"type":"object","propertyNames":false}`, `{}`, `{"a":1}`},
+	{`{"type":"object","properties":{"a":{"type":"null"}},"minProperties":2}`, `{"a":null,"b":1}|{"x":1,"y":[]}`, `{"a":null}|{}|{"x":1,"x":1}`},
+	{`{"anyOf":[{"type":"object","properties":{"a":{"type":"null"}},"additionalProperties":{"type":"integer"}},{"type":"object","properties":{"b":{"type":"integer"},"a":{"type":"integer"}},"additionalProperties":{"type":"null"}}]}`, `{"a":null,"x":1}|{"b":1,"a":1,"x":null}|{"x":1,"y":1}`, `{"x":1,"x":1}|{"a":null,"a":1}|{"b":1,"b":null}`},
+	{`{"type":"array","items":{"type":"object","additionalProperties":{"$ref":"#"}}}`, `[{"a":[{"a":[]}]},{"a":[{"a":[],"b":[]}],"b":[]}]`, `[{"a":[{"b":[],"b":[]}]}]|[{"a":[],"b":[{"a":[]}],"a":[]}]`},
+	{`{"type":"number","minimum":1e300,"maximum":1e308}`, `1` + strings.Repeat("0", 300) + `|9` + strings.Repeat("9", 307) + `.5`, `1|1e301`},
+	{`{"type":"integer","exclusiveMinimum":1e308}`, `1` + strings.Repeat("0", 307) + `1|17` + strings.Repeat("0", 307), `18` + strings.Repeat("0", 307) + `|1` + strings.Repeat("0", 308)},
+	{`{"type":"number","exclusiveMaximum":-1e308}`, `-1` + strings.Repeat("0", 307) + `1`, `-1`},
+	{`{"type":"number","exclusiveMinimum":0,"maximum":1e-30}`, `0.` + strings.Repeat("0", 29) + `1|0.` + strings.Repeat("0", 35) + `1`, `0|0.0|1`},
+	{`{"type":"number","exclusiveMinimum":-2e-300,"exclusiveMaximum":-1e-300}`, `-0.` + strings.Repeat("0", 299) + `15`, `0|-1`},
 	{`{"type":"object","properties":{"a":{"type":"null"}},"patternProperties":{"^b":{"type":"null"}},"unevaluatedProperties":false}`, `{"a":null,"b":null}|{}`, `{"c":1}`},
 	{`{"oneOf":[{"type":"string"},{"type":"integer","maximum":3},{"type":"number","exclusiveMinimum":3}]}`, `"a"|3|3.5`, `true`},
 	{`{"anyOf":[{"type":"string","maxLength":1},{"type":"string","pattern":"^a"},{"type":"integer"}]}`, `"b"|"abc"|5`, `"bc"`},
@@ -132,8 +151,140 @@ func judge(t *testing.T, source string) func(text string) error {
 		if err := json.Unmarshal([]byte(text), &plain); err != nil {
 			return err
 		}
+		if key, ok := twice(text); ok {
+			return fmt.Errorf("it has the key %q twice", key)
+		}
 		return s.Validate(v)
 	}
+}
+
+// twice finds a key that an object of a JSON text has more than once.
+func twice(text string) (key string, found bool) {
+	d := json.NewDecoder(strings.NewReader(text))
+	var rec func() bool
+	rec = func() bool {
+		token, _ := d.Token()
+		if token == json.Delim('[') {
+			for d.More() {
+				if rec() {
+					return true
+				}
+			}
+			d.Token()
+		}
+		if token == json.Delim('{') {
+			keys := map[string]bool{}
+			for d.More() {
+				name, _ := d.Token()
+				if key = name.(string); keys[key] {
+					return true
+				}
+				keys[key] = true
+				if rec() {
+					return true
+				}
+			}
+			d.Token()
+		}
+		return false
+	}
+	return key, rec()
+}
+
+// TestKeysOnce: objects are filled with what keys there are, by a model that likes to say the same again.
+func TestKeysOnce(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	again := func(r *rand.Rand, v *Vocabulary, list []int32, _ int) int32 { // few letters, then an end
+		for _, want := range []string{`"`, "}", ",", ":", "a", "b", "\\", "u0061", "0", `","a`, `{"a":`, `":1,"a"`}[r.IntN(3):] {
+			for _, t := range list {
+				if string(v.bytes(t)) == want && r.IntN(3) > 0 {
+					return t
+				}
+			}
+		}
+		return list[r.IntN(len(list))]
+	}
+	grammars := map[string]*Grammar{"object": JSONObject(), "two": Concat(Literal("<a>{\"x\": "), JSONObject(), Literal("}\x00"), JSONObject())}
+	for _, source := range []string{
+		`{"type":"object","patternProperties":{"^[a-c0]{1,3}$":{"type":"null"}},"additionalProperties":false,"minProperties":39}`, // all of them
+		`{"type":"object","patternProperties":{"^[a-c0]{1,3}$":{"type":"null"},"^b":{"type":"object","additionalProperties":{"type":"integer"}}},"additionalProperties":false,"minProperties":10}`,
+		`{"type":"object","patternProperties":{"^[aé\"]{1,4}$":{"type":"null"}},"additionalProperties":false,"minProperties":20}`,
+		`{"type":"object","propertyNames":{"maxLength":1},"additionalProperties":{"type":"null"},"minProperties":5}`,
+		`{"type":"object","properties":{"a":{"type":"null"},"ab":{"type":"null"}},"additionalProperties":{"$ref":"#"},"required":["a"]}`,
+		`{"anyOf":[{"type":"object","properties":{"a":{"type":"null"}},"additionalProperties":{"type":"null"}},{"type":"object","properties":{"b":{"type":"null"},"a":{"type":"null"}}}]}`,
+		`{"type":"array","items":{"type":"object","minProperties":3}}`,
+	} {
+		grammars[source] = must(t)(JSONSchema([]byte(source)))
+	}
+	follow := func(t *testing.T, v *Vocabulary) {
+		ends := 0
+		for name, g := range grammars {
+			if v.size < 10_000 { // the mask says what each token alone does
+				m := NewMatcher(g, v)
+				for step := range 25 {
+					mask := m.Mask()
+					for token := range int32(v.size) {
+						twin := *m
+						if ok := twin.Accept(token) == nil; in(mask, token) && !ok || ok && !in(mask, token) && v.whole {
+							t.Fatalf("%s: %q: the mask says %v, alone it is %v", name, v.bytes(token), in(mask, token), ok)
+						}
+					}
+					token := again(r, v, tokens(mask), step)
+					if m.Accept(token); v.ends[token] {
+						break
+					}
+				}
+			}
+			for round := range 12 {
+				text, ended := walk(t, g, v, r, again, 20+20*round)
+				if !ended {
+					continue
+				}
+				ends++
+				if name == "two" {
+					text = `[` + strings.Replace(strings.TrimPrefix(text, "<a>"), "}\x00{", "},{", 1) + `]`
+				}
+				if key, again := twice(text); again || !json.Valid([]byte(text)) {
+					t.Fatalf("%s: %s has %q twice", name, text, key)
+				}
+				if name[0] == '{' {
+					if err := judge(t, name)(text); err != nil {
+						t.Fatalf("%s: %s: %v", name, text, err)
+					}
+				}
+			}
+		}
+		if ends < 50 {
+			t.Errorf("only %d texts ended", ends)
+		}
+	}
+	for name, v := range map[string]func(testing.TB) *Vocabulary{
+		"bytes": func(testing.TB) *Vocabulary { return bytewise() },
+		"scant": func(testing.TB) *Vocabulary { return scant() },
+		"keys":  func(testing.TB) *Vocabulary { return fromPieces(keyPieces()) },
+		"phi":   func(t testing.TB) *Vocabulary { return realVocabulary(t, "phi-3-mini") },
+	} {
+		t.Run(name, func(t *testing.T) { follow(t, v(t)) })
+	}
+}
+
+// keyPieces are bytes, and tokens that end, begin and repeat keys in every way.
+func keyPieces() [][]byte {
+	pieces := allBytes()
+	add := func(parts ...string) { pieces = append(pieces, []byte(strings.Join(parts, ""))) }
+	for _, a := range []string{"", "a", "b", "ab", "\\u0061", "é", "\\", "00e9", "aa"} {
+		for _, b := range []string{"", `"`, `":`, `":null,"`, `":{"`, `":1,"`, `": {`, `":null},"`} {
+			for _, c := range []string{"", "a", `a"`, `a":`, `a":null,"a`, `b":null,"a":`, `a":null,"b":null,"a"`} {
+				for _, before := range []string{"", `"`, `,"`, `{"`, `, "`, `},"`} {
+					if r := before + a + b + c; len(r) > 1 {
+						add(r)
+					}
+				}
+			}
+		}
+	}
+	slices.SortFunc(pieces, bytes.Compare)
+	return slices.CompactFunc(pieces, bytes.Equal)
 }
 
 // TestJSONSchemaGuarantee: whatever ends is valid, however it was chosen and with any vocabulary.
@@ -190,8 +341,18 @@ func TestJSONSchemaRandom(t *testing.T) {
 		}
 		g, err := JSONSchema(source)
 		if err != nil {
-			if e, ok := errors.AsType[*Error](err); !ok || e.Reason == "" {
+			e, ok := errors.AsType[*Error](err)
+			if !ok || e.Reason == "" {
 				t.Fatalf("%s: %v", source, err)
+			}
+			if strings.HasPrefix(e.Reason, "no value is valid") {
+				valid := judge(t, string(source))
+				for range 100 {
+					text, _ := json.Marshal(randomValue(r, 3))
+					if valid(string(text)) == nil {
+						t.Fatalf("%s: %v, but %s is valid", source, err, text)
+					}
+				}
 			}
 			continue
 		}
@@ -215,6 +376,32 @@ func TestJSONSchemaRandom(t *testing.T) {
 	}
 }
 
+func randomValue(r *rand.Rand, depth int) any {
+	kind := r.IntN(8)
+	if depth == 0 {
+		kind = r.IntN(6)
+	}
+	switch kind {
+	case 0:
+		return []any{nil, true, false}[r.IntN(3)]
+	case 1, 2:
+		return []any{0, 1, 2, -1, 3, 10, 0.5, 0.25, 1e300, 2e300, 1e-31, -7, 100, 55.5, -124.875, 1e6}[r.IntN(16)]
+	case 3, 4, 5:
+		return []any{"", "a", "b", "ab", "é", "abc", " ", "abcab", "2024-02-29", "127.0.0.1", "x1"}[r.IntN(11)]
+	case 6:
+		list := make([]any, r.IntN(4))
+		for i := range list {
+			list[i] = randomValue(r, depth-1)
+		}
+		return list
+	}
+	object := map[string]any{}
+	for range r.IntN(5) {
+		object[[]string{"a", "b", "é\"", "other", "x", "", "ab", "aa", "é"}[r.IntN(9)]] = randomValue(r, depth-1)
+	}
+	return object
+}
+
 func randomSchema(r *rand.Rand, depth int) any {
 	s := map[string]any{}
 	sub := func() any { return randomSchema(r, depth-1) }
@@ -235,6 +422,10 @@ func randomSchema(r *rand.Rand, depth int) any {
 		s["type"] = []any{"integer", "number"}[r.IntN(2)]
 		maybe("minimum", func() any { return float64(r.IntN(2000)-1000) / 8 })
 		maybe("exclusiveMaximum", func() any { return float64(r.IntN(4000)-1000) / 4 })
+		if r.IntN(6) == 0 {
+			e := math.Pow(10, float64(r.IntN(600)-300))
+			s["minimum"], s["exclusiveMaximum"] = e*float64(r.IntN(3)-1), e*float64(1+r.IntN(9))
+		}
 		maybe("multipleOf", func() any { return []any{1, 3, 0.5, 0.25, 10, 0.01}[r.IntN(6)] })
 	case 2:
 		s["type"] = "string"
@@ -258,7 +449,15 @@ func randomSchema(r *rand.Rand, depth int) any {
 		s["properties"] = map[string]any{"a": sub(), "b": sub(), "é\"": sub()}
 		maybe("required", func() any { return []any{"a", "é\"", "other"}[:1+r.IntN(3)] })
 		maybe("additionalProperties", func() any { return []any{true, false, sub()}[r.IntN(3)] })
-		maybe("patternProperties", func() any { return map[string]any{"^a": sub(), "[xé]": sub()} })
+		maybe("patternProperties", func() any {
+			return []any{map[string]any{"^a": sub(), "[xé]": sub()}, map[string]any{"^[a-c]?$": sub()}, map[string]any{"^[ab]{1,5}$": sub(), "a": sub()}, map[string]any{"^[^\\s]?$": false}}[r.IntN(4)]
+		})
+		maybe("propertyNames", func() any {
+			return []any{map[string]any{"maxLength": 1 + r.IntN(2)}, map[string]any{"enum": []any{"a", "ab", "x", 3}}, map[string]any{"pattern": "^[a-c]+$"}, map[string]any{"minLength": 1}, map[string]any{"const": "a"}}[r.IntN(5)]
+		})
+		if r.IntN(3) == 0 {
+			delete(s, "properties")
+		}
 		maybe("minProperties", n)
 		maybe("maxProperties", func() any { return 1 + r.IntN(4) })
 	case 7:
@@ -279,10 +478,18 @@ func TestJSONSchemaRefuses(t *testing.T) {
 		`{"type":"strin"}`: `"strin" is not a type`, `{"type":[]}`: "name a type", `{"enum":[]}`: "list of values", `{"minimum":"1"}`: "must be a number", `{"minLength":-1}`: "not negative", `{"pattern":"(?=a)"}`: "#/pattern: regex at byte 3: look-ahead",
 		`{"type":"string","format":"regex"}`: "#/format", `{"multipleOf":0}`: "larger than 0", `{"type":"integer","multipleOf":123457}`: "#/multipleOf: it is too large", `{"properties":[]}`: "object of schemas", `{"items":1}`: "a schema is", `{"required":[1]}`: "list of strings",
 		`{"type":"object","required":["a"],"properties":{"a":{"$ref":"#"}}}`: "no value is valid", `false`: "no value is valid", `{"type":"integer","minimum":5,"maximum":4}`: "no value is valid", `{"type":"object","required":["a"],"properties":{},"additionalProperties":false}`: "no value",
-		`{"type":"string","allOf":[{"pattern":"^a"},{"pattern":"^b"}]}`: "no value", `{"type":"string","minLength":3,"maxLength":2}`: "no value", `{"type":"object","minProperties":2}`: "no value",
+		`{"type":"string","allOf":[{"pattern":"^a"},{"pattern":"^b"}]}`: "no value", `{"type":"string","minLength":3,"maxLength":2}`: "no value", `{"type":"object","minProperties":2,"maxProperties":1}`: "no value", `{"type":"object","minProperties":2,"propertyNames":{"const":"a"}}`: "no value", `{"type":"object","minProperties":3,"patternProperties":{"^[ab]$":true},"additionalProperties":false}`: "no value",
+		`{"type":"integer","exclusiveMinimum":1,"exclusiveMaximum":2}`: "no value", `{"type":"number","multipleOf":0.3,"minimum":0.4,"maximum":0.5}`: "no value", `{"type":"number","exclusiveMinimum":1,"exclusiveMaximum":1}`: "no value", `{"type":"number","exclusiveMinimum":1,"exclusiveMaximum":1.0000000000000000000001}`: "not supported together",
+		`{"type":"number","minimum":1e309}`: "#: its minimum and maximum are not supported", `{"type":"string","format":"date","maxLength":3}`: "#/format: it is not supported with its length", `{"type":"string","allOf":[{"pattern":"^\\w$"},{"pattern":"^é$"}]}`: "#/allOf/1/pattern: it is not supported",
+		`{"type":"object","minProperties":50,"patternProperties":{"^[ab]{1,5}$":true,"^[cd]{1,5}$":true},"additionalProperties":false}`: "", `{"type":"object","minProperties":70,"patternProperties":{"^[ab]{1,5}$":true,"^[cd]{1,5}$":true},"additionalProperties":false}`: "#/minProperties: it is not supported",
+		`{"type":"object","patternProperties":{"^[ab]{1,5}$":{"$ref":"#/$defs/never"}},"additionalProperties":{"type":"null"},"$defs":{"never":{"type":"object","required":["x"],"properties":{"x":{"$ref":"#/$defs/never"}}}}}`: "",
+		`{"type":"object","patternProperties":{"^[ab]{1,5}$":true},"additionalProperties":{"$ref":"#/$defs/never"},"$defs":{"never":{"type":"object","required":["x"],"properties":{"x":{"$ref":"#/$defs/never"}}}}}`:            "not supported beside patterns that few names have",
 		`{`: "ends too early", `{} {}`: "follows after", `[]`: "a schema is an object", `{"minimum":1e999}`: "too large", strings.Repeat(`{"items":`, 500) + `1` + strings.Repeat("}", 500): "nested deeper",
 	} {
 		_, err := JSONSchema([]byte(source))
+		if want == "" && err == nil {
+			continue
+		}
 		if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(e.Error(), want) {
 			t.Errorf("%.80s: %v; want %q", source, err, want)
 		}

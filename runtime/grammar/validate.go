@@ -29,25 +29,37 @@ func (c *compiler) valid(s *schemaPart, v *value, depth int) (bool, error) {
 		}
 	}
 	for _, choice := range s.choices {
-		n := 0
-		for _, x := range choice.branches {
-			t, err := c.at(x)
-			if err != nil {
-				return false, err
-			}
-			ok, err := c.valid(t, v, depth+1)
-			if err != nil {
-				return false, err
-			}
-			if ok {
-				n++
-			}
+		n, err := c.branches(choice, v, depth)
+		if err != nil || n == 0 {
+			return false, err
 		}
-		if n == 0 || choice.one && n > 1 {
-			return false, nil
+		if choice.one && !c.perhaps {
+			c.perhaps = true
+			n, err = c.branches(choice, v, depth)
+			if c.perhaps = false; err != nil || n > 1 {
+				return false, err
+			}
 		}
 	}
 	return true, nil
+}
+
+// branches is how many of a choice a value is valid under.
+func (c *compiler) branches(choice choice, v *value, depth int) (n int, err error) {
+	for _, x := range choice.branches {
+		t, err := c.at(x)
+		if err != nil {
+			return 0, err
+		}
+		ok, err := c.valid(t, v, depth+1)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // own says the same of a schema's own keywords, but for references and choices.
@@ -63,6 +75,9 @@ func (c *compiler) own(s *schemaPart, v *value, depth int) (bool, error) {
 			return false, nil
 		}
 		for _, p := range s.patterns {
+			if c.perhaps {
+				p = c.wide[p]
+			}
 			if ok, err := c.matches(p, v.text); err != nil || !ok {
 				return false, err
 			}
@@ -155,6 +170,8 @@ func (s *schemaPart) ownNumber(v *value) bool {
 // beside what else must hold. A tag is what else must hold for them to exclude each
 // other: that a property is there, whose values tell them apart.
 func (c *compiler) exclusive(beside []*schemaPart, branches []*schemaPart, path string) (tag *schemaPart, err error) {
+	c.perhaps = true
+	defer func() { c.perhaps = false }()
 	x, y, err := c.overlap(beside, branches)
 	if err != nil || x < 0 {
 		return nil, err

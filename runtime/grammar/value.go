@@ -161,7 +161,7 @@ const (
 // regexNode is a node for a pattern of our own.
 func (a *arena) regexNode(pattern string, how spelling) id {
 	c := newArena()
-	n, err := parseRegex(c, pattern, false)
+	n, err := parseRegex(c, pattern, false, false)
 	if err != nil {
 		panic(err)
 	}
@@ -179,28 +179,39 @@ type anyJSON struct{ value, object id }
 func (a *arena) anyJSON() anyJSON {
 	value, object := a.rule(), a.rule()
 	refs := anyJSON{a.ref(value), a.ref(object)}
-	member := a.seqs(a.jsonString(0, unlimited), a.byte(':'), a.blanks(), refs.value)
-	a.rules[object].body = a.enclosed('{', a.listed(member, 0, unlimited), '}')
-	array := a.enclosed('[', a.listed(refs.value, 0, unlimited), ']')
+	a.repeats = true
+	member := a.seqs(a.key(a.rep(a.char, 0, unlimited)), refs.value)
+	a.rules[object].body = a.object(a.listed(member, 0, unlimited))
+	array := a.array(a.listed(refs.value, 0, unlimited))
 	a.rules[value].body = a.or([]id{
 		refs.object, array, a.jsonString(0, unlimited), a.regexNode(numberPattern, raw), a.text("true"), a.text("false"), a.text("null"),
 	})
 	return refs
 }
 
-// enclosed is inside between brackets, with blanks.
-func (a *arena) enclosed(open byte, inside id, end byte) id {
+// key is one with these characters, and what stands before its value.
+func (a *arena) key(inside id) id {
+	return a.seqs(a.marked('"', beforeKey), inside, a.marked('"', afterKey), a.byte(':'), a.blanks())
+}
+
+// array and object are inside between their brackets, with blanks.
+func (a *arena) array(inside id) id { return a.enclosed(a.byte('['), inside, a.byte(']')) }
+func (a *arena) object(inside id) id {
+	return a.enclosed(a.marked('{', opening), inside, a.marked('}', closing))
+}
+
+func (a *arena) enclosed(open, inside, end id) id {
 	between := a.blanks()
 	if inside == empty {
-		return a.seqs(a.byte(open), between, a.byte(end))
+		return a.seqs(open, between, end)
 	}
 	// What follows the opening's blanks is one: an inside that may be empty
 	// would let both blanks stand in a row.
 	if m := a.nodes[inside]; m.kind == isOr && slices.Contains(a.lists[m.a:m.a+m.b], empty) {
 		some := slices.DeleteFunc(slices.Clone(a.lists[m.a:m.a+m.b]), func(n id) bool { return n == empty })
-		return a.seqs(a.byte(open), between, a.or([]id{a.byte(end), a.seqs(a.or(some), between, a.byte(end))}))
+		return a.seqs(open, between, a.or([]id{end, a.seqs(a.or(some), between, end)}))
 	}
-	return a.seqs(a.byte(open), between, inside, between, a.byte(end))
+	return a.seqs(open, between, inside, between, end)
 }
 
 // listed is items with commas between them.
@@ -239,30 +250,31 @@ func (a *arena) literal(v *value) id {
 			parts = append(parts, a.byte(','), a.blanks())
 		}
 		if v.kind == '{' {
-			parts = append(parts, a.name(v.keys[i]), a.byte(':'), a.blanks())
+			parts = append(parts, a.key(a.spelled(v.keys[i])))
 		}
 		parts = append(parts, a.literal(x))
 	}
 	if v.kind == '{' {
-		return a.enclosed('{', a.seqs(parts...), '}')
+		return a.object(a.seqs(parts...))
 	}
-	return a.enclosed('[', a.seqs(parts...), ']')
+	return a.array(a.seqs(parts...))
+}
+
+// spelled is one text within a string.
+func (a *arena) spelled(text string) id {
+	if len(text) > 256 {
+		return a.trie([]string{text}, quoted)
+	}
+	inside := empty
+	runes := []rune(text)
+	for i := len(runes) - 1; i >= 0; i-- {
+		inside = a.seq(a.spell(set{{runes[i], runes[i]}}, quoted), inside)
+	}
+	return inside
 }
 
 // name is one string, quoted.
-func (a *arena) name(text string) id {
-	inside := none
-	if len(text) > 256 {
-		inside = a.trie([]string{text}, quoted)
-	} else {
-		inside = empty
-		runes := []rune(text)
-		for i := len(runes) - 1; i >= 0; i-- {
-			inside = a.seq(a.spell(set{{runes[i], runes[i]}}, quoted), inside)
-		}
-	}
-	return a.seqs(a.byte('"'), inside, a.byte('"'))
-}
+func (a *arena) name(text string) id { return a.seqs(a.byte('"'), a.spelled(text), a.byte('"')) }
 
 // JSONObject is any JSON object, with blanks of a bounded length, nesting of
 // some hundred levels, and numbers of a bounded length.

@@ -30,6 +30,7 @@ type Vocabulary struct {
 	token   []int32           // with this text, or -1
 	same    map[int32][]int32 // token -> others of the same text
 	byChar  [256][]int32      // nodes by their last byte
+	quotes  []uint8           // below it: the most " that something follows in one token, up to 2
 	longest int
 	single  [256]bool // bytes that are a token
 	whole   bool      // every byte that UTF-8 uses is one: any text can be spelled
@@ -137,7 +138,18 @@ func (v *Vocabulary) grow(order []int32) {
 	for n := 1; n < len(v.char); n++ {
 		v.byChar[v.char[n]] = append(v.byChar[v.char[n]], int32(n))
 	}
+	v.quotes = make([]uint8, len(v.char))
+	for n := int32(len(v.char)) - 1; n > 0; n-- {
+		q := v.quotes[n]
+		if v.quoteBefore(n) {
+			q = min(q+1, 2)
+		}
+		v.quotes[v.parent[n]] = max(v.quotes[v.parent[n]], q)
+	}
 }
+
+// quoteBefore says that a node is a " that something follows.
+func (v *Vocabulary) quoteBefore(n int32) bool { return v.char[n] == '"' && v.after[n] > n+1 }
 
 // mark sets the bits of a node's tokens.
 func (v *Vocabulary) mark(bits []uint64, t int32) {
@@ -145,6 +157,20 @@ func (v *Vocabulary) mark(bits []uint64, t int32) {
 	if len(v.same) > 0 {
 		for _, t := range v.same[t] {
 			bits[t>>6] |= 1 << (t & 63)
+		}
+	}
+}
+
+// unmark clears the bits of the tokens at a node and below it.
+func (v *Vocabulary) unmark(bits []uint64, node int32) {
+	for n := node; n < v.after[node]; n++ {
+		t := v.token[n]
+		if t < 0 {
+			continue
+		}
+		bits[t>>6] &^= 1 << (t & 63)
+		for _, t := range v.same[t] {
+			bits[t>>6] &^= 1 << (t & 63)
 		}
 	}
 }
