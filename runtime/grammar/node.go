@@ -280,10 +280,7 @@ func (a *arena) seq(x, y id) id {
 			if n, ok := a.spread[[2]id{x, y}]; ok {
 				return n
 			}
-			options := make([]id, m.b)
-			for i, n := range a.lists[m.a : m.a+m.b] {
-				options[i] = n
-			}
+			options := slices.Clone(a.lists[m.a : m.a+m.b])
 			for i, n := range options {
 				options[i] = a.seq(n, y)
 			}
