@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -113,4 +114,35 @@ func BenchmarkStep(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkKeys is the same for any JSON object, which has so many keys already.
+func BenchmarkKeys(b *testing.B) {
+	v := realVocabulary(b, "qwen3")
+	rest := append(v.longestTokens(`"x": {"name": "a", "age": 12}, "name of the rose": "M, and so on", "name 1 is": 12}`), v.end[0])
+	for _, n := range []int{0, 60, 1000} {
+		begun := NewMatcher(JSONObject(), v)
+		text := "{"
+		for i := range n {
+			text += fmt.Sprintf(`"name %d": "María José Fernández, %d", `, i, i)
+		}
+		for _, t := range v.longestTokens(text) {
+			if err := begun.Accept(t); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			steps := 0
+			for b.Loop() {
+				m := *begun
+				for _, t := range rest {
+					if !in(m.Mask(), t) || m.Accept(t) != nil {
+						b.Fatalf("%q is not allowed", v.bytes(t))
+					}
+				}
+				steps += len(rest)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/1000/float64(steps), "µs/token")
+		})
+	}
 }

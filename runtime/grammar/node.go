@@ -82,6 +82,7 @@ type arena struct {
 	own        map[uint64]id
 	restricted map[id]id
 	spread     map[[2]id]id              // when live: an isOr and what follows it -> seq of them, since options share what they end with
+	cut        map[[2]id]id              // a state and a depth -> restrict of them
 	spellOut   func(special string) bool // when copying
 	char       id                        // one character within a JSON string; in arenas of bytes
 
@@ -570,17 +571,28 @@ func (a *arena) restrict(n id, depth int32) id {
 	if m.depth <= depth {
 		return n
 	}
+	if to, ok := a.cut[[2]id{n, depth}]; ok {
+		return to
+	}
+	to := n
 	switch m.kind {
 	case isSeq:
-		return a.seq(a.shortest(m.a), a.restrict(m.b, depth))
+		to = a.seq(a.shortest(m.a), a.restrict(m.b, depth))
 	case isOr:
 		options := make([]id, m.b)
 		for i := range options {
 			options[i] = a.restrict(a.lists[m.a+int32(i)], depth)
 		}
-		return a.or(options)
+		to = a.or(options)
 	}
-	return n
+	if a.spent {
+		return none
+	}
+	if a.cut == nil {
+		a.cut = map[[2]id]id{}
+	}
+	a.cut[[2]id{n, depth}] = to
+	return to
 }
 
 func (a *arena) shortest(n id) id {

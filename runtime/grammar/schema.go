@@ -769,20 +769,35 @@ func (c *compiler) leaf(list []*schemaPart) (id, error) {
 	return c.a.or(options), nil
 }
 
+// underAll says whether the keywords of all of the list hold.
+func (c *compiler) underAll(list []*schemaPart, v *value) (bool, error) {
+	for _, s := range list {
+		if ok, err := c.own(s, v, 0); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 func (c *compiler) enumerated(values []*value, list []*schemaPart) (id, error) {
 	var options []id
 	var names []string
 	for _, v := range values {
-		ok := true
-		for _, s := range list {
-			valid, err := c.own(s, v, 0)
-			if err != nil {
-				return none, err
-			}
-			ok = ok && valid
+		ok, err := c.underAll(list, v)
+		if err != nil {
+			return none, err
 		}
 		switch {
 		case !ok:
+			before := c.perhaps
+			c.perhaps = true
+			ok, err := c.underAll(list, v)
+			if c.perhaps = before; err != nil {
+				return none, err
+			}
+			if ok {
+				c.lose(list[0].path, "of its enum nothing is left that is valid to all readers: they differ on its pattern or format")
+			}
 		case v.kind == '"':
 			names = append(names, v.text)
 		default:
@@ -1145,6 +1160,9 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 	if err := enter(names); err != nil {
 		return none, err
 	}
+	if closed && least > 0 {
+		c.lose(list[0].path+"/minProperties", "it is not supported with the listed properties alone: set additionalProperties")
+	}
 	var pools []pool
 	if !closed || least > int32(len(members)) { // more are asked for than are listed: then they are allowed
 		listed := len(names)
@@ -1242,7 +1260,7 @@ func (c *compiler) objects(list []*schemaPart) (id, error) {
 			} else {
 				next[n] = a.or([]id{take, row[n]})
 			}
-			if len(members) > 16 && i > 0 && next[n] != none { // a rule, so that options do not add up
+			if len(members) > 3 && i > 0 && next[n] != none { // a rule, so that options do not add up, nor count as depth
 				rule := a.rule()
 				a.rules[rule].body = next[n]
 				next[n] = a.ref(rule)

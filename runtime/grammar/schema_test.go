@@ -480,6 +480,7 @@ func TestJSONSchemaRefuses(t *testing.T) {
 		`{"type":"object","required":["a"],"properties":{"a":{"$ref":"#"}}}`: "no value is valid", `false`: "no value is valid", `{"type":"integer","minimum":5,"maximum":4}`: "no value is valid", `{"type":"object","required":["a"],"properties":{},"additionalProperties":false}`: "no value",
 		`{"type":"string","allOf":[{"pattern":"^a"},{"pattern":"^b"}]}`: "no value", `{"type":"string","minLength":3,"maxLength":2}`: "no value", `{"type":"object","minProperties":2,"maxProperties":1}`: "no value", `{"type":"object","minProperties":2,"propertyNames":{"const":"a"}}`: "no value", `{"type":"object","minProperties":3,"patternProperties":{"^[ab]$":true},"additionalProperties":false}`: "no value",
 		`{"type":"integer","exclusiveMinimum":1,"exclusiveMaximum":2}`: "no value", `{"type":"number","multipleOf":0.3,"minimum":0.4,"maximum":0.5}`: "no value", `{"type":"number","exclusiveMinimum":1,"exclusiveMaximum":1}`: "no value", `{"type":"number","exclusiveMinimum":1,"exclusiveMaximum":1.0000000000000000000001}`: "not supported together",
+		`{"type":"object","properties":{"a":{"$ref":"#"}},"minProperties":1}`: "#/minProperties: it is not supported with the listed properties alone", `{"enum":["é",1],"type":"string","pattern":"^\\W*$"}`: "#: of its enum nothing is left",
 		`{"type":"number","minimum":1e309}`: "#: its minimum and maximum are not supported", `{"type":"string","format":"date","maxLength":3}`: "#/format: it is not supported with its length", `{"type":"string","allOf":[{"pattern":"^\\w$"},{"pattern":"^é$"}]}`: "#/allOf/1/pattern: it is not supported",
 		`{"type":"object","minProperties":50,"patternProperties":{"^[ab]{1,5}$":true,"^[cd]{1,5}$":true},"additionalProperties":false}`: "", `{"type":"object","minProperties":70,"patternProperties":{"^[ab]{1,5}$":true,"^[cd]{1,5}$":true},"additionalProperties":false}`: "#/minProperties: it is not supported",
 		`{"type":"object","patternProperties":{"^[ab]{1,5}$":{"$ref":"#/$defs/never"}},"additionalProperties":{"type":"null"},"$defs":{"never":{"type":"object","required":["x"],"properties":{"x":{"$ref":"#/$defs/never"}}}}}`: "",
@@ -515,6 +516,16 @@ func TestManyOptional(t *testing.T) {
 		}
 		if got := len(tokens(m.Mask())); got < n || m.on.work > 10_000 {
 			t.Errorf("%d properties: %d keys begin, after %d steps, %v", n, got, m.on.work, m.Err())
+		}
+		// So deep that only an end is left.
+		m = NewMatcher(must(t)(JSONSchema([]byte(`{"type":"object","properties":{"self":{"$ref":"#"},`+strings.Join(names, ",")+`,"last":true},"required":["last"]}`))), bytewise())
+		for i, ok := 0, true; ok; i++ {
+			for _, b := range `{"self":` {
+				ok = ok && m.Accept(b) == nil && m.on.work < 50_000
+			}
+			if !ok && i < 10 || m.Err() != nil || len(tokens(m.Mask())) == 0 {
+				t.Fatalf("%d properties, %d objects deep: %d steps, %v", n, i, m.on.work, m.Err())
+			}
 		}
 	}
 }
