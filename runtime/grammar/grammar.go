@@ -478,12 +478,24 @@ func (a *arena) users(wanted []bool) (offsets []int32, users []id) {
 
 // fix is the least set of nodes that holds is, which grows with what is in it.
 func (a *arena) fix(wanted []bool, is func(id, []bool) bool) []bool {
-	offsets, users := a.users(wanted)
 	in := make([]bool, len(a.nodes))
+	a.settle(wanted, func(n id) bool {
+		if in[n] || !is(n, in) {
+			return false
+		}
+		in[n] = true
+		return true
+	})
+	return in
+}
+
+// settle asks of each wanted node whether it changes, and again of those that use
+// one that did, until none does.
+func (a *arena) settle(wanted []bool, changes func(id) bool) {
+	offsets, users := a.users(wanted)
 	var queue []id
 	try := func(n id) {
-		if !in[n] && is(n, in) {
-			in[n] = true
+		if changes(n) {
 			queue = append(queue, n)
 		}
 	}
@@ -499,7 +511,6 @@ func (a *arena) fix(wanted []bool, is func(id, []bool) bool) []bool {
 			try(u)
 		}
 	}
-	return in
 }
 
 // firstMarks are those of what each node's texts begin with.
@@ -508,9 +519,7 @@ func (a *arena) firstMarks(wanted, null []bool) []uint8 {
 	if !a.repeats {
 		return marks
 	}
-	offsets, users := a.users(wanted)
-	var queue []id
-	try := func(n id) {
+	a.settle(wanted, func(n id) bool {
 		is := uint8(0)
 		switch m := &a.nodes[n]; m.kind {
 		case isSet:
@@ -524,23 +533,12 @@ func (a *arena) firstMarks(wanted, null []bool) []uint8 {
 		default:
 			a.parts(n, func(x id) { is |= marks[x] })
 		}
-		if is != marks[n] {
-			marks[n] = is
-			queue = append(queue, n)
+		if is == marks[n] {
+			return false
 		}
-	}
-	for n := range a.nodes {
-		if wanted[n] {
-			try(id(n))
-		}
-	}
-	for len(queue) > 0 {
-		n := queue[len(queue)-1]
-		queue = queue[:len(queue)-1]
-		for _, u := range users[offsets[n]:offsets[n+1]] {
-			try(u)
-		}
-	}
+		marks[n] = is
+		return true
+	})
 	return marks
 }
 
