@@ -36,6 +36,12 @@ const (
 	ReasonLoading = "Loading"
 	// ReasonDraining: wait; running requests end first.
 	ReasonDraining = "Draining"
+	// ReasonMoving: wait; the model goes on serving at its old home until the new one is ready.
+	ReasonMoving = "Moving" // "Moves from worker a100-x7k2p to a100-9qzt4: loading there (40 %)."
+	// ReasonEvicted: raise spec.priority, let a pool grow, or wait; the model comes back when there is room.
+	ReasonEvicted = "Evicted" // "Gave up 14.2 GiB on worker a100-x7k2p to default/big (priority 10, this one 0). Needs 14.2 GiB; ..."
+	// ReasonWaitingForConfirmation: a plan would take away too much at once; look at it, then confirm it.
+	ReasonWaitingForConfirmation = "WaitingForConfirmation" // "3 of 9 resident models would go. Confirm with ..."
 	// ReasonRefused: the worker would not load the model; the message has its account.
 	ReasonRefused = "Refused"
 	// ReasonWorkerLost: wait; the model gets another home.
