@@ -25,6 +25,11 @@ func Decide(seen Seen) Plan {
 	if !seen.Settled {
 		return Plan{Memory: seen.Memory, Again: time.Second}
 	}
+	return decide(seen).plan
+}
+
+// decide is Decide with all that it found out on the way, which Explain spells out.
+func decide(seen Seen) *decision {
 	d := &decision{
 		seen: seen,
 		plan: Plan{
@@ -49,7 +54,7 @@ func Decide(seen Seen) Plan {
 	d.assign()
 	d.inspect()
 	d.report()
-	return d.plan
+	return d
 }
 
 // decision is one run of Decide: what was seen, joined up, and the plan so far.
