@@ -68,6 +68,7 @@ var commands = []func() *cobra.Command{
 	renderCommand,
 	runCommand,
 	serveCommand,
+	simulateCommand,
 	synthCommand,
 	tokenizeCommand,
 	topCommand,
