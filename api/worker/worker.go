@@ -127,6 +127,8 @@ type Device struct {
 	ExtentBytes   int64  `json:"extentBytes"`
 	CapacityBytes int64  `json:"capacityBytes"` // the claim, less headroom: what models may use
 	UsedBytes     int64  `json:"usedBytes"`     // admitted: 0 <= used <= capacity
+	// Load is the sum of its homes' loads.
+	Load float64 `json:"load"`
 }
 
 // Tier says where a home's weights are.
@@ -166,24 +168,32 @@ const (
 
 // HomeState is one home as the worker sees it.
 type HomeState struct {
-	Model           string    `json:"model"`
-	Revision        string    `json:"revision"`
-	ServedNames     []string  `json:"servedNames,omitempty"`
-	Devices         []string  `json:"devices"`
-	Tier            Tier      `json:"tier"`
-	Phase           Phase     `json:"phase"`
-	Reason          string    `json:"reason,omitempty"`
-	Message         string    `json:"message,omitempty"`
-	Progress        float64   `json:"progress,omitempty"` // of Fetching or Loading, 0 to 1
-	Footprint       Footprint `json:"footprint"`
-	MaxTokens       int       `json:"maxTokens,omitempty"` // context, after clamping
-	Running         int       `json:"running"`             // requests in the batch
-	Waiting         int       `json:"waiting"`             // requests queued here
-	KVBlocks        int       `json:"kvBlocks,omitempty"`
-	KVUsed          int       `json:"kvUsed,omitempty"`
-	Completed       int64     `json:"completed"`       // requests ended since the process started
-	IdleSeconds     float64   `json:"idleSeconds"`     // since the last request
-	ResidentSeconds float64   `json:"residentSeconds"` // since the load; 0 if not resident
+	Model       string    `json:"model"`
+	Revision    string    `json:"revision"`
+	ServedNames []string  `json:"servedNames,omitempty"`
+	Devices     []string  `json:"devices"`
+	Tier        Tier      `json:"tier"`
+	Phase       Phase     `json:"phase"`
+	Reason      string    `json:"reason,omitempty"`
+	Message     string    `json:"message,omitempty"`
+	Progress    float64   `json:"progress,omitempty"` // of Fetching or Loading, 0 to 1
+	Footprint   Footprint `json:"footprint"`
+	MaxTokens   int       `json:"maxTokens,omitempty"` // context, after clamping
+	Running     int       `json:"running"`             // requests in the batch
+	Waiting     int       `json:"waiting"`             // requests queued here
+	KVBlocks    int       `json:"kvBlocks,omitempty"`
+	KVUsed      int       `json:"kvUsed,omitempty"`
+	Completed   int64     `json:"completed"` // requests ended since the process started
+	// Load is the share of the device's time that the model's steps take, 0 to 1: a moving
+	// average (time constant 5 min) that goes on while it sleeps, and begins with 0.
+	Load        float64 `json:"load"`
+	BusySeconds float64 `json:"busySeconds"` // time of all those steps, since the model came to this process
+	// Awake is the share of time in which it has requests, 0 to 1: a moving average (time
+	// constant 1 h) that begins with 0.25.
+	Awake           float64 `json:"awake"`
+	LoadSeconds     float64 `json:"loadSeconds,omitempty"` // that its last load onto the device took; 0: none yet
+	IdleSeconds     float64 `json:"idleSeconds"`           // since the last request
+	ResidentSeconds float64 `json:"residentSeconds"`       // since the load; 0 if not resident
 	// Resident is what the assignment in force asks for; the other fields a new
 	// leader needs to carry on are here too.
 	WantResident bool `json:"wantResident,omitempty"`

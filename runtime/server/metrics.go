@@ -24,7 +24,10 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	deviceCapacity = desc("estiba_worker_device_capacity_bytes", "What models may use of a device.", "device")
 	deviceUsed     = desc("estiba_worker_device_used_bytes", "What is admitted on a device.", "device")
+	deviceLoad     = desc("estiba_worker_device_load", "The sum of the loads of a device's models, from 0 to 1.", "device")
 
+	modelLoad         = desc("estiba_model_load", "Share of its device's time that the model takes, from 0 to 1: a moving average over some 5 minutes.", "model")
+	modelBusy         = desc("estiba_model_busy_seconds_total", "Time of its device that the model's steps took.", "model")
 	modelRunning      = desc("estiba_model_requests_running", "Requests in the batch.", "model")
 	modelWaiting      = desc("estiba_model_requests_waiting", "Requests queued at this worker.", "model")
 	modelResident     = desc("estiba_model_resident", "1 if the model is on its device.", "model")
@@ -90,8 +93,8 @@ const engineLabel = "0"
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		deviceCapacity, deviceUsed,
-		modelRunning, modelWaiting, modelResident, modelMemory, modelKVBlocks, modelKVUsed, modelRequests, modelPrompt, modelOutput, modelLoads, modelLoadFailures, modelLoadSeconds,
+		deviceCapacity, deviceUsed, deviceLoad,
+		modelLoad, modelBusy, modelRunning, modelWaiting, modelResident, modelMemory, modelKVBlocks, modelKVUsed, modelRequests, modelPrompt, modelOutput, modelLoads, modelLoadFailures, modelLoadSeconds,
 		modelQueries, modelHits, modelPreempted, modelTexts,
 		vllmRunning, vllmWaiting, vllmKVUsage, vllmPreempted, vllmPrompt, vllmOutput, vllmQueries, vllmHits, vllmSuccess,
 	} {
@@ -125,6 +128,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, d := range s.Devices {
 		gauge(deviceCapacity, float64(d.CapacityBytes), d.Name)
 		gauge(deviceUsed, float64(d.UsedBytes), d.Name)
+		gauge(deviceLoad, d.Load, d.Name)
 	}
 	named := map[string]bool{} // values of model_name that are taken, or are some home's own
 	for _, h := range s.Homes {
@@ -138,6 +142,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		if h.KVBlocks > 0 {
 			usage = float64(h.KVUsed) / float64(h.KVBlocks)
 		}
+		gauge(modelLoad, h.Load, h.Model)
 		gauge(modelRunning, float64(h.Running), h.Model)
 		gauge(modelWaiting, float64(h.Waiting), h.Model)
 		gauge(modelResident, resident, h.Model)
@@ -174,5 +179,6 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		count(modelLoads, float64(n.Loads), model)
 		count(modelLoadFailures, float64(n.LoadFailures), model)
 		count(modelLoadSeconds, n.LoadSeconds, model)
+		count(modelBusy, n.BusySeconds, model)
 	}
 }

@@ -78,9 +78,7 @@ func keyOf(h api.Home) loadKey {
 func (w *Worker) newHome(want api.Home) *home {
 	h := &home{w: w, kick: make(chan struct{}, 1), want: want, key: keyOf(want), phase: api.PhaseIdle, lastUse: time.Now(), changed: make(chan struct{})}
 	w.homes[want.Model] = h
-	if c := w.counters[want.Model]; c != nil {
-		c.gone = time.Time{}
-	}
+	w.count(want.Model).gone = time.Time{}
 	w.running.Go(h.run)
 	return h
 }
@@ -317,6 +315,7 @@ func (h *home) load() {
 	count := w.count(want.Model)
 	count.Loads++
 	count.LoadSeconds += seconds
+	count.lastLoad = seconds
 	w.log.Info("model resident", "model", want.Model, "device", d.Name, "seconds", seconds, "bytes", need)
 	h.held, h.loaded, h.loadedAt, h.lastUse = need, l, time.Now(), time.Now()
 	h.retry, h.loadFailed = time.Time{}, false

@@ -3,10 +3,12 @@ package worker
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/residency"
 )
 
 // Watch gives the worker's state at once, on each change (at most one in 50 ms)
@@ -57,13 +59,17 @@ func (w *Worker) state() api.State {
 		Epoch: w.epoch, Generation: w.generation, Draining: w.draining(), Previous: w.previous,
 		Devices: make([]api.Device, 0, len(w.devices)), Homes: make([]api.HomeState, 0, len(w.homes)),
 	}
+	load := map[string]float64{}
+	for _, h := range w.homes {
+		r := h.report(now)
+		s.Homes = append(s.Homes, r)
+		load[h.key.device] += r.Load
+	}
 	for _, d := range w.devices {
 		s.Devices = append(s.Devices, api.Device{
 			Name: d.Name, Kind: d.Kind, Description: d.Description, ExtentBytes: d.Extent, CapacityBytes: d.Capacity, UsedBytes: w.used(d.Name),
+			Load: load[d.Name],
 		})
-	}
-	for _, h := range w.homes {
-		s.Homes = append(s.Homes, h.report(now))
 	}
 	slices.SortFunc(s.Homes, func(a, b api.HomeState) int { return cmp.Compare(a.Model, b.Model) })
 	return s
@@ -83,9 +89,9 @@ func (h *home) report(now time.Time) api.HomeState {
 		Footprint: h.footprint, MaxTokens: h.context.MaxTokens, WantResident: h.want.Resident && !h.gone,
 		Waiting: h.waiting,
 	}
-	if c := h.w.counters[h.want.Model]; c != nil {
-		s.Completed = c.Completed
-	}
+	c := h.w.measure(h.want.Model, now)
+	s.Completed, s.LoadSeconds = c.Completed, c.lastLoad
+	s.Load, s.Awake, s.BusySeconds = share(c.load), share(c.awake), c.busy
 	switch {
 	case h.loaded != nil || h.unloading:
 		s.Tier = api.TierDevice
@@ -117,3 +123,6 @@ func (h *home) report(now time.Time) api.HomeState {
 	}
 	return s
 }
+
+// share as it is reported: four digits are more than it means.
+func share(s residency.Share) float64 { return math.Round(s.Value*1e4) / 1e4 }

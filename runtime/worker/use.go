@@ -17,6 +17,7 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 	var counted *home // who has this caller among those that wait
 	stop := func() {
 		if counted != nil {
+			w.measure(model, time.Now())
 			counted.waiting--
 			counted.notify()
 			counted = nil
@@ -35,6 +36,7 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 		}
 		if serving.serves() {
 			l := serving.loaded
+			w.measure(model, time.Now())
 			serving.users++
 			l.users++
 			serving.notify()
@@ -46,6 +48,7 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 			if h.waiting == 0 {
 				h.waitingSince = time.Now()
 			}
+			w.measure(model, time.Now())
 			h.waiting++
 			w.settle()
 			h.notify()
@@ -81,6 +84,7 @@ func (w *Worker) giveBack(h *home, l *Loaded) func() {
 			return
 		}
 		given = true
+		w.measure(h.want.Model, time.Now())
 		h.users--
 		l.users--
 		h.lastUse = time.Now()

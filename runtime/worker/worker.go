@@ -108,6 +108,7 @@ func (d *claimed) replica(model string) string { return fmt.Sprintf("%s#%d", mod
 type Counters struct {
 	Loads, LoadFailures        int64
 	LoadSeconds                float64
+	BusySeconds                float64 // of the device
 	PromptTokens, OutputTokens int64
 	PrefixQueries, PrefixHits  int64 // tokens
 	Completed                  int64
@@ -124,7 +125,11 @@ const (
 // counted are the counters of a model whose home may have gone.
 type counted struct {
 	Counters
-	gone time.Time // zero: it is here
+	gone     time.Time // zero: it is here
+	lastLoad float64   // seconds that it took
+	busy     float64   // BusySeconds that are in load
+	load     residency.Share
+	awake    residency.Share
 }
 
 // New is a worker that holds nothing yet; Run makes it work.
@@ -425,13 +430,42 @@ func (w *Worker) changedAll() {
 	w.changed = make(chan struct{})
 }
 
-func (w *Worker) count(model string) *Counters {
+// count gives the counters of a model. w.mu is held.
+func (w *Worker) count(model string) *counted {
 	c := w.counters[model]
 	if c == nil {
-		c = &counted{}
+		now := time.Now()
+		c = &counted{load: residency.Share{At: now}, awake: residency.Share{Value: residency.NewAwake, At: now}}
 		w.counters[model] = c
 	}
-	return &c.Counters
+	return c
+}
+
+// measure brings the load and the awake share of a model up to now: before each change
+// of what it has of requests, and for a report. w.mu is held.
+func (w *Worker) measure(model string, now time.Time) *counted {
+	c := w.count(model)
+	busy, inUse := c.BusySeconds, time.Duration(0)
+	of := func(h *home) {
+		if s, ok := h.stats(); ok {
+			busy += s.Busy.Seconds()
+		}
+		if h.users+h.waiting > 0 {
+			inUse = now.Sub(c.awake.At)
+		}
+	}
+	if h := w.homes[model]; h != nil {
+		of(h)
+	}
+	for _, h := range w.olds {
+		if h.want.Model == model {
+			of(h)
+		}
+	}
+	c.load = c.load.Add(time.Duration((busy-c.busy)*float64(time.Second)), now, residency.LoadOver)
+	c.awake = c.awake.Add(inUse, now, residency.AwakeOver)
+	c.busy = busy
+	return c
 }
 
 // uncount says that a model's home has gone, and drops what those before it left. w.mu is held.
@@ -472,4 +506,5 @@ func (c *Counters) add(s engine.Stats) {
 	c.PrefixHits += s.Prefix.Hits
 	c.Completed += s.Completed
 	c.Preempted += s.Preempted
+	c.BusySeconds += s.Busy.Seconds()
 }
