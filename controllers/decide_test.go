@@ -577,7 +577,7 @@ func TestBlocked(t *testing.T) {
 	for _, m := range seen.Models {
 		conditions := plan.Models[slices.IndexFunc(seen.Models, func(o v1alpha1.Model) bool { return o.Name == m.Name })].Conditions
 		ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
-		if ready.Status != metav1.ConditionFalse || ready.Reason != v1alpha1.ReasonWaitingForWorker || ready.Message != "Pool p cannot make another worker: exceeded quota." {
+		if ready.Status != metav1.ConditionFalse || ready.Reason != v1alpha1.ReasonWaitingForWorker || ready.Message != "Pool p cannot make a worker: exceeded quota." {
 			t.Errorf("%s: %+v", m.Name, ready)
 		}
 		if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReconciling); c.Status != metav1.ConditionFalse {

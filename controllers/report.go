@@ -14,6 +14,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/policy/scaling"
 	"github.com/estiba/estiba/internal/status"
 )
 
@@ -337,7 +338,7 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 		return status.Verdict{Reason: v1alpha1.ReasonWorkerLost, Progressing: true,
 			Message: fmt.Sprintf("Worker %s has reported nothing since %s. The model keeps its home there until the pod is gone.", h.station.Name, h.station.Heard.UTC().Format(time.RFC3339))}
 	case h.leaving():
-		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: "Running requests end on " + at + ", which is on its way out; then the model gets another home."}
+		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: h.ends() + " on " + at + ", which is on its way out" + h.station.cause() + "; then the model gets another home."}
 	case h.station.Report == nil:
 		return status.Verdict{Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true, Message: "The model has a home on " + at + ", which has not reported yet."}
 	case h.state == nil:
@@ -361,6 +362,31 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 		what += fmt.Sprintf(" (%d %%)", int(h.state.Progress*10)*10)
 	}
 	return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: what + " on " + at + "."}
+}
+
+// ends says what has to end at a home before it is given up.
+func (h *home) ends() string {
+	n := 0
+	if h.state != nil {
+		n = h.state.Running + h.state.Waiting
+	}
+	if n == 0 {
+		return "Running requests end"
+	}
+	return fmt.Sprintf("%s %s", count(n, "request"), verb(n, "ends", "end"))
+}
+
+// cause is why the worker is on its way out, in brackets, if that is known.
+func (s *station) cause() string {
+	switch {
+	case s.Leaving != "":
+		return " (" + s.Leaving + ")"
+	case s.memory.Going == scaling.OutOfDate:
+		return " (the pool's template has changed)"
+	case s.memory.Going != "" && s.memory.Going != draining:
+		return " (" + s.memory.Going + ")"
+	}
+	return ""
 }
 
 // sentence ends with a full stop.
@@ -483,7 +509,7 @@ func (d *decision) waiting(m *model) status.Verdict {
 		switch {
 		case blocked:
 			stuck++
-			fmt.Fprintf(&b, "Pool %s cannot make another worker: %s ", short(p.key), sentence(p.Blocked))
+			fmt.Fprintf(&b, "Pool %s cannot make %s: %s ", short(p.key), p.one(d.seen.Now), sentence(p.Blocked))
 		case starting > 0:
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
 		case going > 0:
@@ -500,6 +526,14 @@ func (d *decision) waiting(m *model) status.Verdict {
 	v.Progressing = v.Progressing && stuck < len(pools)
 	v.Message = strings.TrimSpace(b.String())
 	return v
+}
+
+// one is the worker that p would have next.
+func (p *pool) one(now time.Time) string {
+	if len(p.present(now)) == 0 {
+		return "a worker"
+	}
+	return "another worker"
 }
 
 // placed: m has as many homes as are wanted.
@@ -561,6 +595,7 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 		}
 	}
 	ready := int(s.ReadyWorkers)
+	all := max(wanted, int(s.Workers))
 	switch {
 	case p.Invalid != "":
 		return status.Verdict{Ready: s.ReadyWorkers > 0, Reason: v1alpha1.ReasonInvalidTemplate, Stalled: true, Message: sentence(p.Invalid) + " Mend spec.template."}
@@ -578,8 +613,12 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 		return v
 	}
 	v := status.Verdict{Ready: ready > 0, Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true,
-		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(max(wanted, int(s.Workers)), "worker"), verb(max(wanted, int(s.Workers)), "is", "are"))}
-	if p.Blocked != "" {
+		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(all, "worker"), verb(all, "is", "are"))}
+	switch {
+	case p.Blocked != "" && s.Workers == 0:
+		v.Message = "There is no worker, and none can be made: " + sentence(p.Blocked)
+		return v
+	case p.Blocked != "":
 		v.Message += " Another one cannot be made: " + sentence(p.Blocked)
 		return v
 	}

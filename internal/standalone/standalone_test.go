@@ -195,7 +195,7 @@ func TestServeSamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range models.Items {
-		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady); m.Name == "large" && !strings.HasPrefix(c.Message, "Pool a100 cannot make another worker: a worker wants 80Gi, and there are 2Gi for models") {
+		if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady); m.Name == "large" && !strings.HasPrefix(c.Message, "Pool a100 cannot make a worker: a worker wants 80Gi, and there are 2Gi for models") {
 			t.Errorf("%+v", c)
 		}
 	}
