@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -28,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -50,6 +53,11 @@ type RunOptions struct {
 	Listen      string // /metrics, /healthz and /readyz
 	LeaderElect bool
 	Policy      Policy
+	Decided     func(Seen, Plan) // as in Options
+	// DebugListen is where Debug's handler is served; empty: nowhere. Who reaches it sees
+	// all that is decided on, so that it is an address of this machine, or of this pod, only.
+	DebugListen string
+	Debug       func(*Reconciler) http.Handler
 	Log         *slog.Logger
 }
 
@@ -97,15 +105,36 @@ func Run(ctx context.Context, config *rest.Config, o RunOptions) error {
 	if err != nil {
 		return fmt.Errorf("connect to the Kubernetes API: %w", err)
 	}
-	_, err = NewReconciler(mgr, Options{
+	r, err := NewReconciler(mgr, Options{
 		Namespace: o.Namespace, Namespaces: o.Namespaces, WorkerImage: o.WorkerImage,
-		Key: key, Identity: identity, Policy: o.Policy, Log: o.Log, Registerer: ctrlmetrics.Registry,
+		Key: key, Identity: identity, Policy: o.Policy, Decided: o.Decided, Log: o.Log, Registerer: ctrlmetrics.Registry,
 	})
 	if err != nil {
 		return fmt.Errorf("start the placement loop: %w", err)
 	}
+	if o.DebugListen != "" {
+		if err := debug(ctx, mgr, o.DebugListen, o.Debug(r)); err != nil {
+			return err
+		}
+	}
 	go func() { synced.Store(mgr.GetCache().WaitForCacheSync(ctx)) }()
 	return mgr.Start(ctx)
+}
+
+// debug serves a handler on an address of this machine.
+func debug(ctx context.Context, mgr ctrl.Manager, address string, handler http.Handler) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("--debug-listen: %w", err)
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		return fmt.Errorf("--debug-listen %s: write a loopback address, as in 127.0.0.1:8083; kubectl port-forward reaches it", address)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("--debug-listen: %w; choose another address, or none with --debug-listen=", err)
+	}
+	return mgr.Add(&manager.Server{Name: "debug", Listener: l, Server: &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}})
 }
 
 func answer(ok func() bool) http.Handler {

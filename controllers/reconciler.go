@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fleet"
 )
 
@@ -43,6 +45,7 @@ type Options struct {
 	Key         []byte // of the installation; tokens are derived from it
 	Identity    string // as the lease has it; empty: there is no other operator
 	Policy      Policy
+	Decided     func(Seen, Plan) // nil, or told each decision before it is carried out; it must not take long
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
 }
@@ -159,6 +162,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{RequeueAfter: plan.Again}, nil
 	}
 	r.metrics.count(seen, plan)
+	if r.options.Decided != nil {
+		r.options.Decided(seen, plan)
+	}
 	due, err := r.apply(ctx, seen, plan)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -171,4 +177,30 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		again = min(again, max(between, due.Sub(r.now())))
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// Inspect asks a worker of a pool ("namespace/name"; empty: any) to read the
+// header of a source, for somebody who asks what would become of it. Nothing of
+// the answer is kept. It may be called beside decisions.
+func (r *Reconciler) Inspect(ctx context.Context, pool string, request worker.InspectRequest) (worker.Inspection, error) {
+	return InspectBy(ctx, r.fleet, pool, request)
+}
+
+// InspectBy does the same with the workers of a fleet.
+func InspectBy(ctx context.Context, f *fleet.Fleet, pool string, request worker.InspectRequest) (worker.Inspection, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	for _, w := range f.Workers() {
+		if w.Connected && !w.State.Draining && (pool == "" || w.Pool == pool) {
+			return f.Inspect(ctx, w.Worker, request)
+		}
+	}
+	return worker.Inspection{}, fmt.Errorf("no worker %sis connected that could read %s: start one, or wait for it", of(pool), request.Source.URI)
+}
+
+func of(pool string) string {
+	if pool == "" {
+		return ""
+	}
+	return "of pool " + pool + " "
 }

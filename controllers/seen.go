@@ -2,6 +2,8 @@ package controllers
 
 import (
 	"cmp"
+	"fmt"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -11,44 +13,46 @@ import (
 	"github.com/estiba/estiba/internal/policy/scaling"
 )
 
-// Seen is all that one decision looks at.
+// Seen is all that one decision looks at. Nothing in it, or in the Plan made of
+// it, changes afterwards: what is kept of a decision is encoded later, beside
+// the next one. In JSON it is what the history of decisions holds.
 type Seen struct {
-	Now time.Time
+	Now time.Time `json:"now,omitzero"`
 	// Epoch of this leader; it stands in every assignment.
-	Epoch int64
+	Epoch int64 `json:"epoch,omitzero"`
 	// Settled is false while a new leader waits for the reports of running
 	// workers. Until then nothing is decided.
-	Settled bool
+	Settled bool `json:"settled,omitzero"`
 
-	Models []v1alpha1.Model
-	Pools  []Pool
+	Models []v1alpha1.Model `json:"models,omitzero"`
+	Pools  []Pool           `json:"pools,omitzero"`
 	// Namespaces has the labels of namespaces, for pools that select them.
-	Namespaces map[string]map[string]string // name -> labels
+	Namespaces map[string]map[string]string `json:"namespaces,omitzero"` // name -> labels
 
-	Workers  []Worker
-	Gateways []worker.GatewayState
+	Workers  []Worker              `json:"workers,omitzero"`
+	Gateways []worker.GatewayState `json:"gateways,omitzero"`
 	// Sent is the last assignment handed over for each worker. Until the worker
 	// reports it, what it names counts as taken.
-	Sent map[string]worker.Assignment // worker -> assignment
+	Sent map[string]worker.Assignment `json:"sent,omitzero"` // worker -> assignment
 	// Inspections are what workers read from sources, and what was asked and is under way.
-	Inspections map[InspectKey]Inspected
+	Inspections map[InspectKey]Inspected `json:"inspections,omitzero"`
 
-	Memory Memory
+	Memory Memory `json:"memory,omitzero"`
 }
 
 // Pool is an InferencePool and what its template makes of it.
 type Pool struct {
 	v1alpha1.InferencePool
 	// Hash of the pods that would be made now; pods with another one are out of date.
-	Hash string
+	Hash string `json:"hash,omitzero"`
 	// Invalid says why spec.template cannot be used; then no pods are made.
-	Invalid string
+	Invalid string `json:"invalid,omitzero"`
 	// Unchecked says why nobody knows yet whether the API server takes such pods; then no pod that is out of date goes.
-	Unchecked string
+	Unchecked string `json:"unchecked,omitzero"`
 	// Taken says which object, not the pool's, has a name that the pool needs; then no pods are made either.
-	Taken string
+	Taken string `json:"taken,omitzero"`
 	// Blocked says why the last pod could not be made (a quota, for example).
-	Blocked string
+	Blocked string `json:"blocked,omitzero"`
 }
 
 // Key is the pool's "namespace/name".
@@ -59,34 +63,36 @@ func (p *Pool) barred() string { return cmp.Or(p.Invalid, p.Taken) }
 
 // Worker is a worker and what it last reported.
 type Worker struct {
-	Name string // of the pod; no two workers share one
-	Pool string // "namespace/name"
-	Hash string // of the template it was made from
+	Name string `json:"name,omitzero"` // of the pod; no two workers share one
+	Pool string `json:"pool,omitzero"` // "namespace/name"
+	Hash string `json:"hash,omitzero"` // of the template it was made from
 	// Running: its process has started, so that a report is to be expected.
-	Running bool
+	Running bool `json:"running,omitzero"`
 	// Stopped: its process has ended, and another one is to be started in the same pod.
-	Stopped bool
+	Stopped bool `json:"stopped,omitzero"`
 	// Failed: the pod has ended for good and holds nothing.
-	Failed bool
+	Failed bool `json:"failed,omitzero"`
 	// Deleting since: the pod is being deleted. Zero: it is not.
-	Deleting time.Time
+	Deleting time.Time `json:"deleting,omitzero"`
 	// Leaving says why its node is about to go away ("node n1 is cordoned"); empty: it is not.
-	Leaving string
+	Leaving string `json:"leaving,omitzero"`
 	// Unschedulable is the message of a pod that waits for a node.
-	Unschedulable string
+	Unschedulable string `json:"unschedulable,omitzero"`
 	// Waiting says what else a pod waits for ("container worker: ImagePullBackOff: ...").
-	Waiting string
+	Waiting string `json:"waiting,omitzero"`
 	// Successor: the pod was made in the place of a worker that had served.
-	Successor bool
+	Successor bool `json:"successor,omitzero"`
 	// Models are the UIDs of Models that the pod is labelled with.
-	Models []uid
+	Models []uid `json:"models,omitzero"`
+	// Disruption is what the pod's annotations say.
+	Disruption Disruption `json:"disruption,omitzero"`
 
 	// Report is nil before the first one.
-	Report    *worker.State
-	Heard     time.Time // when it came; zero: now
-	Connected bool      // the stream of reports is open; a silent worker keeps what it holds
+	Report    *worker.State `json:"report,omitzero"`
+	Heard     time.Time     `json:"heard,omitzero"`     // when it came; zero: now
+	Connected bool          `json:"connected,omitzero"` // the stream of reports is open; a silent worker keeps what it holds
 	// Refusal is the last answer to an assignment that was not taken, if no later one was.
-	Refusal *worker.Refusal
+	Refusal *worker.Refusal `json:"refusal,omitzero"`
 }
 
 // InspectKey says which source was read where.
@@ -95,74 +101,89 @@ type InspectKey struct {
 	Revision string // of the Model's spec
 }
 
+// MarshalText is "namespace/name revision": keys of JSON are text.
+func (k InspectKey) MarshalText() ([]byte, error) { return []byte(k.Pool + " " + k.Revision), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (k *InspectKey) UnmarshalText(text []byte) error {
+	pool, revision, ok := strings.Cut(string(text), " ")
+	if !ok {
+		return fmt.Errorf("%q is no pool and revision", text)
+	}
+	k.Pool, k.Revision = pool, revision
+	return nil
+}
+
 // Inspected is the answer to an inspection.
 type Inspected struct {
-	Pending  bool   // asked, not answered
-	Worker   string // that was asked
-	At       time.Time
-	Attempts int // in a row that ended with Result.Error
-	Result   worker.Inspection
+	Pending  bool              `json:"pending,omitzero"` // asked, not answered
+	Worker   string            `json:"worker,omitzero"`  // that was asked
+	At       time.Time         `json:"at,omitzero"`
+	Attempts int               `json:"attempts,omitzero"` // in a row that ended with Result.Error
+	Result   worker.Inspection `json:"result,omitzero"`
 }
 
 // Memory is what one decision leaves for the next. It starts empty with each
 // process, and nothing that serves depends on it.
 type Memory struct {
-	Workers map[string]WorkerMemory  // worker -> ...
-	Models  map[string]scaling.State // "namespace/name" -> ...
-	Pools   map[string]int           // "namespace/name" -> successors asked for and not seen yet
+	Workers map[string]WorkerMemory  `json:"workers,omitzero"` // worker -> ...
+	Models  map[string]scaling.State `json:"models,omitzero"`  // "namespace/name" -> ...
+	Pools   map[string]int           `json:"pools,omitzero"`   // "namespace/name" -> successors asked for and not seen yet
 }
 
 // WorkerMemory is what is remembered of a worker.
 type WorkerMemory struct {
-	Last      worker.State // the last report, to see that the process changed and what it had been doing
-	Heard     time.Time    // when it came
-	Assigned  worker.Assignment
-	IdleSince time.Time // nothing has been resident or running since; zero: not idle
+	Last      worker.State      `json:"last,omitzero"`  // the last report, to see that the process changed and what it had been doing
+	Heard     time.Time         `json:"heard,omitzero"` // when it came
+	Assigned  worker.Assignment `json:"assigned,omitzero"`
+	IdleSince time.Time         `json:"idleSince,omitzero"` // nothing has been resident or running since; zero: not idle
 
-	Pool         string    // "namespace/name", if a successor is to be made when the worker is gone
-	Extra        bool      // it has not reported, and nobody served in its place
-	Going        string    // why this worker is to go; empty: it stays
-	DrainedSince time.Time // it takes no requests since; before that, its homes move elsewhere
+	Pool         string    `json:"pool,omitzero"`         // "namespace/name", if a successor is to be made when the worker is gone
+	Extra        bool      `json:"extra,omitzero"`        // it has not reported, and nobody served in its place
+	Going        string    `json:"going,omitzero"`        // why this worker is to go; empty: it stays
+	DrainedSince time.Time `json:"drainedSince,omitzero"` // it takes no requests since; before that, its homes move elsewhere
 }
 
 // Plan is what to do. Carrying it out twice changes nothing.
 type Plan struct {
 	// Assignments to send: only those that the worker is not known to hold.
-	Assignments map[string]worker.Assignment // worker -> assignment
+	Assignments map[string]worker.Assignment `json:"assignments,omitzero"` // worker -> assignment
 	// Inspect asks workers to read headers.
-	Inspect []Inspect
+	Inspect []Inspect `json:"inspect,omitzero"`
 	// Create worker pods, so many per pool.
-	Create map[string]int // "namespace/name" -> pods
+	Create map[string]int `json:"create,omitzero"` // "namespace/name" -> pods
 	// Successors: so many of those that are created take the place of workers that had served.
-	Successors map[string]int // "namespace/name" -> pods
+	Successors map[string]int `json:"successors,omitzero"` // "namespace/name" -> pods
 	// Delete these worker pods; they are empty, or their time to drain is over.
-	Delete []Deletion
+	Delete []Deletion `json:"delete,omitzero"`
 	// Labels of worker pods that differ from what they should be.
-	Labels map[string][]uid // worker -> Models
+	Labels map[string][]uid `json:"labels,omitzero"` // worker -> Models
+	// Disruption: annotations of worker pods that differ from what they should be.
+	Disruption map[string]Disruption `json:"disruption,omitzero"` // worker -> annotations
 	// Budgets are how many workers of a pool must stay available.
-	Budgets map[string]int32 // "namespace/name" -> minAvailable
+	Budgets map[string]int32 `json:"budgets,omitzero"` // "namespace/name" -> minAvailable
 
 	// Models and Pools have the status of each object, in the order of Seen.
-	Models []v1alpha1.ModelStatus
-	Pools  []v1alpha1.InferencePoolStatus
+	Models []v1alpha1.ModelStatus         `json:"models,omitzero"`
+	Pools  []v1alpha1.InferencePoolStatus `json:"pools,omitzero"`
 
 	// Again: look once more after so long, even if nothing is reported. 0: no need.
-	Again time.Duration
+	Again time.Duration `json:"again,omitzero"`
 	// Memory for the next decision.
-	Memory Memory
+	Memory Memory `json:"memory,omitzero"`
 }
 
 // Inspect asks a worker to read a source's header.
 type Inspect struct {
-	Worker  string
-	Key     InspectKey
-	Request worker.InspectRequest
+	Worker  string                `json:"worker,omitzero"`
+	Key     InspectKey            `json:"key,omitzero"`
+	Request worker.InspectRequest `json:"request,omitzero"`
 }
 
 // Deletion is a worker pod to delete, and why.
 type Deletion struct {
-	Worker string
-	Reason string
+	Worker string `json:"worker,omitzero"`
+	Reason string `json:"reason,omitzero"`
 }
 
 type uid = types.UID
