@@ -123,6 +123,8 @@ func ValidatePool(p v1alpha1.InferencePool) error {
 		size("spec.device.memory", s.Device.Memory, "16Gi"),
 		size("spec.memory.host", s.Memory.Host, "8Gi"),
 		size("spec.cache.size", s.Cache.Size, "10Gi"),
+		rule{s.Moves.MaxPerHour != nil && (*s.Moves.MaxPerHour < 0 || *s.Moves.MaxPerHour > 120), "spec.moves.maxPerHour must lie between 0 and 120; 0 means no moves"},
+		size("spec.moves.maxBytesPerHour", s.Moves.MaxBytesPerHour, "100Gi"),
 		duration("spec.update.drain", s.Update.Drain),
 		duration("spec.scaleDown.after", s.ScaleDown.After),
 		rule{s.Update.MaxUnavailable < 0, "spec.update.maxUnavailable must be at least 1"},

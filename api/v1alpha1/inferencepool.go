@@ -88,6 +88,10 @@ type InferencePoolSpec struct {
 	// +kubebuilder:default={from: Same}
 	AllowedNamespaces AllowedNamespaces `json:"allowedNamespaces,omitempty"`
 
+	// Moves bounds how often models that serve change their home so that others fit, or that a worker can be given back.
+	// +optional
+	Moves MovesSpec `json:"moves,omitempty"`
+
 	// Update says how workers are replaced when the template changes.
 	// +optional
 	Update UpdateSpec `json:"update,omitempty"`
@@ -168,6 +172,20 @@ type AllowedNamespaces struct {
 	MaxPriority *int32 `json:"maxPriority,omitempty"`
 }
 
+// MovesSpec bounds the moves of a pool. A home whose neighbours keep it off its device moves in any case, and
+// so does what is on a worker that goes.
+type MovesSpec struct {
+	// MaxPerHour of models that are on a device. Default 12; 0: none.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=120
+	MaxPerHour *int32 `json:"maxPerHour,omitempty"`
+	// MaxBytesPerHour bounds the memory of those that move. Default: no bound.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="!string(self).startsWith('-')",message="spec.moves.maxBytesPerHour must not be negative: write a size, as in 100Gi"
+	MaxBytesPerHour *resource.Quantity `json:"maxBytesPerHour,omitempty"`
+}
+
 // UpdateSpec says how workers are replaced.
 type UpdateSpec struct {
 	// Type of the update.
@@ -220,9 +238,31 @@ type InferencePoolStatus struct {
 	// Device is what the last worker's device really was.
 	// +optional
 	Device DeviceStatus `json:"device,omitempty"`
+	// Moves of the last hour that count towards spec.moves, the oldest first.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=120
+	Moves []MoveStatus `json:"moves,omitempty"`
 	// Summary is what `kubectl get` prints.
 	// +optional
 	Summary PoolSummary `json:"summary,omitempty"`
+}
+
+// MoveStatus is a move that has begun.
+type MoveStatus struct {
+	// Model that moves, as "namespace/name".
+	Model string `json:"model"`
+	// From and To are workers.
+	From string `json:"from"`
+	To   string `json:"to"`
+	// At is when it began.
+	At metav1.Time `json:"at"`
+	// Bytes that the model takes on a device.
+	// +optional
+	Bytes resource.Quantity `json:"bytes,omitempty"`
+	// Reason is why it moves.
+	// +optional
+	Reason string `json:"reason,omitempty"`
 }
 
 // DeviceStatus is a device as a worker of this pool last reported it.

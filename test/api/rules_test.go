@@ -57,6 +57,8 @@ func TestRules(t *testing.T) {
 		"idle after":             {model("x", "{"+uri+", autoscaling: {idleAfter: '-5m'}}"), "spec.autoscaling.idleAfter is a duration in h, m, s or ms, as in 90s or 1h30m"},
 		"drain":                  {pool("p", "{update: {drain: '-5m'}}"), "spec.update.drain is a duration"},
 		"scale down":             {pool("p", "{scaleDown: {after: '-5m'}}"), "spec.scaleDown.after is a duration"},
+		"moves":                  {pool("p", "{moves: {maxPerHour: 1000}}"), "spec.moves.maxPerHour"},
+		"bytes of moves":         {pool("p", "{moves: {maxBytesPerHour: '-1Gi'}}"), "spec.moves.maxBytesPerHour must not be negative"},
 		"update":                 {pool("p", "{update: {type: Recreate}}"), "Rolling"},
 	} {
 		t.Run(name, func(t *testing.T) {
