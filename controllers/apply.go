@@ -94,8 +94,8 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	for _, pod := range r.namesakes {
 		fail(r.deletePod(ctx, pod, "a worker pod in another namespace has its name"))
 	}
-	for name, models := range plan.Labels {
-		fail(r.label(ctx, name, models))
+	for name := range plan.marked() {
+		fail(r.mark(ctx, name, plan))
 	}
 	for i := range seen.Pools {
 		at, err := r.writePool(ctx, &seen.Pools[i].InferencePool, plan.Pools[i], seen.Now)
@@ -312,26 +312,49 @@ func (r *Reconciler) deletePod(ctx context.Context, pod *corev1.Pod, reason stri
 	return nil
 }
 
-// label puts the UIDs of the Models that a worker holds on its pod.
-func (r *Reconciler) label(ctx context.Context, name string, models []uid) error {
+// marked are the workers whose pods say what is no longer true.
+func (p *Plan) marked() map[string]bool {
+	names := map[string]bool{}
+	for name := range p.Labels {
+		names[name] = true
+	}
+	for name := range p.Disruption {
+		names[name] = true
+	}
+	return names
+}
+
+// mark puts the UIDs of the Models that a worker holds on its pod, and whether
+// it may be disrupted.
+func (r *Reconciler) mark(ctx context.Context, name string, plan Plan) error {
 	pod := r.podOf[name]
 	if pod == nil {
 		return nil
 	}
 	after := pod.DeepCopy()
-	for label := range pod.Labels {
-		if len(label) > len(v1alpha1.LabelModelPrefix) && label[:len(v1alpha1.LabelModelPrefix)] == v1alpha1.LabelModelPrefix {
-			delete(after.Labels, label)
-		}
+	if models, differ := plan.Labels[name]; differ {
+		label(after, models)
 	}
-	for _, id := range models {
-		after.Labels[v1alpha1.LabelModelPrefix+string(id)] = "true"
+	if say, differs := plan.Disruption[name]; differs {
+		say.annotate(after)
 	}
 	if err := r.client.Patch(ctx, after, client.MergeFrom(pod)); err != nil {
-		return fmt.Errorf("label worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		return fmt.Errorf("mark worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	r.podOf[name] = after
 	return nil
+}
+
+// label makes a pod's labels name the models.
+func label(pod *corev1.Pod, models []uid) {
+	for name := range pod.Labels {
+		if len(name) > len(v1alpha1.LabelModelPrefix) && strings.HasPrefix(name, v1alpha1.LabelModelPrefix) {
+			delete(pod.Labels, name)
+		}
+	}
+	for _, id := range models {
+		pod.Labels[v1alpha1.LabelModelPrefix+string(id)] = "true"
+	}
 }
 
 // forget drops what is remembered of objects that are gone.

@@ -36,5 +36,5 @@
 // Inspect is asked for and comes back in Seen.Inspections, the statuses are
 // kept. Create and Delete may be ignored where the number of workers is fixed:
 // give the pool workers {min: n, max: n}. Fields that only pods have (Hash,
-// Labels, Waiting) stay empty.
+// Labels, Disruption, Waiting) stay empty.
 package controllers

@@ -369,7 +369,8 @@ func (d *decision) renew(h *home) bool {
 	return known && (p.device == 0 || need.Total() <= p.device)
 }
 
-// label has the UIDs of the Models that each pod should be labelled with, where they differ.
+// label has the UIDs of the Models that each pod should be labelled with, and what its
+// annotations should say of disruption, where they differ.
 func (d *decision) label() {
 	for _, s := range d.stations {
 		if s.Failed || !s.Deleting.IsZero() || s.Report == nil {
@@ -382,6 +383,12 @@ func (d *decision) label() {
 				d.plan.Labels = map[string][]uid{}
 			}
 			d.plan.Labels[s.Name] = wanted
+		}
+		if say := s.disruption(); say != s.Disruption {
+			if d.plan.Disruption == nil {
+				d.plan.Disruption = map[string]Disruption{}
+			}
+			d.plan.Disruption[s.Name] = say
 		}
 	}
 }

@@ -115,8 +115,7 @@ func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
 				v1alpha1.LabelComponent:     "worker",
 				"app.kubernetes.io/part-of": "estiba",
 			},
-			// A pod whose controller Cluster Autoscaler does not know would keep its node for ever.
-			Annotations: map[string]string{"cluster-autoscaler.kubernetes.io/safe-to-evict": "true"},
+			Annotations: map[string]string{annotationSafeToEvict: atWill.SafeToEvict},
 		},
 		Spec: corev1.PodSpec{
 			AutomountServiceAccountToken:  &no,
@@ -207,7 +206,7 @@ func probe(path string, period, failures int32) *corev1.Probe {
 
 // asWorker is what a pod says about the worker in it.
 func asWorker(pod *corev1.Pod, pool string) Worker {
-	w := Worker{Name: pod.Name, Pool: pool, Hash: pod.Annotations[v1alpha1.AnnotationTemplateHash]}
+	w := Worker{Name: pod.Name, Pool: pool, Hash: pod.Annotations[v1alpha1.AnnotationTemplateHash], Disruption: disruption(pod)}
 	w.Successor = pod.Annotations[v1alpha1.AnnotationSuccessor] == "true"
 	if t := pod.DeletionTimestamp; t != nil {
 		w.Deleting = t.Time

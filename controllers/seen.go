@@ -129,6 +129,70 @@ type Memory struct {
 	Workers map[string]WorkerMemory  `json:"workers,omitzero"` // worker -> ...
 	Models  map[string]scaling.State `json:"models,omitzero"`  // "namespace/name" -> ...
 	Pools   map[string]int           `json:"pools,omitzero"`   // "namespace/name" -> successors asked for and not seen yet
+
+	Awake  map[string]Awake     `json:"awake,omitzero"`  // model -> how often it is awake
+	Moves  map[string]Move      `json:"moves,omitzero"`  // model -> its move under way
+	Moved  []Move               `json:"moved,omitzero"`  // that began within the last hour, the oldest first
+	Rooms  map[string]Room      `json:"rooms,omitzero"`  // model -> the room that is being made for it
+	Gave   map[string]Gave      `json:"gave,omitzero"`   // model without a home -> who has its room
+	Short  map[string]time.Time `json:"short,omitzero"`  // "model worker" -> since when requests wait for a home that neighbours keep off its device
+	Tried  map[string]time.Time `json:"tried,omitzero"`  // model -> when room was last looked for in vain
+	Tidied time.Time            `json:"tidied,omitzero"` // when anything was last looked for that could be packed better
+}
+
+// Awake is the share of time in which a model is on a device and in use.
+type Awake struct {
+	Share float64   `json:"share"` // 0 to 1
+	At    time.Time `json:"at,omitzero"`
+}
+
+// MoveKind says what a move is for.
+type MoveKind string
+
+// What moves are for.
+const (
+	MoveMakesRoom    MoveKind = "MakesRoom"    // for a model that fits nowhere
+	MoveDefragments  MoveKind = "Defragments"  // so that what is free can be used
+	MoveConsolidates MoveKind = "Consolidates" // so that a worker can be given back
+	MoveRelieves     MoveKind = "Relieves"     // requests wait, and neighbours in use keep the model off its device
+)
+
+// Move is a model's change of its home.
+type Move struct {
+	Model   string    `json:"model"`            // "namespace/name"
+	Pool    string    `json:"pool"`             // "namespace/name"
+	From    string    `json:"from"`             // worker
+	To      string    `json:"to"`               // worker
+	Devices []string  `json:"devices,omitzero"` // of To
+	Bytes   int64     `json:"bytes,omitzero"`   // on each device
+	Kind    MoveKind  `json:"kind"`
+	For     string    `json:"for,omitzero"` // the model that waits for the room
+	Reason  string    `json:"reason"`       // for people
+	At      time.Time `json:"at"`           // when it began
+	// Resident: the weights are to be on the device there before the model leaves the old home.
+	Resident bool `json:"resident,omitzero"`
+	// Free: it is on no device, and does not count towards what the pool may move.
+	Free bool `json:"free,omitzero"`
+}
+
+// Room is where a model will have its home as soon as others have gone.
+type Room struct {
+	Worker  string    `json:"worker"`
+	Devices []string  `json:"devices,omitzero"`
+	Bytes   int64     `json:"bytes,omitzero"` // on each device
+	Reason  string    `json:"reason"`         // for people: why there
+	Since   time.Time `json:"since"`
+	Leave   []string  `json:"leave,omitzero"` // models that give up their homes for it
+}
+
+// Gave says to whom a model gave its room.
+type Gave struct {
+	To       string    `json:"to"`                // "namespace/name"
+	Priority int       `json:"priority,omitzero"` // of To, in that pool
+	Own      int       `json:"own,omitzero"`      // of the model
+	Worker   string    `json:"worker"`
+	Bytes    int64     `json:"bytes,omitzero"`
+	At       time.Time `json:"at"`
 }
 
 // WorkerMemory is what is remembered of a worker.
@@ -160,6 +224,8 @@ type Plan struct {
 	Labels map[string][]uid `json:"labels,omitzero"` // worker -> Models
 	// Disruption: annotations of worker pods that differ from what they should be.
 	Disruption map[string]Disruption `json:"disruption,omitzero"` // worker -> annotations
+	// Moves that begin.
+	Moves []Move `json:"moves,omitzero"`
 	// Budgets are how many workers of a pool must stay available.
 	Budgets map[string]int32 `json:"budgets,omitzero"` // "namespace/name" -> minAvailable
 

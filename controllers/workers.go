@@ -277,15 +277,7 @@ func (s *station) settling() bool {
 
 // rest notes since when nothing on the worker is awake. Homes that sleep do not keep a worker.
 func (s *station) rest(now time.Time) {
-	idle := s.usable && !s.silent
-	for _, h := range s.homes {
-		idle = idle && !h.awake && h.model != nil
-	}
-	if s.Report != nil {
-		for _, h := range s.Report.Homes {
-			idle = idle && h.Phase != worker.PhaseResident && h.Phase != worker.PhaseLoading && h.Phase != worker.PhaseFetching && h.Running+h.Waiting == 0
-		}
-	}
+	idle := s.usable && !s.silent && s.asleep()
 	switch {
 	case !idle:
 		s.memory.IdleSince = time.Time{}
