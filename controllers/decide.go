@@ -37,7 +37,7 @@ func decide(seen Seen) *decision {
 			Create:      map[string]int{},
 			Successors:  map[string]int{},
 			Budgets:     map[string]int32{},
-			Memory:      Memory{map[string]WorkerMemory{}, map[string]scaling.State{}, map[string]int{}},
+			Memory:      Memory{Workers: map[string]WorkerMemory{}, Models: map[string]scaling.State{}, Pools: map[string]int{}},
 		},
 		pools: map[string]*pool{}, byKey: map[string]*model{}, byName: map[string]*station{},
 	}
