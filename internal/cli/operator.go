@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/history"
 )
 
 func operatorCommand() *cobra.Command {
@@ -39,6 +41,7 @@ and says in their conditions what became of them. Several operators may run with
 	cmd.Flags().StringVar(&o.WorkerImage, "worker-image", os.Getenv("ESTIBA_WORKER_IMAGE"), "image of worker pods (required)")
 	cmd.Flags().StringVar(&o.KeyFile, "key-file", "", "file with the installation key (default: the Secret estiba-key, made if it is not there)")
 	cmd.Flags().StringVar(&o.Listen, "metrics-listen", ":8082", "address of /metrics, /healthz and /readyz")
+	cmd.Flags().StringVar(&o.DebugListen, "debug-listen", fmt.Sprintf("127.0.0.1:%d", history.DefaultPort), "loopback address where the last decisions can be read, as by estiba explain through a forwarded port; empty: nowhere")
 	cmd.Flags().BoolVar(&o.LeaderElect, "leader-elect", false, "lead only while holding the lease")
 	cmd.Flags().BoolVar(&o.Policy.Enabled, "network-policy", false, "make a NetworkPolicy for each pool: only operator and gateways reach its workers")
 	cmd.Flags().StringVar(&metricsFrom, "metrics-from", "[]", "with --network-policy: who else may reach workers, to read their metrics; peers as in a NetworkPolicy, in JSON or YAML")
@@ -52,6 +55,9 @@ and says in their conditions what became of them. Several operators may run with
 			return fmt.Errorf("find the Kubernetes API: %w", err)
 		}
 		config.QPS, config.Burst = 50, 100
+		recorder := history.NewRecorder()
+		o.Decided = recorder.Decided
+		o.Debug = func(r *controllers.Reconciler) http.Handler { return recorder.Handler(r.Inspect) }
 		return controllers.Run(cmd.Context(), config, o)
 	}
 	return cmd

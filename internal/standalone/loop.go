@@ -143,6 +143,7 @@ func (l *loop) decide(ctx context.Context) time.Duration {
 	seen := l.observe(objects)
 	plan := controllers.Decide(seen)
 	l.memory = plan.Memory
+	l.server.history.Decided(seen, plan)
 	l.apply(ctx, objects, plan)
 	if len(l.failed) > 0 && (plan.Again == 0 || plan.Again > failureLasts) {
 		return failureLasts

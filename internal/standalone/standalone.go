@@ -18,8 +18,11 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
+	"github.com/estiba/estiba/internal/history"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -49,6 +52,7 @@ type Server struct {
 	o       Options
 	gateway *gateway.Gateway
 	loop    *loop
+	history *history.Recorder
 
 	mu        sync.Mutex
 	manifests Manifests // with the statuses of the last decision
@@ -80,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	metrics := newMetrics()
 	workers := fleet.New(client, fleet.Options{Log: o.Log})
 	routes := fleet.New(client, fleet.Options{Log: o.Log})
-	s := &Server{o: o, manifests: manifests}
+	s := &Server{o: o, manifests: manifests, history: history.NewRecorder()}
 	s.gateway = gateway.New(routes, gateway.Options{
 		Name: gatewayName, Log: o.Log, Registry: metrics.own,
 		Token: func() string { return fleet.GatewayToken(key) },
@@ -164,6 +168,12 @@ func (s *Server) handler(metrics *metrics) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	s.readOnly(mux)
+	decisions := s.history.Handler(func(ctx context.Context, pool string, r worker.InspectRequest) (worker.Inspection, error) {
+		return controllers.InspectBy(ctx, s.loop.workers, pool, r)
+	})
+	for _, path := range []string{history.PathSnapshot, history.PathHistory, history.PathInspect} {
+		mux.Handle(path, decisions)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "//") { // the gateway refuses it; a mux would redirect
 			s.gateway.ServeHTTP(w, r)
