@@ -27,7 +27,7 @@ func (d *decision) load() {
 			devices = append(devices, packing.Device{Pool: s.pool.key, Worker: s.Name, Name: device.Name, Capacity: device.CapacityBytes, Extent: device.ExtentBytes})
 		}
 	}
-	d.fleet = packing.New(devices)
+	d.fleet = packing.New(nil, devices, nil)
 	for _, s := range d.stations {
 		if s.usable {
 			d.take(s)
@@ -118,7 +118,7 @@ func (d *decision) take(s *station) {
 	takes := func(h packing.Home) bool {
 		known := d.fleet.Take(h)
 		if known {
-			taken[h.Device] += h.Bytes
+			taken[h.Devices[0]] += h.Bytes
 		}
 		return known
 	}
@@ -133,7 +133,7 @@ func (d *decision) take(s *station) {
 			h.alone = h.tried() && len(s.homes) == 1
 		}
 		for _, device := range h.devices {
-			at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Device: device, Bytes: bytes, Alone: h.alone}
+			at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Devices: []string{device}, Bytes: bytes, Alone: h.alone}
 			if takes(at) {
 				h.taken = append(h.taken, at)
 			}
@@ -144,12 +144,12 @@ func (d *decision) take(s *station) {
 			continue
 		}
 		for _, device := range state.Devices {
-			takes(packing.Home{Model: state.Model, Pool: s.pool.key, Worker: s.Name, Device: device, Bytes: state.Footprint.Total()})
+			takes(packing.Home{Model: state.Model, Pool: s.pool.key, Worker: s.Name, Devices: []string{device}, Bytes: state.Footprint.Total()})
 		}
 	}
 	for _, device := range s.Report.Devices {
 		if more := device.UsedBytes - taken[device.Name]; more > 0 {
-			d.fleet.Take(packing.Home{Pool: s.pool.key, Worker: s.Name, Device: device.Name, Bytes: more})
+			d.fleet.Take(packing.Home{Pool: s.pool.key, Worker: s.Name, Devices: []string{device.Name}, Bytes: more})
 		}
 	}
 }

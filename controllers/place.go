@@ -213,14 +213,14 @@ func (d *decision) find(m *model, need map[string]int64) (at packing.Home, reaso
 		want.Not[s.Name] = !s.current() || m.homeOn(s) != nil
 		outdated = outdated || !s.current()
 	}
-	if at, reason, why = d.fleet.Place(want); at.Worker != "" {
+	if at, reason, why = d.fleet.Place(want, nil); at.Worker != "" {
 		return at, reason, why
 	}
 	if outdated {
 		for _, s := range d.stations {
 			want.Not[s.Name] = m.homeOn(s) != nil
 		}
-		if at, reason, why = d.fleet.Place(want); at.Worker != "" {
+		if at, reason, why = d.fleet.Place(want, nil); at.Worker != "" {
 			return at, reason, why
 		}
 	}
@@ -235,7 +235,7 @@ func (d *decision) find(m *model, need map[string]int64) (at packing.Home, reaso
 			want.Not[s.Name], waits = true, true
 		}
 	}
-	if at, reason, full := d.fleet.Place(want); at.Worker != "" || !waits {
+	if at, reason, full := d.fleet.Place(want, nil); at.Worker != "" || !waits {
 		return at, reason, full
 	}
 	return at, reason, why
@@ -252,7 +252,7 @@ func (m *model) homeOn(s *station) *home {
 
 func (d *decision) add(m *model, at packing.Home, reason string) *home {
 	s := d.byName[at.Worker]
-	h := &home{model: m, station: s, devices: []string{at.Device}, reason: reason, alone: at.Alone}
+	h := &home{model: m, station: s, devices: at.Devices, reason: reason, alone: at.Alone}
 	if s.Report != nil {
 		for i := range s.Report.Homes {
 			if s.Report.Homes[i].Model == m.key { // it comes back before it was gone

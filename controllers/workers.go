@@ -139,7 +139,7 @@ func (d *decision) fills(p *pool, models []*model) int {
 	}
 	for workers := 1; workers <= p.limit(); workers++ {
 		more()
-		if d.allFit(p, models, packing.New(devices)) || p.device == 0 {
+		if d.allFit(p, models, packing.New(nil, devices, nil)) || p.device == 0 {
 			return max(0, workers-starting)
 		}
 	}
@@ -150,7 +150,7 @@ func (d *decision) allFit(p *pool, models []*model, f *packing.Fleet) bool {
 	for _, m := range models {
 		want := packing.Want{Model: m.key, Need: map[string]int64{p.key: likely(known(m), p.key)}, Alone: m.trial != nil}
 		for range m.missing {
-			if at, _, _ := f.Place(want); at.Worker == "" {
+			if at, _, _ := f.Place(want, nil); at.Worker == "" {
 				return false
 			}
 		}

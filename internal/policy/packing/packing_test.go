@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -27,10 +28,10 @@ func fleet(text string) *Fleet {
 		fmt.Sscanf(size, "%d/%d", &used, &capacity)
 		devices = append(devices, Device{Pool: pool, Worker: worker, Name: device, Capacity: capacity * gib, Extent: gib})
 		if used > 0 {
-			homes = append(homes, Home{Model: fmt.Sprintf("m%d", i), Pool: pool, Worker: worker, Device: device, Bytes: used * gib})
+			homes = append(homes, Home{Model: fmt.Sprintf("m%d", i), Pool: pool, Worker: worker, Devices: []string{device}, Bytes: used * gib})
 		}
 	}
-	f := New(devices)
+	f := New(nil, devices, nil)
 	for _, h := range homes {
 		f.Take(h)
 	}
@@ -64,10 +65,10 @@ func TestPlace(t *testing.T) {
 			"Needs 30 GiB; the largest free device has 24 GiB of 24 GiB. 1 device is too small even when empty (the largest has 80 GiB). 2 devices are full now. To make room on w0/0, m0 would have to go."},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, say, why := fleet(c.fleet).Place(c.want)
+			h, say, why := fleet(c.fleet).Place(c.want, nil)
 			at := ""
 			if h.Worker != "" {
-				at = h.Worker + "/" + h.Device
+				at = h.Worker + "/" + first(h.Devices)
 			} else {
 				say = why.String()
 			}
@@ -80,24 +81,24 @@ func TestPlace(t *testing.T) {
 
 func TestAloneKeepsOthersOut(t *testing.T) {
 	f := fleet("w0/0=0/80 w0/1=0/80")
-	h, _, _ := f.Place(Want{Model: "x", Need: map[string]int64{"p": gib}, Alone: true})
-	if _, _, why := f.Place(Want{Model: "y", Need: map[string]int64{"p": gib}}); why.Reserved != 2 {
+	h, _, _ := f.Place(Want{Model: "x", Need: map[string]int64{"p": gib}, Alone: true}, nil)
+	if _, _, why := f.Place(Want{Model: "y", Need: map[string]int64{"p": gib}}, nil); why.Reserved != 2 {
 		t.Errorf("y is refused with %+v", why)
 	}
 	f.Undo(h)
-	if at, _, _ := f.Place(Want{Model: "y", Need: map[string]int64{"p": gib}}); at.Worker != "w0" {
+	if at, _, _ := f.Place(Want{Model: "y", Need: map[string]int64{"p": gib}}, nil); at.Worker != "w0" {
 		t.Errorf("y is at %+v", at)
 	}
 }
 
 func TestFewestGo(t *testing.T) {
-	f := New([]Device{{Pool: "p", Worker: "w", Name: "0", Capacity: 80, Extent: 1}, {Pool: "p", Worker: "w", Name: "1", Capacity: 80, Extent: 1}})
+	f := New(nil, []Device{{Pool: "p", Worker: "w", Name: "0", Capacity: 80, Extent: 1}, {Pool: "p", Worker: "w", Name: "1", Capacity: 80, Extent: 1}}, nil)
 	for i, n := range []int64{30, 30, 20} {
-		f.Take(Home{Model: fmt.Sprintf("a%d", i), Worker: "w", Device: "0", Bytes: n})
+		f.Take(Home{Model: fmt.Sprintf("a%d", i), Worker: "w", Devices: []string{"0"}, Bytes: n})
 	}
-	f.Take(Home{Model: "b", Worker: "w", Device: "1", Bytes: 60})
-	f.Take(Home{Worker: "w", Device: "1", Bytes: 20}) // not a model's
-	_, _, why := f.Place(Want{Model: "x", Need: map[string]int64{"p": 50}})
+	f.Take(Home{Model: "b", Worker: "w", Devices: []string{"1"}, Bytes: 60})
+	f.Take(Home{Worker: "w", Devices: []string{"1"}, Bytes: 20}) // not a model's
+	_, _, why := f.Place(Want{Model: "x", Need: map[string]int64{"p": 50}}, nil)
 	if !slices.Equal(why.Go, []string{"b"}) || why.Leave != "w/1" {
 		t.Errorf("%v would have to go from %s, want b from w/1", why.Go, why.Leave)
 	}
@@ -119,7 +120,7 @@ func dumb(devices []Device, homes []Home, w Want) string {
 		for _, h := range homes {
 			if h.Worker == d.Worker {
 				ok = ok && h.Model != w.Model && !h.Alone && !w.Alone
-				if h.Device == d.Name {
+				if h.Devices[0] == d.Name {
 					free -= h.Bytes
 				}
 			}
@@ -143,9 +144,9 @@ func TestTwin(t *testing.T) {
 				devices = append(devices, Device{Pool: string("pq"[w%2]), Worker: fmt.Sprint("w", w), Name: fmt.Sprint(d), Capacity: int64(r.IntN(20)), Extent: 1})
 			}
 		}
-		f := New(devices)
+		f := New(nil, devices, nil)
 		r.Shuffle(len(devices), func(i, j int) { devices[i], devices[j] = devices[j], devices[i] })
-		g := New(devices)
+		g := New(nil, devices, nil)
 		var homes []Home
 		for range 30 {
 			if len(homes) > 0 && r.IntN(3) == 0 {
@@ -155,25 +156,25 @@ func TestTwin(t *testing.T) {
 				homes = slices.Delete(homes, i, i+1)
 				continue
 			}
-			w := Want{Model: fmt.Sprint("m", r.IntN(8)), Need: map[string]int64{"p": int64(r.IntN(12))}, Alone: r.IntN(8) == 0, Not: map[string]bool{fmt.Sprint("w", r.IntN(6)): true}}
+			w := Want{Model: fmt.Sprint("m", r.IntN(8)), Need: map[string]int64{"p": int64(1 + r.IntN(12))}, Alone: r.IntN(8) == 0, Not: map[string]bool{fmt.Sprint("w", r.IntN(6)): true}}
 			if r.IntN(2) == 0 {
-				w.Need["q"] = int64(r.IntN(12))
+				w.Need["q"] = int64(1 + r.IntN(12))
 			}
 			want := dumb(devices, homes, w)
-			h, say, why := f.Place(w)
-			again, sayAgain, whyAgain := g.Place(w)
-			if h != again || say != sayAgain || why.String() != whyAgain.String() {
+			h, say, why := f.Place(w, nil)
+			again, sayAgain, whyAgain := g.Place(w, nil)
+			if !reflect.DeepEqual(h, again) || say != sayAgain || why.String() != whyAgain.String() {
 				t.Fatalf("seed %d: the order of devices matters: %v %v", seed, h, again)
 			}
-			if got := strings.Trim(h.Worker+"/"+h.Device, "/"); got != want {
+			if got := strings.Trim(h.Worker+"/"+first(h.Devices), "/"); got != want {
 				t.Fatalf("seed %d: %+v goes to %q, the dumb rule says %q", seed, w, got, want)
 			}
 			if h.Worker == "" {
 				continue
 			}
 			homes = append(homes, h)
-			if free := f.Free(h.Worker, h.Device); free < 0 {
-				t.Fatalf("seed %d: %s/%s is over its capacity by %d", seed, h.Worker, h.Device, -free)
+			if free := f.Free(h.Worker, first(h.Devices)); free < 0 {
+				t.Fatalf("seed %d: %s/%s is over its capacity by %d", seed, h.Worker, h.Devices, -free)
 			}
 		}
 	}
@@ -192,14 +193,21 @@ func BenchmarkPlace(b *testing.B) {
 	for i := range 1000 {
 		devices = append(devices, Device{Pool: "p", Worker: fmt.Sprint("w", i), Name: "0", Capacity: 80 * gib, Extent: 2 << 20})
 	}
-	f := New(devices)
+	f := New(nil, devices, nil)
 	r := rand.New(rand.NewPCG(1, 1))
 	for i := range 2000 {
-		f.Place(Want{Model: fmt.Sprint("m", i), Need: map[string]int64{"p": r.Int64N(40 * gib)}})
+		f.Place(Want{Model: fmt.Sprint("m", i), Need: map[string]int64{"p": r.Int64N(40 * gib)}}, nil)
 	}
 	for b.Loop() {
-		if h, _, _ := f.Place(Want{Model: "x", Need: map[string]int64{"p": 10 * gib}}); h.Worker != "" {
+		if h, _, _ := f.Place(Want{Model: "x", Need: map[string]int64{"p": 10 * gib}}, nil); h.Worker != "" {
 			f.Undo(h)
 		}
 	}
+}
+
+func first(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return names[0]
 }
