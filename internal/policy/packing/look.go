@@ -1,0 +1,69 @@
+package packing
+
+// Sight is a device as a Want finds it.
+type Sight struct {
+	Pool, Worker, Device string
+	Free, Capacity       int64 // bytes; Free by the overcommit rule, not below 0
+	// Refused says why it cannot be the home; empty: it could be.
+	Refused string
+	Homes   []Home // what is there, by model
+}
+
+// Why a device is refused, as Look says it.
+const (
+	Unsuited = "of another kind"
+	TooSmall = "too small even when empty"
+	Excluded = "on workers that hold a replica already, or are not to be used"
+	Reserved = "kept for a model that is tried alone"
+	NotEmpty = "not empty, and it is to be tried alone"
+	NoHost   = "on workers with too little CPU or memory left"
+	Full     = "full now"
+	Pinned   = "full of what may not leave"
+)
+
+// Look shows every device that w may ask for: pools by name, and workers and
+// devices in the order that decides among equals. It is for people, and slower than Place.
+func (f *Fleet) Look(w Want) []Sight {
+	var all []Sight
+	f.exclude(&w)
+	for _, pool := range sortedKeys(w.Need) {
+		need := w.Need[pool]
+		for _, at := range f.pools[pool] {
+			refused := f.refuses(at, &w)
+			for _, d := range at.devices {
+				s := Sight{pool, at.Name, d.Name, max(0, d.room()), d.Capacity, refusal(d, &w, need, refused), nil}
+				for _, e := range d.held {
+					s.Homes = append(s.Homes, e.Home)
+				}
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
+func refusal(d *device, w *Want, need int64, refused class) string {
+	switch c := (&Why{}).class(d, w, need, refused); c {
+	case unsuited:
+		return Unsuited
+	case tooSmall:
+		return TooSmall
+	case excluded:
+		return Excluded
+	case noHost:
+		return NoHost
+	case reserved:
+		if w.Alone {
+			return NotEmpty
+		}
+		return Reserved
+	}
+	n := d.fit(need)
+	if w.Devices == 0 && d.left(w, n) >= 0 || w.Devices > 0 && d.empty() {
+		return ""
+	}
+	if _, ok := leavers(d, w, need); !ok {
+		return Pinned
+	}
+	return Full
+}
