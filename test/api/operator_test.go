@@ -1,16 +1,11 @@
 package apitest
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,58 +26,13 @@ import (
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/status"
+	"github.com/estiba/estiba/test/apiserver"
 )
 
-// operator is an operator's process.
-type operator struct {
-	cmd *exec.Cmd
-	mu  sync.Mutex
-	log bytes.Buffer
-}
-
-func (o *operator) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.log.Write(p)
-}
-
-func (o *operator) logged() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.log.String()
-}
-
 // startOperator runs this test's program as an operator with the permissions of config/rbac.
-func startOperator(t *testing.T, elect bool) *operator {
+func startOperator(t *testing.T, elect bool) *apiserver.Process {
 	t.Helper()
-	return startAs(t, operatorUser, controllers.RunOptions{LeaderElect: elect})
-}
-
-func startAs(t *testing.T, user string, o controllers.RunOptions) *operator {
-	t.Helper()
-	o.Namespace, o.WorkerImage, o.Listen = system, "estiba:test", "127.0.0.1:0"
-	options, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &operator{cmd: exec.Command(os.Args[0])}
-	p.cmd.Env = append(os.Environ(), "ESTIBA_TEST_RUN_OPERATOR="+string(options), "KUBECONFIG="+kubeconfig(user))
-	p.cmd.Stderr, p.cmd.Stdout = p, p
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Signal(syscall.SIGCONT)
-		_ = p.cmd.Process.Kill()
-		_ = p.cmd.Wait()
-		if strings.Contains(p.logged(), "forbidden") {
-			t.Error("the operator asks for more than config/rbac grants")
-		}
-		if t.Failed() {
-			t.Logf("operator:\n%s", p.logged())
-		}
-	})
-	return p
+	return cluster.StartOperator(t, apiserver.Operator, controllers.RunOptions{LeaderElect: elect})
 }
 
 // eventually waits for what ok says.
@@ -103,7 +53,7 @@ func ready(t *testing.T, name, reason string) *v1alpha1.Model {
 	t.Helper()
 	m := &v1alpha1.Model{}
 	eventually(t, name+" to be "+reason, func() (bool, string) {
-		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: name}, m); err != nil {
+		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: name}, m); err != nil {
 			return false, err.Error()
 		}
 		c := status.Find(m.Status.Conditions, v1alpha1.ConditionReady)
@@ -124,7 +74,7 @@ func pods(t *testing.T, pool string, n int) []corev1.Pod {
 	t.Helper()
 	var list corev1.PodList
 	eventually(t, fmt.Sprintf("%d pods of %s", n, pool), func() (bool, string) {
-		if err := cluster.client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool}); err != nil {
+		if err := cluster.Client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool}); err != nil {
 			return false, err.Error()
 		}
 		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return !p.DeletionTimestamp.IsZero() })
@@ -141,7 +91,7 @@ func inspection(n int64) worker.Inspection {
 func removePods(t *testing.T, pool string) {
 	t.Cleanup(func() {
 		zero := int64(0)
-		_ = cluster.client.DeleteAllOf(context.Background(), &corev1.Pod{}, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool},
+		_ = cluster.Client.DeleteAllOf(context.Background(), &corev1.Pod{}, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: pool},
 			&client.DeleteAllOfOptions{DeleteOptions: client.DeleteOptions{GracePeriodSeconds: &zero}})
 	})
 }
@@ -149,7 +99,7 @@ func removePods(t *testing.T, pool string) {
 // TestOperator follows a pool and its Models through their lives.
 func TestOperator(t *testing.T) {
 	scraper := networkingv1apply.NetworkPolicyPeer().WithNamespaceSelector(metav1apply.LabelSelector().WithMatchLabels(map[string]string{"team": "monitoring"}))
-	startAs(t, operatorUser, controllers.RunOptions{Policy: controllers.Policy{Enabled: true, MetricsFrom: []networkingv1apply.NetworkPolicyPeerApplyConfiguration{*scraper}}})
+	cluster.StartOperator(t, apiserver.Operator, controllers.RunOptions{Policy: controllers.Policy{Enabled: true, MetricsFrom: []networkingv1apply.NetworkPolicyPeerApplyConfiguration{*scraper}}})
 	sources := map[string]worker.Inspection{
 		"file:///models/a": inspection(30), "file:///models/b": inspection(40), "file:///models/huge": inspection(1 << 20),
 		"file:///models/broken": {Error: &worker.InspectError{Reason: worker.ReasonInvalidModel, Message: "model.safetensors: tensor \"x\" ends beyond the file."}},
@@ -176,18 +126,18 @@ func TestOperator(t *testing.T) {
 			t.Errorf("container is %+v", c)
 		}
 		var secret corev1.Secret
-		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p-token"}, &secret); err != nil || string(secret.Data["token"]) != fleet.PoolToken([]byte(installation), "default/p") {
+		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p-token"}, &secret); err != nil || string(secret.Data["token"]) != fleet.PoolToken([]byte(apiserver.Key), "default/p") {
 			t.Errorf("the pool's token: %v", err)
 		}
 		var budget policyv1.PodDisruptionBudget
-		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &budget); err != nil {
+		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &budget); err != nil {
 			t.Fatal(err)
 		}
 		if budget.Spec.MinAvailable == nil || *budget.Spec.UnhealthyPodEvictionPolicy != policyv1.AlwaysAllow {
 			t.Errorf("budget is %+v", budget.Spec)
 		}
 		var policy networkingv1.NetworkPolicy
-		if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &policy); err != nil {
+		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &policy); err != nil {
 			t.Fatal(err)
 		}
 		if !metav1.IsControlledBy(&policy, p) || policy.Spec.PodSelector.MatchLabels[v1alpha1.LabelPool] != "p" || len(policy.Spec.Ingress) != 2 || len(policy.Spec.Egress) != 0 {
@@ -205,7 +155,7 @@ func TestOperator(t *testing.T) {
 	})
 
 	pod := pods(t, "p", 1)[0]
-	h := runWorker(t, &pod, sources)
+	w, shelf := runWorker(t, &pod, sources)
 	m = ready(t, "a", v1alpha1.ReasonServing)
 	if m.Status.Replicas != 1 || m.Status.ReadyReplicas != 1 || m.Status.Summary.Memory != "30Mi" || m.Status.Placements[0].Worker != pod.Name || !slices.Equal(m.Status.ServedNames, []string{"a", "alias"}) {
 		t.Errorf("status is %+v", m.Status)
@@ -214,14 +164,14 @@ func TestOperator(t *testing.T) {
 	t.Run("labels", func(t *testing.T) {
 		eventually(t, "the Model's label on the pod", func() (bool, string) {
 			var list corev1.PodList
-			err := cluster.client.List(t.Context(), &list, client.MatchingLabels{v1alpha1.LabelModelPrefix + string(m.UID): "true"})
+			err := cluster.Client.List(t.Context(), &list, client.MatchingLabels{v1alpha1.LabelModelPrefix + string(m.UID): "true"})
 			return len(list.Items) == 1, fmt.Sprint(err, len(list.Items))
 		})
 	})
 	t.Run("events", func(t *testing.T) {
 		eventually(t, "an event for each change of Ready", func() (bool, string) {
 			var list eventsv1.EventList
-			if err := cluster.client.List(t.Context(), &list, client.InNamespace("default")); err != nil {
+			if err := cluster.Client.List(t.Context(), &list, client.InNamespace("default")); err != nil {
 				return false, err.Error()
 			}
 			var reasons []string
@@ -249,28 +199,26 @@ func TestOperator(t *testing.T) {
 	}
 	create(t, model("b", "{source: {uri: 'file:///models/b'}}"), &v1alpha1.Model{})
 	ready(t, "b", v1alpha1.ReasonServing)
-	if got := h.holds(); !slices.Equal(got, []string{"default/a", "default/b"}) {
+	if got := holds(w); !slices.Equal(got, []string{"default/a", "default/b"}) {
 		t.Errorf("the worker holds %v", got)
 	}
 
 	// A source that comes.
 	create(t, model("late", "{source: {uri: 'file:///models/late'}}"), &v1alpha1.Model{})
 	ready(t, "late", v1alpha1.ReasonSourceUnavailable)
-	h.mu.Lock()
-	h.sources["file:///models/late"] = inspection(5)
-	h.mu.Unlock()
+	shelf.put("file:///models/late", inspection(5))
 	ready(t, "late", v1alpha1.ReasonServing)
 
 	b := &v1alpha1.Model{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "b"}}
-	if err := cluster.client.Patch(t.Context(), b, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`))); err != nil {
+	if err := cluster.Client.Patch(t.Context(), b, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`))); err != nil {
 		t.Fatal(err)
 	}
 	ready(t, "b", v1alpha1.ReasonSuspended)
-	if err := cluster.client.Delete(t.Context(), b); err != nil {
+	if err := cluster.Client.Delete(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "b to be let go", func() (bool, string) {
-		return slices.Equal(h.holds(), []string{"default/a", "default/late"}), fmt.Sprint(h.holds())
+		return slices.Equal(holds(w), []string{"default/a", "default/late"}), fmt.Sprint(holds(w))
 	})
 }
 
@@ -285,7 +233,7 @@ func TestTemplate(t *testing.T) {
 		removePods(t, "t-"+name)
 		p := create(t, pool("t-"+name, "{workers: {min: 1, max: 1}, template: "+c.template+"}"), &v1alpha1.InferencePool{})
 		eventually(t, name, func() (bool, string) {
-			if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+			if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
 				return false, err.Error()
 			}
 			s := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled)
@@ -307,7 +255,7 @@ func TestRefusedTemplate(t *testing.T) {
 	condition := func(kind, reason, text string) {
 		t.Helper()
 		eventually(t, kind+" "+reason, func() (bool, string) {
-			if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+			if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
 				return false, err.Error()
 			}
 			c := status.Find(p.Status.Conditions, kind)
@@ -318,7 +266,7 @@ func TestRefusedTemplate(t *testing.T) {
 		t.Helper()
 		before := p.DeepCopy()
 		p.Spec.Template = &runtime.RawExtension{Raw: []byte(text)}
-		if err := cluster.client.Patch(t.Context(), p, client.MergeFrom(before)); err != nil {
+		if err := cluster.Client.Patch(t.Context(), p, client.MergeFrom(before)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -342,14 +290,14 @@ func TestRefusedTemplate(t *testing.T) {
 	}
 	eventually(t, "two workers of the new template", func() (bool, string) {
 		var list corev1.PodList
-		if err := cluster.client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: "mend"}); err != nil {
+		if err := cluster.Client.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelPool: "mend"}); err != nil {
 			return false, err.Error()
 		}
 		mended := 0
 		for i := range list.Items {
 			pod := &list.Items[i]
 			if !pod.DeletionTimestamp.IsZero() { // there is no kubelet that would let go of it
-				_ = cluster.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0))
+				_ = cluster.Client.Delete(t.Context(), pod, client.GracePeriodSeconds(0))
 				continue
 			}
 			if !running[pod.Name] {
@@ -370,13 +318,13 @@ func TestRefusedTemplate(t *testing.T) {
 func TestNotThePools(t *testing.T) {
 	removePods(t, "taken")
 	theirs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "taken-token"}, Data: map[string][]byte{"password": []byte("theirs")}}
-	if err := cluster.client.Create(t.Context(), theirs); err != nil {
+	if err := cluster.Client.Create(t.Context(), theirs); err != nil {
 		t.Fatal(err)
 	}
 	startOperator(t, false)
 	p := create(t, pool("taken", "{workers: {min: 2, max: 2}}"), &v1alpha1.InferencePool{})
 	eventually(t, "the conflict", func() (bool, string) {
-		if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
+		if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
 			return false, err.Error()
 		}
 		s := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled)
@@ -384,10 +332,10 @@ func TestNotThePools(t *testing.T) {
 	})
 	pods(t, "taken", 0)
 	before := theirs.ResourceVersion
-	if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs); err != nil || theirs.ResourceVersion != before {
+	if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs); err != nil || theirs.ResourceVersion != before {
 		t.Errorf("somebody's Secret was written: %v, %+v", err, theirs)
 	}
-	if err := cluster.client.Delete(t.Context(), theirs); err != nil {
+	if err := cluster.Client.Delete(t.Context(), theirs); err != nil {
 		t.Fatal(err)
 	}
 	for _, pod := range pods(t, "taken", 2) {
@@ -395,11 +343,11 @@ func TestNotThePools(t *testing.T) {
 	}
 	eventually(t, "the budget to be written again", func() (bool, string) {
 		var budget policyv1.PodDisruptionBudget
-		err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(p), &budget)
+		err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(p), &budget)
 		return err == nil && budget.Spec.MinAvailable.IntValue() == 1, fmt.Sprint(err, budget.Spec.MinAvailable)
 	})
 	var ours corev1.Secret
-	if err := cluster.client.Get(t.Context(), client.ObjectKeyFromObject(theirs), &ours); err != nil || len(ours.Data["token"]) == 0 {
+	if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(theirs), &ours); err != nil || len(ours.Data["token"]) == 0 {
 		t.Errorf("the pool has no token: %v", err)
 	}
 }
@@ -408,20 +356,20 @@ func TestNotThePools(t *testing.T) {
 // elsewhere. This one enforces the pod security standard "restricted".
 func TestNamespaces(t *testing.T) {
 	loose := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: "loose"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "x", Image: "x"}}}}
-	if err := cluster.client.Create(t.Context(), loose, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "restricted") {
+	if err := cluster.Client.Create(t.Context(), loose, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "restricted") {
 		t.Errorf("a pod without a security context: %v", err)
 	}
-	startAs(t, guestUser, controllers.RunOptions{Namespaces: []string{tenant}})
+	cluster.StartOperator(t, guest, controllers.RunOptions{Namespaces: []string{tenant}})
 	for _, manifest := range []string{pool("guests", "{}"), model("guest", "{source: {uri: 'file:///models/x'}}")} {
 		object := object(t, manifest)
 		object.SetNamespace(tenant)
-		if err := cluster.client.Create(t.Context(), object); err != nil {
+		if err := cluster.Client.Create(t.Context(), object); err != nil {
 			t.Fatal(err)
 		}
 	}
 	eventually(t, "a worker", func() (bool, string) {
 		var list corev1.PodList
-		err := cluster.client.List(t.Context(), &list, client.InNamespace(tenant))
+		err := cluster.Client.List(t.Context(), &list, client.InNamespace(tenant))
 		return len(list.Items) == 1, fmt.Sprint(err, len(list.Items))
 	})
 }
@@ -435,51 +383,51 @@ func TestFailover(t *testing.T) {
 	sources := map[string]worker.Inspection{"file:///models/f": inspection(30)}
 	removePods(t, "f")
 	first := startOperator(t, true)
-	eventually(t, "the first to lead", func() (bool, string) { return strings.Contains(first.logged(), "leading"), "" })
+	eventually(t, "the first to lead", func() (bool, string) { return strings.Contains(first.Log(), "leading"), "" })
 	second := startOperator(t, true)
 	create(t, pool("f", "{workers: {min: 1, max: 1}}"), &v1alpha1.InferencePool{})
 	create(t, model("f", "{source: {uri: 'file:///models/f'}}"), &v1alpha1.Model{})
 	pod := pods(t, "f", 1)[0]
-	h := runWorker(t, &pod, sources)
+	w, _ := runWorker(t, &pod, sources)
 	ready(t, "f", v1alpha1.ReasonServing)
-	before := h.now()
+	before := w.State()
 
-	if err := first.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := first.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the second to lead", func() (bool, string) { return h.now().Epoch > before.Epoch, fmt.Sprint(h.now().Epoch) })
-	if got := h.holds(); !slices.Equal(got, []string{"default/f"}) {
+	eventually(t, "the second to lead", func() (bool, string) { return w.State().Epoch > before.Epoch, fmt.Sprint(w.State().Epoch) })
+	if got := holds(w); !slices.Equal(got, []string{"default/f"}) {
 		t.Errorf("after the change the worker holds %v", got)
 	}
 	// What the old leader would still send.
 	old := worker.Assignment{Epoch: before.Epoch, Generation: before.Generation + 1, Instance: before.Instance, Homes: []worker.Home{}}
 	f := fleet.New(fleet.NewClient(nil), fleet.Options{})
 	defer f.Sync(nil)
-	f.Sync([]fleet.Target{{Worker: pod.Name, Pool: "default/f", URL: "http://" + pod.Status.PodIP + ":8081", Token: fleet.PoolToken([]byte(installation), "default/f")}})
+	f.Sync([]fleet.Target{{Worker: pod.Name, Pool: "default/f", URL: "http://" + pod.Status.PodIP + ":8081", Token: fleet.PoolToken([]byte(apiserver.Key), "default/f")}})
 	f.Send(pod.Name, old)
 	eventually(t, "the refusal", func() (bool, string) {
 		r, ok := f.Refusals()[pod.Name]
 		return ok && r.Reason == worker.RefusedOlder, fmt.Sprint(r)
 	})
-	if err := first.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := first.Cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- first.cmd.Wait() }()
+	go func() { ended <- first.Cmd.Wait() }()
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
 		t.Error("the old leader goes on without the lease")
 	}
 	var lease coordinationv1.Lease
-	if err := cluster.client.Get(t.Context(), client.ObjectKey{Namespace: system, Name: controllers.LeaseName}, &lease); err != nil {
+	if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: system, Name: controllers.LeaseName}, &lease); err != nil {
 		t.Fatal(err)
 	}
-	after := h.now()
-	if after.Epoch <= before.Epoch || !slices.Equal(h.holds(), []string{"default/f"}) || after.Instance != before.Instance {
+	after := w.State()
+	if after.Epoch <= before.Epoch || !slices.Equal(holds(w), []string{"default/f"}) || after.Instance != before.Instance {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
-	if !strings.Contains(second.logged(), "leading") {
+	if !strings.Contains(second.Log(), "leading") {
 		t.Error("the second operator does not lead")
 	}
 }

@@ -62,7 +62,7 @@ func TestRules(t *testing.T) {
 		"update":                 {pool("p", "{update: {type: Recreate}}"), "Rolling"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := cluster.client.Create(t.Context(), object(t, c.manifest), client.DryRunAll)
+			err := cluster.Client.Create(t.Context(), object(t, c.manifest), client.DryRunAll)
 			if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.message) {
 				t.Errorf("the API server says %v, want ...%s...", err, c.message)
 			}
@@ -89,7 +89,7 @@ func TestUnreadable(t *testing.T) {
 		"priority":    pool("p", "{allowedNamespaces: {from: All, maxPriority: 4294967296}}"),
 		"selector":    model("x", "{source: {uri: 'file:///models/x'}, poolSelector: {matchLabels: {a: 1}}}"),
 	} {
-		if err := cluster.client.Create(t.Context(), object(t, manifest), client.DryRunAll); !apierrors.IsInvalid(err) {
+		if err := cluster.Client.Create(t.Context(), object(t, manifest), client.DryRunAll); !apierrors.IsInvalid(err) {
 			t.Errorf("%s: the API server says %v", name, err)
 		}
 	}
@@ -135,7 +135,7 @@ func TestSamples(t *testing.T) {
 			}
 			o := object(t, string(text))
 			o.SetNamespace("default")
-			if err := cluster.client.Create(t.Context(), o, client.DryRunAll, client.FieldValidation("Strict")); err != nil {
+			if err := cluster.Client.Create(t.Context(), o, client.DryRunAll, client.FieldValidation("Strict")); err != nil {
 				t.Fatal(err)
 			}
 			if err := validate(t, string(text)); err != nil {
@@ -158,7 +158,7 @@ func TestDefaults(t *testing.T) {
 		remote := local.DeepCopy()
 		// As a client without our types would send it.
 		o := object(t, manifest)
-		if err := cluster.client.Create(t.Context(), o, client.DryRunAll); err != nil {
+		if err := cluster.Client.Create(t.Context(), o, client.DryRunAll); err != nil {
 			t.Fatal(err)
 		}
 		fromUnstructured(t, o, remote)
@@ -173,7 +173,7 @@ func TestDefaults(t *testing.T) {
 		}
 		remote := local.DeepCopy()
 		o := object(t, manifest)
-		if err := cluster.client.Create(t.Context(), o, client.DryRunAll); err != nil {
+		if err := cluster.Client.Create(t.Context(), o, client.DryRunAll); err != nil {
 			t.Fatal(err)
 		}
 		fromUnstructured(t, o, remote)

@@ -35,10 +35,10 @@ func asYAML(t *testing.T, v any) string {
 func create[T client.Object](t *testing.T, manifest string, into T) T {
 	t.Helper()
 	o := object(t, manifest)
-	if err := cluster.client.Create(t.Context(), o); err != nil {
+	if err := cluster.Client.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cluster.client.Delete(context.Background(), o) })
+	t.Cleanup(func() { _ = cluster.Client.Delete(context.Background(), o) })
 	fromUnstructured(t, o, into)
 	return into
 }
@@ -54,13 +54,13 @@ func TestScale(t *testing.T) {
 	p := create(t, pool("sized", "{workers: {min: 0, max: 3}, replicas: 1}"), &v1alpha1.InferencePool{})
 	read := func(o client.Object) (int32, error) {
 		var s autoscalingv1.Scale
-		err := cluster.client.SubResource("scale").Get(t.Context(), o, &s)
+		err := cluster.Client.SubResource("scale").Get(t.Context(), o, &s)
 		return s.Spec.Replicas, err
 	}
 	write := func(o client.Object, n int32) error {
 		s := &autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: n}}
 		s.Name, s.Namespace = o.GetName(), o.GetNamespace()
-		return cluster.client.SubResource("scale").Update(t.Context(), o, client.WithSubResourceBody(s))
+		return cluster.Client.SubResource("scale").Update(t.Context(), o, client.WithSubResourceBody(s))
 	}
 	for _, o := range []client.Object{fixed, p} {
 		if err := write(o, 2); err != nil {
@@ -74,7 +74,7 @@ func TestScale(t *testing.T) {
 		t.Errorf("reading the scale of a Model without replicas: %v; if this works now, say so in the field's comment", err)
 	}
 	// What kubectl scale sends.
-	if err := cluster.client.SubResource("scale").Patch(t.Context(), bare, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":3}}`)),
+	if err := cluster.Client.SubResource("scale").Patch(t.Context(), bare, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":3}}`)),
 		client.WithSubResourceBody(&autoscalingv1.Scale{})); err != nil {
 		t.Errorf("scale a Model without replicas: %v", err)
 	}
