@@ -28,6 +28,8 @@ type Options struct {
 	Token func(pool string) string
 	// Inspect says what the header of a source says; nil: Named.
 	Inspect func(api.InspectRequest) api.Inspection
+	// Listen takes an address for a worker, at Port; nil: one of the loopback network.
+	Listen func() (net.Listener, error)
 	// Device of each worker; without a capacity it is a GPU with 80 GiB.
 	Device api.Device
 	// Read is how long a worker takes to read a header.
@@ -60,18 +62,21 @@ func New(o Options) *Fleet {
 		o.Device = api.Device{Name: "gpu-0", Kind: "cuda", ExtentBytes: 2 << 20, CapacityBytes: 80 << 30}
 	}
 	f := &Fleet{o: o, workers: map[string]*Worker{}, at: map[string]*Worker{}}
+	if o.Listen == nil {
+		f.o.Listen = f.listen
+	}
 	f.server = &http.Server{Handler: f.handler(), ReadHeaderTimeout: 10 * time.Second}
 	return f
 }
 
-// Start starts a worker on a loopback address of its own.
+// Start starts a worker on an address of its own.
 func (f *Fleet) Start(name, pool string) (*Worker, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.workers[name] != nil {
 		return nil, fmt.Errorf("start simulated worker %s: it runs already", name)
 	}
-	l, err := f.listen()
+	l, err := f.o.Listen()
 	if err != nil {
 		return nil, fmt.Errorf("start simulated worker %s: %w", name, err)
 	}
