@@ -34,10 +34,13 @@ type Home struct {
 	Old bool
 
 	Required bool // the assignment asks for it to be resident
-	Waiting  int  // requests that wait for it to be loaded
+	Waiting  int  // requests that wait for it to be loaded, or to take requests again
 	Running  int  // requests that it answers now
 
-	WaitingSince  time.Time // of the oldest of those that wait
+	WaitingSince  time.Time     // of the oldest of those that wait
+	WantedSince   time.Time     // since when the assignment has asked for it in vain
+	ResidentSince time.Time     // its load's end; zero: long ago
+	LoadTook      time.Duration // its last load; 0: not known
 	LastUse       time.Time
 	IdleAfter     time.Duration // 0: never leaves for being idle
 	EvictionOrder int           // lower goes first
@@ -53,26 +56,51 @@ type Eviction struct {
 	Old                   bool // as in Home
 }
 
+// Yield says that a home is to take no new requests for now, so that it can be evicted
+// once those that run have ended. What a decision does not name any more takes them again.
+type Yield Eviction
+
 // Refusal says that a home is wanted on its device and does not fit.
-type Refusal struct{ Model, Device, Message string }
+type Refusal struct {
+	Model, Device, Message string
+	// Crowded: what is in its way need not stay. It comes in when that is idle, or in its turn.
+	Crowded bool
+}
 
 // Decision is what to do now. A home that is wanted and in none of the lists
 // waits for memory that is on its way back.
 type Decision struct {
 	Loads     []Load
 	Evictions []Eviction
+	Yields    []Yield
 	Refusals  []Refusal
-	// Again is when the next home will have been idle for long enough to leave; zero if none will.
+	// Again is when to decide anew though nothing has happened: the next home will have been
+	// idle for long enough to leave, or somebody's turn comes. Zero: never.
 	Again time.Time
 }
+
+// Turn is how long a home may be kept from its device by busy ones that need not stay,
+// and how long each of those has it at least: longer where a load takes more than a third
+// of it, so that most of the time goes into answers.
+const Turn = 10 * time.Second
+
+// turn ends for a home that is on its device.
+func (h Home) turn() time.Time { return h.ResidentSince.Add(max(Turn, 3*h.LoadTook)) }
 
 // Decide says which homes to load, to evict and to refuse. A load is decided
 // only if its need fits what is free in the account, so that no load takes a
 // neighbour's memory. Else others make room: the revision before it, that of
 // another model, then idle homes that may go, those with the lowest EvictionOrder
-// first, then those idle for longest. The order of homes does not matter.
+// first, then those idle for longest.
+//
+// Where that is not enough, a home waits until busy ones that may go are idle, for a Turn.
+// Then those of no higher EvictionOrder yield to it, the longest resident first, once
+// each has had its own turn, and nobody who came later takes the room. So homes that are
+// always asked for, and do not fit together, share a device in turns.
+//
+// The order of homes does not matter.
 func Decide(accounts []Account, homes []Home, now time.Time) Decision {
-	s := state{now: now, free: map[string]int64{}, accounts: map[string]Account{}}
+	s := state{now: now, free: map[string]int64{}, stay: map[string]int64{}, yielding: map[*Home]bool{}, accounts: map[string]Account{}}
 	s.homes = slices.Clone(homes)
 	for _, a := range accounts {
 		s.accounts[a.Device] = a
@@ -90,7 +118,7 @@ func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 }
 
 // Fits says whether Decide would find room for a home that nobody wants now, if
-// a request came for it: at once, or by evicting.
+// a request came for it: at once, by evicting, or in its turn.
 func Fits(accounts []Account, homes []Home, model string, now time.Time) bool {
 	homes = slices.Clone(homes)
 	for i := range homes {
@@ -99,7 +127,7 @@ func Fits(accounts []Account, homes []Home, model string, now time.Time) bool {
 		}
 	}
 	refusals := Decide(accounts, homes, now).Refusals
-	return !slices.ContainsFunc(refusals, func(r Refusal) bool { return r.Model == model })
+	return !slices.ContainsFunc(refusals, func(r Refusal) bool { return r.Model == model && !r.Crowded })
 }
 
 type state struct {
@@ -107,6 +135,8 @@ type state struct {
 	homes    []Home
 	accounts map[string]Account
 	free     map[string]int64 // device -> what is neither used nor promised to an earlier demand; negative: promised from what comes back
+	stay     map[string]int64 // device -> what is promised to demands that will stay
+	yielding map[*Home]bool   // to an earlier demand
 	decision Decision
 }
 
@@ -118,9 +148,7 @@ func (s *state) idle() {
 			continue
 		}
 		if due := h.LastUse.Add(h.IdleAfter); due.After(s.now) {
-			if s.decision.Again.IsZero() || due.Before(s.decision.Again) {
-				s.decision.Again = due
-			}
+			s.again(due)
 			continue
 		}
 		s.evict(h, fmt.Sprintf("No request for %s.", h.IdleAfter))
@@ -153,31 +181,100 @@ func (s *state) demands() []Home {
 func (s *state) admit(h Home) {
 	account, known := s.accounts[h.Device]
 	if !known {
-		s.refuse(h, fmt.Sprintf("This worker has no device %s.", h.Device))
+		s.refuse(h, fmt.Sprintf("This worker has no device %s.", h.Device), false)
 		return
 	}
 	if h.Need > account.Capacity {
-		s.refuse(h, fmt.Sprintf("Needs %s; %s has %s in all.", Bytes(h.Need), h.Device, Bytes(account.Capacity)))
+		s.refuse(h, fmt.Sprintf("Needs %s; %s has %s in all.", Bytes(h.Need), h.Device, Bytes(account.Capacity)), false)
 		return
 	}
 	if h.Need <= s.free[h.Device] {
-		s.free[h.Device] -= h.Need
+		s.promise(h)
 		s.decision.Loads = append(s.decision.Loads, Load{h.Model, h.Device, s.why(h, account)})
 		return
 	}
 	// What is leaving counts as coming: the load waits for it, and is decided when it is there.
 	short := h.Need - s.free[h.Device] - s.coming(h.Device)
 	if short > 0 {
-		victims := s.victims(h, short)
+		victims := enough(s.idlers(h), short)
 		if victims == nil {
-			s.refuse(h, fmt.Sprintf("Needs %s; %s of %s is free on %s%s.", Bytes(h.Need), Bytes(max(s.free[h.Device], 0)), Bytes(account.Capacity), h.Device, s.holders(h.Device)))
+			s.crowd(h, short)
 			return
 		}
 		for _, v := range victims {
-			s.evict(v, fmt.Sprintf("Makes room for %s, which needs %s.", h.Model, Bytes(h.Need)))
+			s.evict(v, room(h))
 		}
 	}
+	s.promise(h)
+}
+
+// promise keeps the need of a demand that is decided.
+func (s *state) promise(h Home) {
 	s.free[h.Device] -= h.Need
+	if h.Required || h.NeverEvict {
+		s.stay[h.Device] += h.Need
+	}
+}
+
+func room(h Home) string {
+	return fmt.Sprintf("Makes room for %s, which needs %s.", h.Model, Bytes(h.Need))
+}
+
+// crowd decides a demand for which there is no room unless busy homes go.
+func (s *state) crowd(h Home, short int64) {
+	account := s.accounts[h.Device]
+	message := fmt.Sprintf("Needs %s; %s of %s is free on %s%s.", Bytes(h.Need), Bytes(max(s.free[h.Device], 0)), Bytes(account.Capacity), h.Device, s.holders(h.Device))
+	if h.Need > account.Capacity-s.staying(h) {
+		s.refuse(h, message, false)
+		return
+	}
+	since := h.WantedSince
+	if h.Waiting > 0 {
+		since = h.WaitingSince
+	}
+	if due := since.Add(Turn); s.now.Before(due) {
+		s.again(due)
+		s.refuse(h, message, true)
+		return
+	}
+	had, all := s.turns(h)
+	victims := enough(had, short)
+	if victims == nil {
+		s.refuse(h, message, true)
+		if total(all) >= short { // its turn comes: nobody else takes what is free meanwhile
+			s.free[h.Device] -= h.Need
+			for _, v := range all {
+				if v.Loaded && s.now.Before(v.turn()) {
+					s.again(v.turn())
+				}
+			}
+		}
+		return
+	}
+	if !slices.ContainsFunc(victims, func(v *Home) bool { return v.Running > 0 && !v.Old }) {
+		for _, v := range victims {
+			s.evict(v, room(h))
+		}
+		s.promise(h)
+		return
+	}
+	for _, v := range victims {
+		s.yielding[v] = true
+		s.decision.Yields = append(s.decision.Yields, Yield{v.Model, v.Device, room(h), v.Old})
+	}
+	s.refuse(h, message, true)
+	s.free[h.Device] -= max(h.Need-total(victims), 0)
+}
+
+// staying is what other homes on a device hold for as long as the assignment is as it is.
+func (s *state) staying(wanted Home) (n int64) {
+	for i := range s.homes {
+		h := &s.homes[i]
+		if h.Device == wanted.Device && h.Model != wanted.Model && !h.Old && !h.Leaving && (h.Required || h.NeverEvict) {
+			n += h.Held
+		}
+	}
+	return n + s.stay[wanted.Device]
 }
 
 func (s *state) why(h Home, a Account) string {
@@ -199,28 +296,66 @@ func (s *state) coming(device string) int64 {
 	return n
 }
 
-// victims are old or idle homes that together hold at least short bytes, none of
-// them in vain; nil if there are not enough.
-func (s *state) victims(wanted Home, short int64) []*Home {
-	var may []*Home
+// may are the homes of a device that may leave it for another, if they are idle.
+func (s *state) may(device string, which func(*Home) bool) (list []*Home) {
 	for i := range s.homes {
 		h := &s.homes[i]
-		if h.Device == wanted.Device && h.Loaded && !h.Leaving && (h.Old || !h.Required && !h.NeverEvict && !h.busy()) {
-			may = append(may, h)
+		if h.Device == device && h.Held > 0 && !h.Leaving && !s.yielding[h] && (h.Old || !h.Required && !h.NeverEvict) && which(h) {
+			list = append(list, h)
 		}
 	}
-	rank := func(h *Home) int {
-		switch {
-		case h.Old && h.Model == wanted.Model:
-			return 0
-		case h.Old:
-			return 1
-		}
-		return 2
-	}
+	return list
+}
+
+// idlers are the old and the idle homes that may make room, in the order in which they go.
+func (s *state) idlers(wanted Home) []*Home {
+	may := s.may(wanted.Device, func(h *Home) bool { return h.Loaded && (h.Old || !h.busy()) })
 	slices.SortStableFunc(may, func(a, b *Home) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.EvictionOrder, b.EvictionOrder), a.LastUse.Compare(b.LastUse))
+		return cmp.Or(cmp.Compare(rank(a, wanted), rank(b, wanted)), cmp.Compare(a.EvictionOrder, b.EvictionOrder), a.LastUse.Compare(b.LastUse))
 	})
+	return may
+}
+
+// turns are the homes that may make room for one whose turn it is: those that have had
+// theirs, in the order in which they go, and all of them, with those that are to have it.
+func (s *state) turns(wanted Home) (had, all []*Home) {
+	all = s.may(wanted.Device, func(h *Home) bool { return h.Old || !h.busy() && h.Loaded || h.EvictionOrder <= wanted.EvictionOrder })
+	for _, h := range all {
+		if h.Loaded && (h.Old || !h.busy() || !s.now.Before(h.turn())) {
+			had = append(had, h)
+		}
+	}
+	slices.SortStableFunc(had, func(a, b *Home) int {
+		return cmp.Or(cmp.Compare(rank(a, wanted), rank(b, wanted)), compareBool(a.busy(), b.busy()), cmp.Compare(a.EvictionOrder, b.EvictionOrder), a.ResidentSince.Compare(b.ResidentSince))
+	})
+	return had, all
+}
+
+// compareBool: false comes first.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// rank: former revisions go first, its own before others'.
+func rank(h *Home, wanted Home) int {
+	switch {
+	case h.Old && h.Model == wanted.Model:
+		return 0
+	case h.Old:
+		return 1
+	}
+	return 2
+}
+
+// enough are the first of those that may go that together hold at least short bytes, none
+// of them in vain; nil if there are not enough.
+func enough(may []*Home, short int64) []*Home {
 	var victims []*Home
 	var sum int64
 	for _, h := range may {
@@ -248,8 +383,22 @@ func (s *state) evict(h *Home, reason string) {
 	s.decision.Evictions = append(s.decision.Evictions, Eviction{h.Model, h.Device, reason, h.Old})
 }
 
-func (s *state) refuse(h Home, message string) {
-	s.decision.Refusals = append(s.decision.Refusals, Refusal{h.Model, h.Device, message})
+func (s *state) refuse(h Home, message string, crowded bool) {
+	s.decision.Refusals = append(s.decision.Refusals, Refusal{h.Model, h.Device, message, crowded})
+}
+
+// again asks for another decision then, or before.
+func (s *state) again(at time.Time) {
+	if s.decision.Again.IsZero() || at.Before(s.decision.Again) {
+		s.decision.Again = at
+	}
+}
+
+func total(homes []*Home) (n int64) {
+	for _, h := range homes {
+		n += h.Held
+	}
+	return n
 }
 
 // holders names the largest homes on a device, and why they stay.

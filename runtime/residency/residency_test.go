@@ -29,8 +29,15 @@ func show(d Decision) string {
 		}
 		s = append(s, what+e.Model)
 	}
+	for _, y := range d.Yields {
+		s = append(s, "yield "+y.Model)
+	}
 	for _, r := range d.Refusals {
-		s = append(s, "refuse "+r.Model+": "+r.Message)
+		what := "refuse "
+		if r.Crowded {
+			what = "crowded "
+		}
+		s = append(s, what+r.Model+": "+r.Message)
 	}
 	if !d.Again.IsZero() {
 		s = append(s, "again in "+d.Again.Sub(now).String())
@@ -50,6 +57,15 @@ func old(model string, held int64) Home {
 
 func wanted(model string, need int64) Home {
 	return Home{Model: model, Device: "cpu-0", Need: need, Waiting: 1, WaitingSince: now}
+}
+
+// busy has been on its device for some time.
+func busy(model string, held int64, since time.Duration) Home {
+	return Home{Model: model, Device: "cpu-0", Need: held, Held: held, Loaded: true, Running: 1, LastUse: now, ResidentSince: now.Add(-since)}
+}
+
+func waiting(model string, need int64, since time.Duration) Home {
+	return Home{Model: model, Device: "cpu-0", Need: need, Waiting: 1, WaitingSince: now.Add(-since)}
 }
 
 func with(h Home, change func(*Home)) Home {
@@ -81,7 +97,7 @@ func TestDecide(t *testing.T) {
 				{Model: "a", Device: "cpu-0", Need: 6 * mib, Required: true, EvictionOrder: 9},
 				wanted("b", 6*mib),
 			},
-			"load b\nrefuse a: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0."},
+			"load b\ncrowded a: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0."},
 		"the longest idle makes room": {
 			[]Home{resident("a", 4*mib, time.Minute), resident("b", 4*mib, time.Hour), wanted("c", 4*mib)},
 			"evict b"},
@@ -97,9 +113,46 @@ func TestDecide(t *testing.T) {
 				with(resident("b", 2*mib, time.Hour), func(h *Home) { h.NeverEvict = true }),
 				with(resident("c", 2*mib, time.Hour), func(h *Home) { h.Running = 1 }),
 				resident("d", 1*mib, time.Hour),
-				wanted("e", 5*mib),
+				wanted("e", 7*mib),
 			},
-			"refuse e: Needs 5 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle)."},
+			"refuse e: Needs 7 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle)."},
+		"busy ones may pause": {
+			[]Home{
+				with(resident("a", 2*mib, time.Hour), func(h *Home) { h.Required = true }),
+				with(resident("b", 2*mib, time.Hour), func(h *Home) { h.NeverEvict = true }),
+				with(resident("c", 2*mib, time.Hour), func(h *Home) { h.Running = 1 }),
+				resident("d", 1*mib, time.Hour),
+				wanted("e", 6*mib),
+			},
+			"crowded e: Needs 6 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle).\nagain in 10s"},
+		"a turn is not yet over": {
+			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 6*mib, 9*time.Second)},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 1s"},
+		"a turn comes": {
+			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 6*mib, 10*time.Second)},
+			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+		"the assignment's wish has a turn, too": {
+			[]Home{busy("a", 6*mib, time.Hour), {Model: "b", Device: "cpu-0", Need: 6 * mib, Required: true, WantedSince: now.Add(-10 * time.Second)}},
+			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+		"who has yielded goes": {
+			[]Home{with(busy("a", 6*mib, time.Hour), func(h *Home) { h.Running, h.Waiting = 0, 2 }), waiting("b", 6*mib, 10*time.Second)},
+			"evict a"},
+		"whose turn it is has it first, and nobody takes the rest": {
+			[]Home{busy("a", 6*mib, 4*time.Second), waiting("b", 10*mib, time.Minute), waiting("c", 2*mib, time.Second)},
+			"crowded b: Needs 10 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\n" +
+				"crowded c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 6s"},
+		"what is left beside a turn is free": {
+			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 7*mib, time.Minute), waiting("c", 3*mib, time.Second)},
+			"load c\nyield a\ncrowded b: Needs 7 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+		"a load that took long makes a long turn": {
+			[]Home{with(busy("a", 6*mib, 25*time.Second), func(h *Home) { h.LoadTook = 10 * time.Second }), waiting("b", 6*mib, time.Minute)},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 5s"},
+		"a dearer one has its own pauses": {
+			[]Home{with(busy("a", 6*mib, time.Hour), func(h *Home) { h.EvictionOrder = 1 }), waiting("b", 6*mib, time.Minute)},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+		"they yield together, idle ones first": {
+			[]Home{busy("a", 2*mib, time.Hour), busy("b", 2*mib, 2*time.Hour), resident("c", 4*mib, time.Second), waiting("d", 8*mib, time.Minute)},
+			"yield c\nyield b\ncrowded d: Needs 8 MiB; 2 MiB of 10 MiB is free on cpu-0; held by c (4 MiB, idle), a (2 MiB, 1 requests), b (2 MiB, 1 requests)."},
 		"waits for what is leaving": {
 			[]Home{with(resident("a", 8*mib, time.Hour), func(h *Home) { h.Leaving = true }), resident("b", 2*mib, time.Hour), wanted("c", 8*mib)},
 			""},
@@ -109,7 +162,7 @@ func TestDecide(t *testing.T) {
 				wanted("b", 9*mib),
 				with(wanted("c", 2*mib), func(h *Home) { h.WaitingSince = now.Add(time.Second) }),
 			},
-			"refuse c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (8 MiB, leaving)."},
+			"crowded c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (8 MiB, leaving).\nagain in 11s"},
 		"a revision beside the one before it": {
 			[]Home{old("a", 4*mib), with(Home{Model: "a", Device: "cpu-0", Need: 6 * mib}, func(h *Home) { h.Required = true })},
 			"load a"},
@@ -158,7 +211,7 @@ func TestFits(t *testing.T) {
 		"there is room":          {resident("a", 4*mib, 0), true},
 		"an idle home makes it":  {resident("a", 6*mib, 0), true},
 		"it is on its way back":  {with(resident("a", 6*mib, 0), func(h *Home) { h.Leaving = true }), true},
-		"a busy home is in it":   {with(resident("a", 6*mib, 0), func(h *Home) { h.Running = 1 }), false},
+		"a busy home is in it":   {with(resident("a", 6*mib, 0), func(h *Home) { h.Running = 1 }), true}, // it has its turn
 		"a wanted home is in it": {with(resident("a", 6*mib, 0), func(h *Home) { h.Required = true }), false},
 	} {
 		homes := []Home{c.other, asleep}

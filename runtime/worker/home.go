@@ -36,6 +36,7 @@ type home struct {
 	leaving    *Loaded            // while it ends its requests
 	broken     *fault             // why the engine gave it up, while it is loaded
 	evicted    string             // why it has to leave the device; empty: it may stay
+	yields     string             // to whom it makes room once its requests have ended; empty: it takes more
 	cancel     context.CancelFunc // of the fetch, load or unload under way
 	unloading  bool
 
@@ -47,6 +48,8 @@ type home struct {
 	users        int // of loaded
 	waiting      int // for it
 	waitingSince time.Time
+	wantedSince  time.Time // since when the assignment has wanted it in vain; zero: it has not
+	crowded      bool      // while refused: there will be room, at the latest in its turn
 	lastUse      time.Time
 	loadedAt     time.Time
 	failures     int           // in a row
@@ -374,7 +377,7 @@ func (h *home) unload() {
 	l.closed = true
 	l.unmap()
 	broken := h.broken
-	h.held, h.evicted, h.broken, h.unloading, h.cancel = 0, "", nil, false, nil
+	h.held, h.evicted, h.yields, h.broken, h.unloading, h.cancel = 0, "", "", nil, false, nil
 	w.log.Info("model left the device", "model", h.want.Model, "reason", why)
 	if answered {
 		h.failures = 0
@@ -483,7 +486,7 @@ func reasonOf(err error) string {
 }
 
 // seen is the home as residency looks at it. w.mu is held.
-func (h *home) seen(draining bool) residency.Home {
+func (h *home) seen(draining bool, now time.Time) residency.Home {
 	stale := h.gone || h.want.Draining || h.key != keyOf(h.want)
 	wantable := !stale && !draining && h.path != "" // after a failure there is none
 	s := residency.Home{
@@ -492,12 +495,40 @@ func (h *home) seen(draining bool) residency.Home {
 		Required: h.want.Resident || h.old != nil, Running: h.users, LastUse: h.lastUse,
 		IdleAfter:     time.Duration(h.want.IdleSeconds * float64(time.Second)),
 		EvictionOrder: h.want.EvictionOrder, NeverEvict: h.want.NeverEvict,
-		Waiting: h.waiting, WaitingSince: h.waitingSince,
+		Waiting: h.waiting, WaitingSince: h.waitingSince, ResidentSince: h.loadedAt,
+	}
+	if c := h.w.counters[h.want.Model]; c != nil {
+		s.LoadTook = time.Duration(c.lastLoad * float64(time.Second))
 	}
 	if s.Old = h.superseded; s.Old || !wantable && h.held == 0 {
 		s.Required, s.Waiting = false, 0
 	}
+	switch {
+	case !s.Required || s.Held > 0:
+		h.wantedSince = time.Time{}
+	case h.wantedSince.IsZero():
+		h.wantedSince = now
+	}
+	s.WantedSince = h.wantedSince
 	return s
+}
+
+// refuse says that there is no room. w.mu is held.
+func (h *home) refuse(r residency.Refusal) {
+	message := r.Message
+	if r.Crowded {
+		message += " It waits until those that need not stay are idle, or for its turn."
+	}
+	if h.phase != api.PhaseRefused || h.crowded != r.Crowded {
+		h.w.log.Warn("load refused", "model", r.Model, "device", r.Device, "reason", message)
+	} else if h.message == message {
+		return
+	}
+	h.crowded = r.Crowded
+	h.set(api.PhaseRefused, api.ReasonDoesNotFit, message)
+	if !r.Crowded {
+		h.retire("Its next revision is refused.")
+	}
 }
 
 // set changes the phase and tells everybody. w.mu is held.

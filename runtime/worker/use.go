@@ -8,9 +8,17 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 )
 
+// patience is how long a request waits for room on a device that is crowded with homes
+// which need not stay: some turns.
+const patience = time.Minute
+
 // Use gives a model that has a home here, and wakes it if it is not on its
 // device; those who wait for it share one load. The caller gives it back with
 // the function, once and always. The error is ErrLacks, an *UnavailableError, or ctx's.
+//
+// Where busy homes are in its way that need not stay, it waits for a pause of theirs or
+// its turn (residency.Turn), a minute at most. Where it can have no room, or has failed,
+// the answer is an *UnavailableError at once.
 func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -25,6 +33,8 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 		}
 	}
 	defer stop()
+	var tired <-chan time.Time
+	late := false
 	for {
 		h := w.homes[model]
 		if h == nil || h.gone || h.want.Draining || w.draining() {
@@ -54,14 +64,23 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 			h.notify()
 			continue // something may have been decided
 		}
-		if h.phase == api.PhaseFailed || h.phase == api.PhaseRefused {
+		crowded := h.phase == api.PhaseRefused && h.crowded
+		if h.phase == api.PhaseFailed || h.phase == api.PhaseRefused && !crowded || crowded && late {
 			return nil, nil, &UnavailableError{Model: model, Reason: h.reason, Message: h.message, RetryAfter: h.retryAfter()}
+		}
+		if crowded && tired == nil {
+			timer := time.NewTimer(patience)
+			defer timer.Stop()
+			tired = timer.C
 		}
 		changed := h.changed
 		w.mu.Unlock()
 		select {
 		case <-changed:
 			w.mu.Lock()
+		case <-tired:
+			w.mu.Lock()
+			late = true
 		case <-ctx.Done():
 			w.mu.Lock()
 			return nil, nil, fmt.Errorf("wait for model %s: %w", model, ctx.Err())
@@ -71,7 +90,7 @@ func (w *Worker) Use(ctx context.Context, model string) (*Loaded, func(), error)
 
 // serves: it takes requests at once. Worker.mu is held.
 func (h *home) serves() bool {
-	return h.loaded != nil && !h.gone && !h.want.Draining && h.evicted == "" && h.broken == nil && h.key == keyOf(h.want)
+	return h.loaded != nil && !h.gone && !h.want.Draining && h.evicted == "" && h.yields == "" && h.broken == nil && h.key == keyOf(h.want)
 }
 
 // giveBack is what the user of a loaded model calls at the end.

@@ -324,7 +324,7 @@ func (w *Worker) settle() {
 	}
 	homes := make([]residency.Home, 0, len(w.homes))
 	for h := range w.all() {
-		homes = append(homes, h.seen(w.draining()))
+		homes = append(homes, h.seen(w.draining(), now))
 	}
 	decision := residency.Decide(accounts, homes, now)
 	for _, l := range decision.Loads {
@@ -343,14 +343,28 @@ func (w *Worker) settle() {
 		h.evicted = e.Reason
 		h.notify()
 	}
+	yields := map[*home]string{}
+	for _, y := range decision.Yields {
+		h := w.homes[y.Model]
+		if y.Old {
+			h = h.old
+		}
+		yields[h] = y.Reason
+	}
+	for h := range w.all() {
+		if why := yields[h]; h.yields != why {
+			w.log.Info("home yields", "model", h.want.Model, "reason", cmp.Or(why, "nobody needs its room any more"))
+			h.yields = why
+			if h.phase == api.PhaseResident {
+				h.set(api.PhaseResident, "", why)
+			}
+			h.notify()
+		}
+	}
 	refused := map[string]bool{}
 	for _, r := range decision.Refusals {
 		refused[r.Model] = true
-		if h := w.homes[r.Model]; h.phase != api.PhaseRefused || h.message != r.Message {
-			w.log.Warn("load refused", "model", r.Model, "device", r.Device, "reason", r.Message)
-			h.set(api.PhaseRefused, api.ReasonDoesNotFit, r.Message)
-			h.retire("Its next revision is refused.")
-		}
+		w.homes[r.Model].refuse(r)
 	}
 	for _, h := range homes {
 		// No longer refused: it waits for memory that is on its way back, or nobody wants it at the moment and a request

@@ -887,14 +887,26 @@ func TestEvictionAndRefusal(t *testing.T) {
 		use("a")()
 		release := use("b") // takes a's place
 		after(t, w, 0, "a:Idle b:Resident c:Refused(DoesNotFit)")
-		_, _, err := w.Use(t.Context(), "ns/a") // b is busy
-		u, ok := errors.AsType[*UnavailableError](err)
-		if !ok || u.Reason != api.ReasonDoesNotFit || !strings.Contains(u.Message, "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 requests)") {
-			t.Errorf("got %v", err)
+		type got struct {
+			release func()
+			err     error
 		}
-		after(t, w, 0, "a:Refused(DoesNotFit) b:Resident c:Refused(DoesNotFit)")
-		release() // b may go, so a request would wake a
-		after(t, w, 0, "a:Idle b:Resident c:Refused(DoesNotFit)")
+		asked := make(chan got)
+		go func() {
+			_, release, err := w.Use(t.Context(), "ns/a") // b is busy
+			asked <- got{release, err}
+		}()
+		after(t, w, 3*time.Second, "a:Refused(DoesNotFit) b:Resident c:Refused(DoesNotFit)")
+		if h := w.State().Homes[0]; h.Waiting != 1 || h.Message != "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 requests). It waits until those that need not stay are idle, or for its turn." {
+			t.Errorf("%+v", h)
+		}
+		release() // b may go
+		g := <-asked
+		if g.err != nil {
+			t.Fatal(g.err)
+		}
+		after(t, w, 0, "a:Resident b:Idle c:Refused(DoesNotFit)")
+		g.release()
 		use("a")()
 		// Refused, and admitted when the account changes.
 		assign(t, w, o.home("a", 6*mib), o.home("b", 6*mib))
