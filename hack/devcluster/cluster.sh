@@ -16,10 +16,19 @@ start() { # its process id, as seen in here, is for `devcluster signal`
 	echo $! >"$STATE/run/$1.pid"
 }
 
+# The API server comes back when it dies, so that tests can kill it.
+keep() {
+	while true; do
+		"$@" >>"$STATE/log/$1.log" 2>&1 &
+		echo $! >"$STATE/run/$1.pid"
+		wait $! || sleep 1
+	done
+}
+
 start etcd --data-dir "$STATE/etcd" --unsafe-no-fsync \
 	--listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 	--listen-peer-urls http://127.0.0.1:2380
-start kube-apiserver --etcd-servers http://127.0.0.1:2379 \
+keep kube-apiserver --etcd-servers http://127.0.0.1:2379 \
 	--secure-port "$PORT" --advertise-address 10.250.0.1 \
 	--tls-cert-file "$pki/apiserver.crt" --tls-private-key-file "$pki/apiserver.key" \
 	--client-ca-file "$pki/ca.crt" --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction \
@@ -31,7 +40,7 @@ start kube-apiserver --etcd-servers http://127.0.0.1:2379 \
 	--requestheader-client-ca-file "$pki/front-proxy-ca.crt" --requestheader-allowed-names front-proxy-client \
 	--requestheader-username-headers X-Remote-User --requestheader-group-headers X-Remote-Group \
 	--requestheader-extra-headers-prefix X-Remote-Extra- \
-	--proxy-client-cert-file "$pki/front-proxy-client.crt" --proxy-client-key-file "$pki/front-proxy-client.key"
+	--proxy-client-cert-file "$pki/front-proxy-client.crt" --proxy-client-key-file "$pki/front-proxy-client.key" &
 
 echo 1 >"$STATE/run/node-1.pid" # as seen in this pid namespace, for `devcluster enter`
 "$here/node.sh" 1 >"$STATE/log/node-1.log" 2>&1 &
