@@ -37,7 +37,7 @@ func decide(seen Seen) *decision {
 			Create:      map[string]int{},
 			Successors:  map[string]int{},
 			Budgets:     map[string]int32{},
-			Memory:      Memory{Workers: map[string]WorkerMemory{}, Models: map[string]scaling.State{}, Pools: map[string]int{}},
+			Memory:      newMemory(),
 		},
 		pools: map[string]*pool{}, byKey: map[string]*model{}, byName: map[string]*station{},
 	}
@@ -46,6 +46,7 @@ func decide(seen Seen) *decision {
 	d.readWorkers()
 	d.readDemand()
 	d.suspect()
+	d.readMoves()
 	d.load()
 	d.scale()
 	d.place()
@@ -55,6 +56,14 @@ func decide(seen Seen) *decision {
 	d.inspect()
 	d.report()
 	return d
+}
+
+func newMemory() Memory {
+	return Memory{
+		Workers: map[string]WorkerMemory{}, Models: map[string]scaling.State{}, Pools: map[string]int{},
+		Awake: map[string]Awake{}, Moves: map[string]Move{}, Rooms: map[string]Room{}, Gave: map[string]Gave{},
+		Short: map[string]time.Time{}, Tried: map[string]time.Time{},
+	}
 }
 
 // decision is one run of Decide: what was seen, joined up, and the plan so far.
@@ -67,6 +76,14 @@ type decision struct {
 	stations []*station // workers, by name
 	byName   map[string]*station
 	fleet    *packing.Fleet
+
+	noted    map[string][]note    // of placements in statuses, by worker
+	moving   map[string]Move      // model -> its move under way
+	recent   []Move               // moves that began within the last hour, the oldest first
+	emptying map[string]bool      // workers that are being emptied
+	moved    map[string]time.Time // model -> when its last move began
+	touched  map[string]int       // worker -> moves under way from or to it
+	adopted  bool                 // moves of an earlier leader are finished before others begin
 }
 
 // pool is an InferencePool with its workers.
@@ -77,6 +94,7 @@ type pool struct {
 	device   int64 // bytes of one device, seen or expected; 0: unknown
 	devices  int   // of one worker
 	need     int   // workers more than there are, for models without a home
+	left     allowance
 }
 
 // model is a Model with what is known of it.
@@ -89,6 +107,7 @@ type model struct {
 	pools    []*pool
 	priority map[string]int // pool -> priority there
 	need     map[string]worker.Footprint
+	needs    map[string]int64 // pool -> bytes on a device; of those pools of which need is known
 	tokens   map[string]int
 	failure  *worker.InspectError // why the source has no footprint
 	trial    *v1alpha1.Trial
@@ -96,12 +115,19 @@ type model struct {
 	note     string          // what clients of this Model have to know about its names
 
 	load    scaling.Load
+	share   int // of time in which it is awake, in 1/1000
+	hot     int // share of a device's time that a replica takes, in 1/1000
 	wanted  int // homes
 	awake   int // of them, with the weights on the device
 	homes   []*home
 	missing int
 	why     packing.Why
 	grows   *pool // gets a worker for this model
+
+	move    *Move // under way
+	room    *Room // that is being made for it
+	gave    *Gave // who has its room
+	crowded bool  // requests wait for a home that neighbours keep off its device
 }
 
 // station is a worker with what it holds.
@@ -126,8 +152,11 @@ type home struct {
 	state   *worker.HomeState // what it reports; nil: nothing yet
 	awake   bool
 	alone   bool
-	taken   []packing.Home // of the fleet, one a device
-	reason  string
+	// extra: the model moves, and this home does not count: the new one until it is ready, then the old one.
+	extra    bool
+	draining bool           // the model has moved: no new requests
+	taken    []packing.Home // of the fleet
+	reason   string
 }
 
 // leaving: the home's worker is on its way out, so that it does not count.
@@ -321,6 +350,12 @@ func (d *decision) readDemand() {
 		}
 		if len(m.need) > 0 {
 			m.failure = nil // one pool can read it
+		}
+		m.needs = make(map[string]int64, len(m.pools))
+		for _, p := range m.pools {
+			if f, ok := m.need[p.key]; ok {
+				m.needs[p.key] = f.Total()
+			}
 		}
 	}
 }

@@ -2,6 +2,8 @@ package controllers
 
 import (
 	"cmp"
+	"math"
+	"math/bits"
 	"slices"
 
 	"github.com/estiba/estiba/api/v1alpha1"
@@ -15,27 +17,97 @@ import (
 
 // load joins every worker to its homes and fills the fleet with what they take.
 func (d *decision) load() {
-	var devices []packing.Device
 	for _, s := range d.stations {
 		s.usable = s.stays() && s.Connected
 		s.base = d.told(s)
 		d.settle(s)
+	}
+	for _, m := range d.models {
+		slices.SortFunc(m.homes, func(a, b *home) int { return cmp.Compare(a.station.Name, b.station.Name) })
+	}
+	d.doze()
+	var workers []packing.Worker
+	var devices []packing.Device
+	for _, s := range d.stations {
 		if !s.usable {
 			continue
 		}
+		workers = append(workers, packing.Worker{Name: s.Name, Pool: s.pool.key, Avoid: !s.current() || d.emptying[s.Name]})
 		for _, device := range s.Report.Devices {
-			devices = append(devices, packing.Device{Pool: s.pool.key, Worker: s.Name, Name: device.Name, Capacity: device.CapacityBytes, Extent: device.ExtentBytes})
+			devices = append(devices, packing.Device{Pool: s.pool.key, Worker: s.Name, Name: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Extent: device.ExtentBytes})
 		}
 	}
-	d.fleet = packing.New(nil, devices, nil)
+	d.fleet = packing.New(workers, devices, d.mix())
 	for _, s := range d.stations {
 		if s.usable {
 			d.take(s)
 		}
 	}
-	for _, m := range d.models {
-		slices.SortFunc(m.homes, func(a, b *home) int { return cmp.Compare(a.station.Name, b.station.Name) })
+}
+
+// mix is the workload's own mix of shapes, by which packing knows what room is
+// good for: every model by its need, weighted with its replicas. Needs within an
+// eighth of a power of two are one shape, as large as the largest of them, and
+// only the most frequent shapes count: more would cost time and change nothing.
+func (d *decision) mix() []packing.Shape {
+	const most = 48
+	type key struct {
+		pools string
+		step  int
 	}
+	shapes := map[key]*packing.Shape{}
+	var all []*packing.Shape
+	for _, m := range d.models {
+		if len(m.needs) == 0 || m.off() != "" {
+			continue
+		}
+		k := key{step: eighth(likely(m.needs, m.pools[0].key))}
+		for _, p := range m.pools {
+			if _, ok := m.needs[p.key]; ok {
+				k.pools += p.key + " "
+			}
+		}
+		s := shapes[k]
+		if s == nil {
+			s = &packing.Shape{Need: map[string]int64{}}
+			shapes[k] = s
+			all = append(all, s)
+		}
+		s.Weight += float64(m.replicas())
+		for pool, n := range m.needs {
+			s.Need[pool] = max(s.Need[pool], n)
+		}
+	}
+	size := func(s *packing.Shape) int64 { return likely(s.Need, "") }
+	pools := func(s *packing.Shape) []string { return sortedKeys(s.Need) }
+	slices.SortFunc(all, func(a, b *packing.Shape) int {
+		return cmp.Or(-cmp.Compare(a.Weight, b.Weight), cmp.Compare(size(a), size(b)), slices.Compare(pools(a), pools(b)))
+	})
+	var mix []packing.Shape
+	for _, s := range all[:min(len(all), most)] {
+		mix = append(mix, *s)
+	}
+	return mix
+}
+
+// eighth numbers the steps of an eighth of a power of two: 8 GiB and 8.9 GiB are in one.
+func eighth(n int64) int {
+	if n < 8 {
+		return int(n)
+	}
+	power := bits.Len64(uint64(n))
+	return power*8 + int(n>>(power-4)&7)
+}
+
+// replicas are the least that the spec asks for, and one of a model that sleeps.
+func (m *model) replicas() int {
+	switch s := m.Spec; {
+	case s.Replicas != nil:
+		return int(*s.Replicas)
+	case s.Autoscaling != nil:
+		return max(1, int(s.Autoscaling.Min))
+	}
+	return 1
 }
 
 // stays: the worker has reported that it takes assignments, and nobody wants it to go.
@@ -90,15 +162,32 @@ func (d *decision) settle(s *station) {
 		return
 	}
 	// A worker that this leader has not heard keeps what the last one noted.
-	for _, m := range d.models {
-		for _, p := range m.Status.Placements {
-			if p.Worker == s.Name && p.State != v1alpha1.PlacementFailed && s.homes[m.key] == nil {
-				h := &home{model: m, station: s, devices: p.Devices, reason: p.Reason}
-				s.homes[m.key] = h
-				m.homes = append(m.homes, h)
+	for _, n := range d.notes()[s.Name] {
+		if n.State != v1alpha1.PlacementFailed && s.homes[n.model.key] == nil {
+			h := &home{model: n.model, station: s, devices: n.Devices, reason: n.Reason}
+			s.homes[n.model.key] = h
+			n.model.homes = append(n.model.homes, h)
+		}
+	}
+}
+
+// note is a placement in a Model's status.
+type note struct {
+	v1alpha1.Placement
+	model *model
+}
+
+// notes are the placements of all Models, by worker.
+func (d *decision) notes() map[string][]note {
+	if d.noted == nil {
+		d.noted = map[string][]note{}
+		for _, m := range d.models {
+			for _, p := range m.Status.Placements {
+				d.noted[p.Worker] = append(d.noted[p.Worker], note{p, m})
 			}
 		}
 	}
+	return d.noted
 }
 
 // formerReason is why a home was chosen, as the status has it.
@@ -114,53 +203,65 @@ func formerReason(m *v1alpha1.Model, worker string) string {
 // take fills the fleet with what a worker holds. Where the worker's own
 // account is larger, that counts.
 func (d *decision) take(s *station) {
-	taken := map[string]int64{} // device -> bytes
-	takes := func(h packing.Home) bool {
-		known := d.fleet.Take(h)
-		if known {
-			taken[h.Devices[0]] += h.Bytes
-		}
-		return known
-	}
-	for _, key := range sortedKeys(s.homes) {
-		h := s.homes[key]
-		bytes := int64(0)
-		if h.state != nil {
-			bytes = h.state.Footprint.Total()
-		}
-		if h.model != nil {
-			bytes = max(bytes, h.model.need[s.pool.key].Total())
-			h.alone = h.tried() && len(s.homes) == 1
-		}
-		for _, device := range h.devices {
-			at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Devices: []string{device}, Bytes: bytes, Alone: h.alone}
-			if takes(at) {
-				h.taken = append(h.taken, at)
+	onDevice := map[string]int64{} // device -> bytes that are in its account
+	count := func(state *worker.HomeState, bytes int64) {
+		for _, device := range state.Devices {
+			if occupies(state) {
+				onDevice[device] += bytes
 			}
 		}
 	}
-	for _, state := range s.Report.Homes { // what it was told to let go, and has not yet
+	for _, key := range sortedKeys(s.homes) {
+		h := s.homes[key]
+		at := d.asTaken(key, h)
+		if h.state != nil {
+			count(h.state, at.Bytes)
+		}
+		if d.fleet.Take(at) {
+			h.taken = []packing.Home{at}
+		}
+	}
+	for i := range s.Report.Homes { // what it was told to let go, and has not yet
+		state := &s.Report.Homes[i]
 		if s.homes[state.Model] != nil {
 			continue
 		}
-		for _, device := range state.Devices {
-			takes(packing.Home{Model: state.Model, Pool: s.pool.key, Worker: s.Name, Devices: []string{device}, Bytes: state.Footprint.Total()})
+		count(state, state.Footprint.Total())
+		at := packing.Home{Model: state.Model, Pool: s.pool.key, Worker: s.Name, Devices: state.Devices, Bytes: state.Footprint.Total(), Load: thousandths(state.Load), Pinned: true}
+		if m := d.byKey[state.Model]; m != nil && !occupies(state) {
+			at.Sleeps, at.Awake = m.sleeps(), m.share
 		}
+		d.fleet.Take(at)
 	}
 	for _, device := range s.Report.Devices {
-		if more := device.UsedBytes - taken[device.Name]; more > 0 {
+		if more := device.UsedBytes - onDevice[device.Name]; more > 0 {
 			d.fleet.Take(packing.Home{Pool: s.pool.key, Worker: s.Name, Devices: []string{device.Name}, Bytes: more})
 		}
 	}
 }
 
-// known is what m needs in each pool of which that is known.
-func known(m *model) map[string]int64 {
-	need := map[string]int64{}
-	for _, p := range m.pools {
-		if f, ok := m.need[p.key]; ok {
-			need[p.key] = f.Total()
-		}
+// asTaken is what a home takes of the fleet.
+func (d *decision) asTaken(key string, h *home) packing.Home {
+	s, m := h.station, h.model
+	at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Devices: h.devices, Pinned: true}
+	if h.state != nil {
+		at.Bytes, at.Load = h.state.Footprint.Total(), thousandths(h.state.Load)
 	}
-	return need
+	if m == nil {
+		return at
+	}
+	h.alone = h.tried() && len(s.homes) == 1
+	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.needs[s.pool.key]), h.alone, m.priority[s.pool.key]
+	if m.sleeps() && !(h.told != nil && h.told.Resident) {
+		at.Sleeps, at.Busy, at.Awake = true, h.busy(), m.share
+	}
+	m.hot = max(m.hot, at.Load)
+	at.Pinned, at.Young = d.pinned(h), d.young(h, at.Bytes)
+	return at
 }
+
+// thousandths of a share between 0 and 1.
+func thousandths(share float64) int { return int(math.Round(min(max(share, 0), 1) * 1000)) }
+
+// known is what m needs in each pool of which that is known.
+func known(m *model) map[string]int64 { return m.needs }

@@ -96,7 +96,8 @@ func (m *model) demanded() bool {
 }
 
 // place keeps the homes that are wanted, drops the others, and finds new ones:
-// first for models that are tried alone, then in order of precedence.
+// first for models that are tried alone, then in order of precedence. Then it
+// makes room for those that fit nowhere, and packs better what serves.
 func (d *decision) place() {
 	for _, m := range slices.Backward(d.models) { // of those that outgrow a device, the last goes first
 		for _, h := range slices.Clone(m.homes) {
@@ -106,9 +107,11 @@ func (d *decision) place() {
 			}
 		}
 	}
+	d.carryOn()
 	for _, m := range d.models {
 		d.keep(m)
 	}
+	d.claim()
 	for _, trial := range []bool{true, false} {
 		for _, m := range d.models {
 			if (m.trial != nil) == trial && m.off() == "" {
@@ -116,9 +119,13 @@ func (d *decision) place() {
 			}
 		}
 	}
+	d.relieveCrowded()
+	d.rearrange()
 	for _, m := range d.models {
+		d.remember(m)
 		d.awaken(m)
 	}
+	d.tidy()
 }
 
 // keep drops homes beyond the wanted number, and those in pools that m may not use.
@@ -128,7 +135,7 @@ func (d *decision) keep(m *model) {
 		switch {
 		case !slices.Contains(m.pools, h.station.pool) || m.wanted == 0:
 			d.drop(h)
-		case !h.leaving():
+		case !h.leaving() && !h.extra:
 			staying = append(staying, h)
 		}
 	}
@@ -180,58 +187,58 @@ func (d *decision) drop(h *home) {
 
 // settleIn finds the homes that m lacks.
 func (d *decision) settleIn(m *model) {
-	staying := 0
-	for _, h := range m.homes {
-		if !h.leaving() {
-			staying++
-		}
-	}
-	m.missing = max(0, m.wanted-staying)
+	m.missing = m.lacks()
 	if m.missing > 0 && m.trial != nil {
 		m.missing = 1
 	}
-	need := known(m)
-	if len(need) == 0 {
+	if len(m.needs) == 0 {
 		return
 	}
 	for m.missing > 0 {
-		at, reason, why := d.find(m, need)
+		at, reason, why := d.find(m)
 		if at.Worker == "" {
 			m.why = why
 			return
 		}
 		m.missing--
-		d.add(m, at, reason)
+		d.add(m, at, reason).taken = []packing.Home{at}
 	}
 }
 
-// find looks for a home on workers that are up to date, then on all.
-func (d *decision) find(m *model, need map[string]int64) (at packing.Home, reason string, why packing.Why) {
-	want := packing.Want{Model: m.key, Need: need, Alone: m.trial != nil, Not: map[string]bool{}}
-	outdated := false
-	for _, s := range d.stations {
-		want.Not[s.Name] = !s.current() || m.homeOn(s) != nil
-		outdated = outdated || !s.current()
+// want is a replica of m that looks for a home in a pool; nil: in all that may hold it.
+// One that sleeps and is asked for comes to the device at once.
+func (d *decision) want(m *model, p *pool) packing.Want {
+	w := packing.Want{Model: m.key, Need: m.needs, Alone: m.trial != nil, Load: m.hot, Priority: int(m.Spec.Priority)}
+	if p != nil {
+		w.Need, w.Priority = map[string]int64{p.key: m.needs[p.key]}, m.priority[p.key]
 	}
+	if m.sleeps() && m.awake == 0 {
+		w.Sleeps, w.Busy, w.Awake = true, m.load.Total() > 0, m.share
+	}
+	return w
+}
+
+// find looks for a home. A model that sleeps and is asked for is better placed
+// where it can wake at once; else where it waits for its neighbours.
+func (d *decision) find(m *model) (at packing.Home, reason string, why packing.Why) {
+	want := d.want(m, nil)
 	if at, reason, why = d.fleet.Place(want, nil); at.Worker != "" {
 		return at, reason, why
 	}
-	if outdated {
-		for _, s := range d.stations {
-			want.Not[s.Name] = m.homeOn(s) != nil
-		}
-		if at, reason, why = d.fleet.Place(want, nil); at.Worker != "" {
-			return at, reason, why
+	if want.Busy && !d.grows(m) {
+		want.Busy = false
+		if at, reason, _ = d.fleet.Place(want, nil); at.Worker != "" {
+			return at, reason, packing.Why{}
 		}
 	}
 	if !want.Alone || d.mayGrow(m) {
 		return at, reason, why
 	}
 	// No worker will ever be idle: m is tried beside models that nobody suspects.
-	want.Alone = false
+	want.Alone, want.Not = false, map[string]bool{}
 	waits := false
 	for _, s := range d.stations {
-		if s.tries() && !want.Not[s.Name] {
+		if s.tries() && m.homeOn(s) == nil {
 			want.Not[s.Name], waits = true, true
 		}
 	}
@@ -282,8 +289,12 @@ func (d *decision) awaken(m *model) {
 	})
 	n := 0
 	for _, h := range inOrder {
-		if h.leaving() { // as it was, until its replacement is there
+		switch {
+		case h.leaving() || h.draining: // as it was, until its replacement is there
 			h.awake = h.told != nil && h.told.Resident
+			continue
+		case h.extra:
+			h.awake = m.move.Resident
 			continue
 		}
 		h.awake = n < m.awake
@@ -336,7 +347,13 @@ func (d *decision) assignTo(s *station) {
 }
 
 func sameContent(a, b worker.Assignment) bool {
-	return a.Drain == b.Drain && slices.EqualFunc(a.Homes, b.Homes, func(a, b worker.Home) bool { return hash(a) == hash(b) })
+	return a.Drain == b.Drain && slices.EqualFunc(a.Homes, b.Homes, sameHome)
+}
+
+func sameHome(a, b worker.Home) bool {
+	return a.Model == b.Model && a.Revision == b.Revision && slices.Equal(a.ServedNames, b.ServedNames) && a.Source == b.Source && a.Format == b.Format &&
+		a.Context == b.Context && slices.Equal(a.Devices, b.Devices) && a.Resident == b.Resident && a.EvictionOrder == b.EvictionOrder &&
+		a.NeverEvict == b.NeverEvict && a.IdleSeconds == b.IdleSeconds && a.Draining == b.Draining
 }
 
 // wire is the home as the worker is told. A new revision is told only when it
@@ -345,13 +362,13 @@ func (d *decision) wire(h *home) worker.Home {
 	m := h.model
 	if h.told != nil && h.told.Revision != m.revision && h.told.Source.URI != "" && !d.renew(h) {
 		old := *h.told
-		old.Resident, old.ServedNames = h.awake, m.names
+		old.Resident, old.ServedNames, old.Draining = h.awake, m.names, h.draining
 		return old
 	}
 	w := worker.Home{
 		Model: m.key, Revision: m.revision, ServedNames: m.names,
 		Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
-		Devices: h.devices, Resident: h.awake,
+		Devices: h.devices, Resident: h.awake, Draining: h.draining,
 		EvictionOrder: m.priority[h.station.pool.key], NeverEvict: m.Spec.Eviction == v1alpha1.EvictNever,
 	}
 	if !h.awake {

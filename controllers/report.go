@@ -42,7 +42,7 @@ func (d *decision) modelStatus(m *model) v1alpha1.ModelStatus {
 		s.Selector = ""
 	}
 	for _, h := range m.homes {
-		if h.leaving() {
+		if h.leaving() || h.extra {
 			continue
 		}
 		s.Replicas++
@@ -177,7 +177,7 @@ func (d *decision) verdict(m *model, s v1alpha1.ModelStatus) status.Verdict {
 // answer is the verdict without a look at names.
 func (d *decision) answer(m *model, s v1alpha1.ModelStatus) status.Verdict {
 	for _, rule := range []func(*decision, *model) (status.Verdict, bool){
-		(*decision).switchedOff, (*decision).zero, (*decision).serving, (*decision).asleep, (*decision).settling, (*decision).unread, (*decision).homeless,
+		(*decision).switchedOff, (*decision).zero, (*decision).serving, (*decision).asleep, (*decision).settling, (*decision).unread, (*decision).making, (*decision).evicted, (*decision).homeless,
 	} {
 		if v, applies := rule(d, m); applies {
 			return v
@@ -229,7 +229,7 @@ func (d *decision) zero(m *model) (status.Verdict, bool) {
 func (d *decision) serving(m *model) (status.Verdict, bool) {
 	n, wanted := 0, max(1, m.awake)
 	for _, h := range m.homes {
-		if h.resident() && !h.station.hard {
+		if h.resident() && !h.station.hard && !h.extra {
 			n++
 		}
 	}
@@ -538,6 +538,9 @@ func (p *pool) one(now time.Time) string {
 
 // placed: m has as many homes as are wanted.
 func (d *decision) placed(m *model, s v1alpha1.ModelStatus, v status.Verdict) *status.Part {
+	if moves := d.moves(m); moves != nil {
+		return moves
+	}
 	if int(s.Replicas) >= m.wanted && m.wanted > 0 {
 		var b strings.Builder
 		for _, p := range s.Placements[:min(len(s.Placements), 3)] {
@@ -580,6 +583,7 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 			s.Device = v1alpha1.DeviceStatus{Memory: &size, Template: w.Hash}
 		}
 	}
+	s.Moves = d.asMoves(p)
 	s.Models = int32(len(models))
 	s.Memory = v1alpha1.MemoryStatus{Capacity: quantity(capacity), Allocated: quantity(used)}
 	s.Summary = v1alpha1.PoolSummary{Workers: fmt.Sprintf("%d/%d", s.ReadyWorkers, s.Workers), Memory: brief(used) + " / " + brief(capacity)}

@@ -59,6 +59,7 @@ type story struct {
 	sent        map[string]worker.Assignment
 	inspections map[InspectKey]Inspected
 	held        map[string]int
+	routes      map[string]*pod // model -> where its requests go
 	memory      Memory
 	made        int
 	holding     bool
@@ -219,6 +220,7 @@ func (s *story) say(format string, args ...any) {
 
 func (s *story) tick(t *testing.T) {
 	s.now = s.now.Add(time.Second)
+	s.route()
 	for _, p := range s.pods {
 		p.work(s)
 	}
@@ -226,6 +228,24 @@ func (s *story) tick(t *testing.T) {
 	plan := Decide(seen)
 	s.check(t, seen, plan)
 	s.carryOut(plan)
+}
+
+// route sends the requests for each model to the home that answers soonest.
+func (s *story) route() {
+	s.routes = map[string]*pod{}
+	for m := range s.held {
+		best := 0
+		for _, p := range s.pods {
+			h := p.homes[m]
+			if h == nil {
+				continue
+			}
+			ready := map[worker.Phase]int{worker.PhaseIdle: 1, worker.PhaseLoading: 2, worker.PhaseResident: 3}[h.Phase]
+			if ready > best {
+				s.routes[m], best = p, ready
+			}
+		}
+	}
 }
 
 func (s *story) seen() Seen {
@@ -238,6 +258,9 @@ func (s *story) seen() Seen {
 	}
 	g := worker.GatewayState{Gateway: "g"}
 	for m, n := range s.held {
+		if p := s.routes[m]; p != nil && !p.muted {
+			continue // they have been forwarded
+		}
 		g.Models = append(g.Models, worker.ModelDemand{Model: m, Held: n})
 	}
 	seen.Gateways = []worker.GatewayState{g}
@@ -255,17 +278,26 @@ func (s *story) check(t *testing.T, seen Seen, plan Plan) {
 	if a, b := fmt.Sprint(hash(plan.Assignments), plan.Create, plan.Delete, plan.Inspect), fmt.Sprint(hash(again.Assignments), again.Create, again.Delete, again.Inspect); a != b {
 		t.Errorf("the order of the input matters:\n%s\n%s", a, b)
 	}
-	for name, a := range plan.Assignments {
-		used := map[string]int64{}
+	for _, p := range s.pods {
+		a, changes := plan.Assignments[p.Name]
+		if !changes || p.Report == nil {
+			continue
+		}
+		var used int64
+		counted := map[string]bool{}
 		for _, h := range a.Homes {
-			for _, d := range h.Devices {
-				used[d] += s.sources[h.Source.URI].Footprint.Total()
+			if h.Resident {
+				used += s.sources[h.Source.URI].Footprint.Total()
+				counted[h.Model] = true
 			}
 		}
-		for d, n := range used {
-			if n > s.pod(name).Report.Devices[0].CapacityBytes {
-				t.Errorf("%s/%s is given %d GiB", name, d, n/gib)
+		for _, h := range p.Report.Homes { // what the worker would not let go for them
+			if occupies(&h) && !counted[h.Model] && h.Running+h.Waiting > 0 {
+				used += h.Footprint.Total()
 			}
+		}
+		if used > p.Report.Devices[0].CapacityBytes {
+			t.Errorf("%s is given %d GiB: %+v", p.Name, used/gib, a)
 		}
 	}
 }
@@ -373,21 +405,32 @@ func (p *pod) work(s *story) {
 		return
 	}
 	instance := fmt.Sprintf("%s/%d", p.Name, p.process)
-	for _, told := range p.held.Homes { // what nobody has asked for long enough leaves the device
-		h := p.homes[told.Model]
-		if h == nil || s.held[told.Model] > 0 || p.running[told.Model] > 0 || h.Phase != worker.PhaseResident {
-			p.used[told.Model] = s.now
-		} else if !told.Resident && s.now.Sub(p.used[told.Model]).Seconds() >= told.IdleSeconds {
-			h.Phase, h.Tier = worker.PhaseIdle, worker.TierDisk
-		}
-		if h != nil && h.Phase == worker.PhaseIdle && s.held[told.Model] > 0 {
-			h.Phase = worker.PhaseLoading
-		}
-	}
 	for _, h := range p.homes { // what was loading is loaded now
 		if h.Phase == worker.PhaseLoading {
 			h.Phase, h.Tier = worker.PhaseResident, worker.TierDevice
 			p.loaded[h.Model] = s.now
+		}
+	}
+	for _, told := range p.held.Homes {
+		h := p.homes[told.Model]
+		if h == nil {
+			continue
+		}
+		if p.asked(s, told.Model) > 0 || h.Phase != worker.PhaseResident {
+			p.used[told.Model] = s.now
+		}
+		switch {
+		case told.Draining && p.asked(s, told.Model) == 0:
+			h.Phase, h.Tier = worker.PhaseDraining, worker.TierDisk
+		case told.Draining:
+			h.Phase = worker.PhaseDraining
+		case h.Phase == worker.PhaseResident && !told.Resident && s.now.Sub(p.used[told.Model]).Seconds() >= told.IdleSeconds:
+			h.Phase, h.Tier = worker.PhaseIdle, worker.TierDisk // nobody has asked for it long enough
+		case h.Phase == worker.PhaseRefused || h.Phase == worker.PhaseIdle || h.Phase == worker.PhaseDraining && h.Tier == worker.TierDisk:
+			h.Phase, h.Reason = worker.PhaseIdle, ""
+			if told.Resident || p.asked(s, told.Model) > 0 || s.held[told.Model] > 0 && s.routes[told.Model] == nil {
+				p.admit(s, h)
+			}
 		}
 	}
 	if a, ok := s.sent[p.Name]; ok && a.Instance == instance && p.stale == 0 {
@@ -400,7 +443,12 @@ func (p *pod) work(s *story) {
 		Devices: []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: int64(s.capacity) * gib}}}
 	for _, key := range sortedKeys(p.homes) {
 		h := *p.homes[key]
-		h.Running = p.running[key]
+		if n := p.asked(s, key); h.Phase == worker.PhaseResident || h.Phase == worker.PhaseDraining {
+			h.Running = n
+		} else {
+			h.Waiting = n
+		}
+		h.IdleSeconds = s.now.Sub(p.used[key]).Seconds()
 		if h.Phase == worker.PhaseResident {
 			h.ResidentSeconds = s.now.Sub(p.loaded[key]).Seconds()
 			r.Devices[0].UsedBytes += h.Footprint.Total()
@@ -424,17 +472,55 @@ func (p *pod) take(s *story, a worker.Assignment) {
 			p.homes[h.Model] = st
 		}
 		st.WantResident = h.Resident
-		if st.Phase == worker.PhaseIdle && (h.Resident || s.held[h.Model] > 0) {
-			st.Phase = worker.PhaseLoading
+		if st.Phase == worker.PhaseIdle && !h.Draining && (h.Resident || s.held[h.Model] > 0 && (s.routes[h.Model] == nil || s.routes[h.Model] == p)) {
+			p.admit(s, st)
 		}
 	}
 	for key := range p.homes {
 		if !wanted[key] {
-			if p.running[key] > 0 {
+			if p.asked(s, key) > 0 {
 				p.homes[key].Phase = worker.PhaseDraining
 				continue
 			}
 			delete(p.homes, key)
 		}
 	}
+}
+
+// asked is how many requests a home has.
+func (p *pod) asked(s *story, model string) int {
+	n := p.running[model]
+	if s.routes[model] == p {
+		n += s.held[model]
+	}
+	return n
+}
+
+// admit loads a home if it fits, or if those that nobody asks for make room; else it is refused.
+func (p *pod) admit(s *story, h *worker.HomeState) {
+	free := int64(s.capacity) * gib
+	var idle []*worker.HomeState
+	for _, key := range sortedKeys(p.homes) {
+		o := p.homes[key]
+		if o.Phase != worker.PhaseResident && o.Phase != worker.PhaseLoading && o.Tier != worker.TierDevice {
+			continue
+		}
+		free -= o.Footprint.Total()
+		if o.Phase == worker.PhaseResident && !o.WantResident && p.asked(s, key) == 0 {
+			idle = append(idle, o)
+		}
+	}
+	slices.SortStableFunc(idle, func(a, b *worker.HomeState) int { return p.used[a.Model].Compare(p.used[b.Model]) })
+	for _, o := range idle {
+		if free >= h.Footprint.Total() {
+			break
+		}
+		free += o.Footprint.Total()
+		o.Phase, o.Tier = worker.PhaseIdle, worker.TierDisk
+	}
+	if free < h.Footprint.Total() {
+		h.Phase, h.Reason, h.Message = worker.PhaseRefused, worker.ReasonDoesNotFit, fmt.Sprintf("needs %d GiB, %d GiB is free", h.Footprint.Total()/gib, free/gib)
+		return
+	}
+	h.Phase = worker.PhaseLoading
 }

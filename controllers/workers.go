@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/api/worker"
-	"github.com/estiba/estiba/internal/policy/packing"
 	"github.com/estiba/estiba/internal/policy/scaling"
 )
 
@@ -55,12 +54,12 @@ func (d *decision) resize() {
 func (d *decision) grow() {
 	waiting := map[*pool][]*model{}
 	for _, m := range d.models {
-		if m.missing == 0 {
+		if m.missing == 0 && !m.crowded || m.room != nil {
 			continue
 		}
 		if p := d.growable(m); p != nil {
 			m.grows = p
-			if m.demanded() {
+			if m.demanded() || m.crowded {
 				waiting[p] = append(waiting[p], m)
 			}
 		}
@@ -74,7 +73,7 @@ func (d *decision) grow() {
 // could not make its last worker comes after all others. A model whose header nobody
 // has read needs a worker to read it.
 func (d *decision) growable(m *model) *pool {
-	need := known(m)
+	need := m.needs
 	if len(need) == 0 && (m.failure != nil || slices.ContainsFunc(m.pools, (*pool).readable)) || m.why.Reserved > 0 && m.trial == nil {
 		return nil
 	}
@@ -120,42 +119,26 @@ func likely(need map[string]int64, pool string) int64 {
 
 // fills is how many workers, beyond those that are starting, the models would fill.
 func (d *decision) fills(p *pool, models []*model) int {
-	starting := 0
-	for _, s := range p.stations {
-		if s.starting() {
-			starting++
+	if p.device == 0 { // unknown: a worker tells
+		return max(0, 1-p.starting())
+	}
+	var loads []scaling.Replica
+	for _, m := range models {
+		for range max(1, m.missing) {
+			loads = append(loads, scaling.Replica{Model: m.key, Bytes: likely(m.needs, p.key), Alone: m.trial != nil})
 		}
 	}
-	capacity := p.device
-	if capacity == 0 { // unknown: as if each model took a device
-		capacity = 1
-	}
-	var devices []packing.Device
-	more := func() {
-		w := string(rune('a' + len(devices)/p.devices)) // names only need to differ
-		for i := range p.devices {
-			devices = append(devices, packing.Device{Pool: p.key, Worker: w, Name: string(rune('a' + i)), Capacity: capacity})
-		}
-	}
-	for workers := 1; workers <= p.limit(); workers++ {
-		more()
-		if d.allFit(p, models, packing.New(nil, devices, nil)) || p.device == 0 {
-			return max(0, workers-starting)
-		}
-	}
-	return max(0, p.limit()-starting)
+	return max(0, scaling.Fill(loads, p.device, p.devices, p.limit())-p.starting())
 }
 
-func (d *decision) allFit(p *pool, models []*model, f *packing.Fleet) bool {
-	for _, m := range models {
-		want := packing.Want{Model: m.key, Need: map[string]int64{p.key: likely(known(m), p.key)}, Alone: m.trial != nil}
-		for range m.missing {
-			if at, _, _ := f.Place(want, nil); at.Worker == "" {
-				return false
-			}
+// starting is how many workers of p have not reported yet, and stay.
+func (p *pool) starting() (n int) {
+	for _, s := range p.stations {
+		if s.starting() {
+			n++
 		}
 	}
-	return true
+	return n
 }
 
 func (d *decision) resizePool(p *pool) {

@@ -243,3 +243,49 @@ func compareBool(a, b bool) int {
 	}
 	return 1
 }
+
+// Replica is one that waits for a worker, as far as scaling cares.
+type Replica struct {
+	Model string // two replicas of one do not share a worker
+	Bytes int64  // that it needs on a device
+	Alone bool   // on a worker of its own
+}
+
+// Fill is how many empty workers the replicas would fill, each with the given
+// devices of so many bytes: in the order given, each goes to the first worker
+// with room. It is at most limit, and what is larger than a device counts as a worker.
+func Fill(replicas []Replica, bytes int64, devices, limit int) int {
+	type bin struct {
+		free   []int64
+		alone  bool
+		models map[string]bool
+	}
+	var bins []*bin
+	first := 0 // bins before it are full
+	for _, r := range replicas {
+		var at *bin
+		for i := first; i < len(bins) && !r.Alone; i++ {
+			b := bins[i]
+			if most := slices.Max(b.free); !b.alone && most >= r.Bytes && !b.models[r.Model] {
+				at = b
+				break
+			} else if i == first && (b.alone || most == 0) {
+				first++
+			}
+		}
+		if at == nil {
+			if len(bins) == limit {
+				return limit
+			}
+			at = &bin{free: slices.Repeat([]int64{bytes}, devices), alone: r.Alone, models: map[string]bool{}}
+			bins = append(bins, at)
+		}
+		i := slices.IndexFunc(at.free, func(n int64) bool { return n >= r.Bytes })
+		if i < 0 {
+			i = 0
+		}
+		at.free[i] = max(0, at.free[i]-r.Bytes)
+		at.models[r.Model] = true
+	}
+	return len(bins)
+}

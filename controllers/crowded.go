@@ -1,0 +1,85 @@
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
+)
+
+// Homes that sleep share a device, so that at times more of them are asked for
+// than it holds. The worker lets those that nobody asks for go; where all that is
+// left is in use, it refuses. Then the home moves to where the model fits beside
+// what is in use now, whatever the budget of moves, or its pool grows.
+
+const (
+	// A home is crowded when it has been kept off its device for so long, and a pool grows for it after more.
+	crowdedAfter      = 3 * time.Second
+	crowdedGrowsAfter = 10 * time.Second
+)
+
+// relieveCrowded finds another home for each that neighbours keep off its device.
+func (d *decision) relieveCrowded() {
+	for _, m := range d.models {
+		if m.move != nil || m.trial != nil || m.off() != "" || m.missing > 0 {
+			continue
+		}
+		for _, h := range slices.Clone(m.homes) {
+			if !h.refused() {
+				continue
+			}
+			key := m.key + " " + h.station.Name
+			since, known := d.seen.Memory.Short[key]
+			if !known {
+				since = d.seen.Now
+			}
+			d.plan.Memory.Short[key] = since
+			if wait := since.Add(crowdedAfter); d.seen.Now.Before(wait) {
+				d.soon(wait)
+				continue
+			}
+			if at, has := d.moved[m.key]; has && d.seen.Now.Sub(at) < pause {
+				d.soon(at.Add(pause))
+				continue
+			}
+			if d.relocate(m, h) {
+				break
+			}
+			m.crowded = d.seen.Now.Sub(since) >= crowdedGrowsAfter
+			d.soon(d.seen.Now.Add(crowdedAfter))
+		}
+	}
+}
+
+// refused: the home is wanted on its device now, and what is awake there keeps it off.
+func (h *home) refused() bool {
+	if h.state == nil || h.told == nil || h.leaving() || h.station.silent || h.extra || h.draining {
+		return false
+	}
+	m := h.model
+	for _, o := range m.homes {
+		if o != h && !h.told.Resident && o.onDevice() {
+			return false // that one answers
+		}
+	}
+	asked := h.told.Resident || m.load.Waiting+m.load.Held > 0
+	return h.state.Phase == worker.PhaseRefused && h.state.Reason == worker.ReasonDoesNotFit && asked ||
+		h.state.Phase == worker.PhaseIdle && h.state.Waiting > 0
+}
+
+// relocate moves a crowded home to where it fits beside what is in use now.
+func (d *decision) relocate(m *model, h *home) bool {
+	if len(h.taken) == 0 || d.touched[h.station.Name] >= movesAtOnce {
+		return false
+	}
+	want := d.want(m, nil)
+	want.Busy = want.Sleeps
+	at, reason, _ := d.fleet.Place(want, nil)
+	if at.Worker == "" {
+		return false
+	}
+	why := fmt.Sprintf("requests wait, and models in use keep it off its device on worker %s", h.station.Name)
+	return d.begin([]packing.Move{{Home: h.taken[0], To: at, Reason: reason}}, MoveRelieves, "", why)
+}
