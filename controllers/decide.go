@@ -52,6 +52,7 @@ func decide(seen Seen) *decision {
 	d.place()
 	d.resize()
 	d.move()
+	d.brake()
 	d.assign()
 	d.inspect()
 	d.report()
@@ -91,9 +92,10 @@ type pool struct {
 	*Pool
 	key      string
 	stations []*station
-	device   int64 // bytes of one device, seen or expected; 0: unknown
-	devices  int   // of one worker
-	need     int   // workers more than there are, for models without a home
+	device   int64   // bytes of one device, seen or expected; 0: unknown
+	devices  int     // of one worker
+	need     int     // workers more than there are, for models without a home
+	braked   *braked // what its plan waits for; nil: nothing
 	left     allowance
 }
 
@@ -138,6 +140,7 @@ type station struct {
 	silent bool
 	usable bool // may get new homes
 	hard   bool // takes no requests: the worker drains
+	frozen bool // is told nothing
 	homes  map[string]*home
 	// base is what the worker was last told, or what it reported to a leader that never told it anything.
 	base []worker.Home
@@ -152,6 +155,7 @@ type home struct {
 	state   *worker.HomeState // what it reports; nil: nothing yet
 	awake   bool
 	alone   bool
+	braked  bool // it would have gone: it stays as it was told
 	// extra: the model moves, and this home does not count: the new one until it is ready, then the old one.
 	extra    bool
 	draining bool           // the model has moved: no new requests

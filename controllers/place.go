@@ -305,7 +305,7 @@ func (d *decision) awaken(m *model) {
 // assign turns the homes of each worker into its assignment.
 func (d *decision) assign() {
 	for _, s := range d.stations {
-		if s.Report != nil && !s.Failed && s.Deleting.IsZero() {
+		if s.Report != nil && !s.Failed && s.Deleting.IsZero() && !s.frozen {
 			d.assignTo(s)
 		}
 		d.plan.Memory.Workers[s.Name] = s.memory
@@ -317,7 +317,7 @@ func (d *decision) assignTo(s *station) {
 	r := s.Report
 	a := worker.Assignment{Epoch: d.seen.Epoch, Instance: r.Instance, Drain: s.hard, Homes: []worker.Home{}}
 	for _, key := range sortedKeys(s.homes) {
-		if h := s.homes[key]; h.model != nil && !s.hard {
+		if h := s.homes[key]; (h.model != nil || h.braked) && !s.hard {
 			a.Homes = append(a.Homes, d.wire(h))
 		}
 	}
@@ -360,6 +360,9 @@ func sameHome(a, b worker.Home) bool {
 // is known to fit where the old one is.
 func (d *decision) wire(h *home) worker.Home {
 	m := h.model
+	if h.braked && h.told.Source.URI != "" {
+		return *h.told
+	}
 	if h.told != nil && h.told.Revision != m.revision && h.told.Source.URI != "" && !d.renew(h) {
 		old := *h.told
 		old.Resident, old.ServedNames, old.Draining = h.awake, m.names, h.draining

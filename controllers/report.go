@@ -163,7 +163,7 @@ func brief(n int64) string {
 
 // verdict says whether a request to m would be answered; if not, why not, and who can help.
 func (d *decision) verdict(m *model, s v1alpha1.ModelStatus) status.Verdict {
-	v := d.answer(m, s)
+	v := d.withBrake(m, d.answer(m, s))
 	v.Placed = d.placed(m, s, v)
 	if m.conflict != "" && v.Reason != v1alpha1.ReasonNameConflict {
 		message := m.conflict + " This Model answers to " + strings.Join(m.names, ", ") + ". Choose another name in spec.servedNames."
@@ -541,7 +541,7 @@ func (d *decision) placed(m *model, s v1alpha1.ModelStatus, v status.Verdict) *s
 	if moves := d.moves(m); moves != nil {
 		return moves
 	}
-	if int(s.Replicas) >= m.wanted && m.wanted > 0 {
+	if int(s.Replicas) >= m.wanted && (m.wanted > 0 || m.heldBack() != nil) {
 		var b strings.Builder
 		for _, p := range s.Placements[:min(len(s.Placements), 3)] {
 			fmt.Fprintf(&b, "On worker %s, device %s: %s. ", p.Worker, strings.Join(p.Devices, ", "), cmp.Or(strings.TrimSuffix(p.Reason, "."), "it was there already"))
@@ -587,7 +587,7 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 	s.Models = int32(len(models))
 	s.Memory = v1alpha1.MemoryStatus{Capacity: quantity(capacity), Allocated: quantity(used)}
 	s.Summary = v1alpha1.PoolSummary{Workers: fmt.Sprintf("%d/%d", s.ReadyWorkers, s.Workers), Memory: brief(used) + " / " + brief(capacity)}
-	s.Conditions = d.poolVerdict(p, s).Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
+	s.Conditions = p.withBrake(d.poolVerdict(p, s)).Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
 	return s
 }
 

@@ -21,8 +21,8 @@ import (
 // one device. A tick is one second; it prints what the plan did and which
 // conditions changed. Sizes are in GiB.
 //
-//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m]
-//	model NAME size=N [replicas=N | min=N max=N] [idle=5m] [uri=U] [names=a,b] [priority=N] [suspend] [age=N]
+//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m] [allow=KEY:VALUE of namespaces]
+//	model NAME size=N [replicas=N | min=N max=N] [idle=5m] [uri=U] [names=a,b] [priority=N] [suspend] [age=N] [select=KEY:VALUE of pools]
 //	source URI size=N | error=REASON    what a reading of its header says
 //	worker NAME capacity=N              for workers made later: capacity of all
 //	tick [n=1]                          n seconds
@@ -34,13 +34,20 @@ import (
 //	remove WORKER                       someone deletes the pod
 //	hold / free [WORKER]                new pods do not start / do again, or one of them does
 //	delete MODEL
+//	hide MODEL / find MODEL             the cache lacks it, although nobody deleted it / it is there again
+//	label POOL KEY=VALUE                changes a label of a pool; no generation changes
+//	namespace NAME KEY=VALUE            its only label
+//	confirm POOL [hash=H]               with the hash that its condition asks for
 //	leader                              another operator takes over
 //	show                                Ready of all, and what workers hold
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata/scenarios", func(t *testing.T, path string) {
 		s := &story{now: fixture.Epoch, epoch: 1, capacity: 80, sources: map[string]worker.Inspection{}, sent: map[string]worker.Assignment{},
-			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}
+			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}, namespaces: map[string]map[string]string{}}
 		datadriven.RunTest(t, path, s.run)
+		if s.braked && !strings.Contains(path, "brake") {
+			t.Errorf("%s: ordinary life was braked", path)
+		}
 	})
 }
 
@@ -54,6 +61,8 @@ type story struct {
 	pools       []v1alpha1.InferencePool
 	hashes      map[string]string
 	models      []v1alpha1.Model
+	hidden      []v1alpha1.Model
+	namespaces  map[string]map[string]string
 	pods        []*pod
 	sources     map[string]worker.Inspection
 	sent        map[string]worker.Assignment
@@ -63,6 +72,7 @@ type story struct {
 	memory      Memory
 	made        int
 	holding     bool
+	braked      bool // a plan waited for confirmation
 	out         strings.Builder
 }
 
@@ -119,9 +129,12 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			p.Spec.Replicas = &n
 		}
 		p.Spec.ScaleDown.After, p.Spec.Update.Drain = duration("after"), duration("drain")
+		if d.HasArg("allow") {
+			p.Spec.AllowedNamespaces = v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesSelector, Selector: selector(text("allow", ""))}
+		}
 		s.hashes[p.Namespace+"/"+p.Name] = text("hash", "")
 		if i := slices.IndexFunc(s.pools, func(o v1alpha1.InferencePool) bool { return o.Name == name }); i >= 0 {
-			p.Status, p.Generation = s.pools[i].Status, s.pools[i].Generation+1
+			p.Status, p.Generation, p.Labels = s.pools[i].Status, s.pools[i].Generation+1, s.pools[i].Labels
 			s.pools[i] = p
 		} else {
 			s.pools = append(s.pools, p)
@@ -132,6 +145,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		m.Spec.Source.URI = text("uri", m.Spec.Source.URI)
 		m.Spec.Priority = int32(num("priority", 0))
 		m.Spec.Suspend = d.HasArg("suspend")
+		if d.HasArg("select") {
+			m.Spec.PoolSelector = selector(text("select", ""))
+		}
 		if d.HasArg("names") {
 			m.Spec.ServedNames = strings.Split(text("names", ""), "+")
 		}
@@ -186,6 +202,20 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		s.holding = false
 	case "delete":
 		s.models = slices.DeleteFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
+	case "hide":
+		i := slices.IndexFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
+		s.hidden, s.models = append(s.hidden, s.models[i]), slices.Delete(s.models, i, i+1)
+	case "find":
+		i := slices.IndexFunc(s.hidden, func(m v1alpha1.Model) bool { return m.Name == name })
+		s.models, s.hidden = append(s.models, s.hidden[i]), slices.Delete(s.hidden, i, i+1)
+	case "label":
+		s.pool(name).Labels = map[string]string{d.CmdArgs[1].Key: d.CmdArgs[1].Vals[0]}
+	case "namespace":
+		s.namespaces[name] = map[string]string{d.CmdArgs[1].Key: d.CmdArgs[1].Vals[0]}
+	case "confirm":
+		message := status.Find(s.pool(name).Status.Conditions, v1alpha1.ConditionStalled).Message
+		_, asked, _ := strings.Cut(message, v1alpha1.AnnotationConfirm+"=")
+		s.pool(name).Annotations = map[string]string{v1alpha1.AnnotationConfirm: text("hash", asked)}
 	case "leader":
 		s.epoch++
 		s.memory, s.sent, s.inspections = Memory{}, map[string]worker.Assignment{}, map[InspectKey]Inspected{}
@@ -211,6 +241,21 @@ func (s *story) pod(name string) *pod {
 		}
 	}
 	panic("no pod " + name)
+}
+
+func (s *story) pool(name string) *v1alpha1.InferencePool {
+	for i := range s.pools {
+		if s.pools[i].Name == name {
+			return &s.pools[i]
+		}
+	}
+	panic("no pool " + name)
+}
+
+// selector of KEY:VALUE.
+func selector(text string) *metav1.LabelSelector {
+	key, value, _ := strings.Cut(text, ":")
+	return &metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
 func (s *story) say(format string, args ...any) {
@@ -249,7 +294,11 @@ func (s *story) route() {
 }
 
 func (s *story) seen() Seen {
-	seen := Seen{Now: s.now, Epoch: s.epoch, Settled: true, Models: slices.Clone(s.models), Sent: s.sent, Inspections: s.inspections, Memory: s.memory}
+	seen := Seen{Now: s.now, Epoch: s.epoch, Settled: true, Models: slices.Clone(s.models), Sent: s.sent, Inspections: s.inspections, Memory: s.memory,
+		Namespaces: s.namespaces, Missing: map[string]bool{}}
+	for i := range s.hidden {
+		seen.Missing[Key(&s.hidden[i])] = true
+	}
 	for _, p := range s.pools {
 		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name]})
 	}
@@ -360,6 +409,7 @@ func (s *story) carryOut(plan Plan) {
 
 func (s *story) conditions(what string, before, after []metav1.Condition) {
 	for _, c := range status.Transitions(before, after) {
+		s.braked = s.braked || c.Reason == v1alpha1.ReasonWaitingForConfirmation
 		if c.Type == v1alpha1.ConditionReady || c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue {
 			s.say("%s %s=%s %s: %s", what, c.Type, c.Status, c.Reason, c.Message)
 		}

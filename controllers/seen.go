@@ -36,6 +36,8 @@ type Seen struct {
 	Sent map[string]worker.Assignment `json:"sent,omitzero"` // worker -> assignment
 	// Inspections are what workers read from sources, and what was asked and is under way.
 	Inspections map[InspectKey]Inspected `json:"inspections,omitzero"`
+	// Missing are Models that workers hold and that are not in Models, although nobody is known to have deleted them.
+	Missing map[string]bool `json:"missing,omitzero"` // "namespace/name"
 
 	Memory Memory `json:"memory,omitzero"`
 }
@@ -138,6 +140,9 @@ type Memory struct {
 	Short  map[string]time.Time `json:"short,omitzero"`  // "model worker" -> since when requests wait for a home that neighbours keep off its device
 	Tried  map[string]time.Time `json:"tried,omitzero"`  // model -> when room was last looked for in vain
 	Tidied time.Time            `json:"tidied,omitzero"` // when anything was last looked for that could be packed better
+
+	Brakes map[string]Brake `json:"brakes,omitzero"` // pool -> what its brake remembers
+	Asked  map[string]int64 `json:"asked,omitzero"`  // model -> generation that a person asked for and that has not got its homes yet
 }
 
 // Awake is the share of time in which a model is on a device and in use.

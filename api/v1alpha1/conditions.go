@@ -58,6 +58,10 @@ const (
 	ReasonInvalidTemplate = "InvalidTemplate"
 )
 
+// AnnotationConfirm on an InferencePool lets go what the message of its condition
+// Stalled, of reason WaitingForConfirmation, names; its value is the hash that stands there.
+const AnnotationConfirm = "estiba.dev/confirm"
+
 // Labels and annotations on worker pods.
 const (
 	// LabelPool holds the name of a worker pod's pool.
