@@ -80,6 +80,9 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 	r.mu.Lock()
 	seen.Inspections = maps.Clone(r.inspections)
 	r.mu.Unlock()
+	if err := r.missing(ctx, &seen); err != nil {
+		return Seen{}, err
+	}
 	return seen, r.lead(ctx, &seen)
 }
 

@@ -77,7 +77,8 @@ type Reconciler struct {
 	made      map[uid]made    // that the cache may not show yet
 	deleted   map[uid]bool    // pods that the cache may show as if they were to stay
 	podOf     map[string]*corev1.Pod
-	namesakes []*corev1.Pod // of other worker pods
+	namesakes []*corev1.Pod   // of other worker pods
+	gone      map[string]bool // Models that workers hold and that the API server says are deleted
 
 	mu          sync.Mutex
 	inspections map[InspectKey]Inspected
@@ -101,7 +102,7 @@ func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
 			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](2*between, resync),
 		}).
 		Watches(&v1alpha1.Model{}, one, spec).
-		Watches(&v1alpha1.InferencePool{}, one, spec).
+		Watches(&v1alpha1.InferencePool{}, one, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
 		Watches(&corev1.Pod{}, one).
 		WatchesRawSource(source.Channel(r.changed, one))
 	if len(o.Namespaces) == 0 {
