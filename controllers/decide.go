@@ -39,7 +39,8 @@ func decide(seen Seen) *decision {
 			Budgets:     map[string]int32{},
 			Memory:      newMemory(),
 		},
-		pools: map[string]*pool{}, byKey: map[string]*model{}, byName: map[string]*station{},
+		pools: make(map[string]*pool, len(seen.Pools)), byKey: make(map[string]*model, len(seen.Models)), byName: make(map[string]*station, len(seen.Workers)),
+		models: make([]*model, 0, len(seen.Models)), stations: make([]*station, 0, len(seen.Workers)),
 	}
 	d.readPools()
 	d.readModels()
@@ -107,7 +108,6 @@ type model struct {
 	names    []string
 	conflict string // who has the names that this Model may not have
 	pools    []*pool
-	priority map[string]int // pool -> priority there
 	need     map[string]worker.Footprint
 	needs    map[string]int64 // pool -> bytes on a device; of those pools of which need is known
 	tokens   map[string]int
@@ -207,23 +207,18 @@ func (d *decision) readPools() {
 }
 
 func (d *decision) readModels() {
+	pools := make([]*pool, 0, len(d.pools))
+	for _, key := range sortedKeys(d.pools) {
+		if p := d.pools[key]; p.DeletionTimestamp.IsZero() {
+			pools = append(pools, p)
+		}
+	}
 	for i := range d.seen.Models {
 		m := &d.seen.Models[i]
-		e := &model{Model: m, key: Key(m), revision: Revision(m), priority: map[string]int{},
-			need: map[string]worker.Footprint{}, tokens: map[string]int{}}
-		for _, key := range sortedKeys(d.pools) {
-			p := d.pools[key]
-			if !p.DeletionTimestamp.IsZero() || !d.allows(p, m) {
-				continue
-			}
-			e.pools = append(e.pools, p)
-			e.priority[key] = int(m.Spec.Priority)
-			if p.Namespace != m.Namespace {
-				limit := 0
-				if p.Spec.AllowedNamespaces.MaxPriority != nil {
-					limit = int(*p.Spec.AllowedNamespaces.MaxPriority)
-				}
-				e.priority[key] = min(e.priority[key], limit)
+		e := &model{Model: m, key: Key(m), revision: Revision(m), need: map[string]worker.Footprint{}, tokens: map[string]int{}}
+		for _, p := range pools {
+			if d.allows(p, m) {
+				e.pools = append(e.pools, p)
 			}
 		}
 		if t := m.Status.Trial; t != nil && t.Revision == e.revision {
@@ -236,6 +231,18 @@ func (d *decision) readModels() {
 	slices.SortFunc(d.models, func(a, b *model) int {
 		return cmp.Or(-cmp.Compare(a.Spec.Priority, b.Spec.Priority), older(a, b))
 	})
+}
+
+// rank is m's priority in a pool, which bounds that of guests.
+func (m *model) rank(p *pool) int {
+	n := int(m.Spec.Priority)
+	if p.Namespace == m.Namespace {
+		return n
+	}
+	if most := p.Spec.AllowedNamespaces.MaxPriority; most != nil {
+		return min(n, int(*most))
+	}
+	return min(n, 0)
 }
 
 func older(a, b *model) int {
@@ -258,7 +265,16 @@ func (d *decision) allows(p *pool, m *v1alpha1.Model) bool {
 	return m.Spec.PoolSelector == nil || matches(m.Spec.PoolSelector, p.Labels)
 }
 
+// matches reports whether a selector selects; one that is no selector selects nothing.
 func matches(s *metav1.LabelSelector, l map[string]string) bool {
+	if s != nil && len(s.MatchExpressions) == 0 { // the usual one, for which nothing needs to be parsed
+		for k, v := range s.MatchLabels {
+			if has, there := l[k]; !there || has != v {
+				return false
+			}
+		}
+		return true
+	}
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && selector.Matches(labels.Set(l))
 }

@@ -251,7 +251,7 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 		return at
 	}
 	h.alone = h.tried() && len(s.homes) == 1
-	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.needs[s.pool.key]), h.alone, m.priority[s.pool.key]
+	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.needs[s.pool.key]), h.alone, m.rank(s.pool)
 	if m.sleeps() && !(h.told != nil && h.told.Resident) {
 		at.Sleeps, at.Busy, at.Awake = true, h.busy(), m.share
 	}

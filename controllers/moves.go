@@ -438,7 +438,7 @@ func (d *decision) evict(h packing.Home, m *model, p *pool) {
 		return
 	}
 	d.drop(at)
-	gave := Gave{To: m.key, Priority: m.priority[p.key], Own: o.priority[p.key], Worker: h.Worker, Bytes: h.Bytes, At: d.seen.Now}
+	gave := Gave{To: m.key, Priority: m.rank(p), Own: o.rank(p), Worker: h.Worker, Bytes: h.Bytes, At: d.seen.Now}
 	o.gave = &gave
 	d.settleIn(o)
 	d.remember(o)

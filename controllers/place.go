@@ -210,7 +210,7 @@ func (d *decision) settleIn(m *model) {
 func (d *decision) want(m *model, p *pool) packing.Want {
 	w := packing.Want{Model: m.key, Need: m.needs, Alone: m.trial != nil, Load: m.hot, Priority: int(m.Spec.Priority)}
 	if p != nil {
-		w.Need, w.Priority = map[string]int64{p.key: m.needs[p.key]}, m.priority[p.key]
+		w.Need, w.Priority = map[string]int64{p.key: m.needs[p.key]}, m.rank(p)
 	}
 	if m.sleeps() && m.awake == 0 {
 		w.Sleeps, w.Busy, w.Awake = true, m.load.Total() > 0, m.share
@@ -372,7 +372,7 @@ func (d *decision) wire(h *home) worker.Home {
 		Model: m.key, Revision: m.revision, ServedNames: m.names,
 		Source: modelSource(m.Model), Format: string(m.Spec.Precision.Format), Context: modelContext(m.Model),
 		Devices: h.devices, Resident: h.awake, Draining: h.draining,
-		EvictionOrder: m.priority[h.station.pool.key], NeverEvict: m.Spec.Eviction == v1alpha1.EvictNever,
+		EvictionOrder: m.rank(h.station.pool), NeverEvict: m.Spec.Eviction == v1alpha1.EvictNever,
 	}
 	if !h.awake {
 		w.IdleSeconds = m.idleAfter().Seconds()
