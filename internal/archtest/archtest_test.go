@@ -53,6 +53,7 @@ var rules = map[string]rule{
 	"internal/synth":      {ours: []string{"internal/file", "runtime/..."}, deny: kubernetes},
 	"internal/file":       {deny: kubernetes},
 	"internal/top":        {ours: []string{"api/..."}},
+	"internal/simulate":   {ours: []string{"internal/policy/packing", "internal/file"}, deny: kubernetes},
 	"internal/simworker":  {ours: []string{"api/worker", "runtime/residency"}, deny: kubernetes},
 	"internal/fixture":    {ours: []string{"api/...", "runtime/tensor"}},
 	"internal/archtest":   {ours: []string{"internal/fixture"}},

@@ -5,7 +5,7 @@ import (
 )
 
 // simulations lists what can be simulated; a new one is a line here.
-var simulations = []func() *cobra.Command{}
+var simulations = []func() *cobra.Command{packingCommand}
 
 func simulateCommand() *cobra.Command {
 	cmd := &cobra.Command{
