@@ -65,6 +65,7 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 		r.metrics.assignments.Inc()
 		r.log.Info("assignment sent", "worker", name, "epoch", a.Epoch, "generation", a.Generation, "homes", len(a.Homes), "drain", a.Drain)
 	}
+	r.tell(seen, plan.Moves)
 	for _, in := range plan.Inspect {
 		r.ask(ctx, in)
 	}
@@ -147,6 +148,9 @@ func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, a
 	if soon := r.pools[p.UID].at.Add(recount); due.After(soon) && (counts(p.Status) != counts(after) || says(p.Status) != says(after)) {
 		due = soon
 	}
+	if !equality.Semantic.DeepEqual(p.Status.Moves, after.Moves) { // what a later leader may not move again
+		due = now
+	}
 	if due.IsZero() || due.After(now) {
 		return due, nil
 	}
@@ -206,6 +210,16 @@ func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition
 			kind = corev1.EventTypeWarning
 		}
 		r.events.Eventf(o, nil, kind, c.Reason, "Decide", "%s", status.Cut(c.Message, 1000))
+	}
+}
+
+// tell makes an event of each move that begins.
+func (r *Reconciler) tell(seen Seen, moves []Move) {
+	for _, v := range moves {
+		if i := slices.IndexFunc(seen.Models, func(m v1alpha1.Model) bool { return Key(&m) == v.Model }); i >= 0 {
+			r.events.Eventf(&seen.Models[i], nil, corev1.EventTypeNormal, v1alpha1.ReasonMoving, "Decide", "Moves from worker %s to %s: %s.", v.From, v.To, v.Reason)
+		}
+		r.log.Info("move begins", "model", v.Model, "from", v.From, "to", v.To, "kind", v.Kind, "for", v.For)
 	}
 }
 

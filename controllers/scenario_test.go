@@ -363,13 +363,19 @@ func (s *story) carryOut(plan Plan) {
 		s.pools[i].Status = plan.Pools[i]
 		s.conditions("pool "+s.pools[i].Name, before, plan.Pools[i].Conditions)
 	}
+	for _, v := range plan.Moves {
+		s.say("%s moves from %s to %s: %s", short(v.Model), v.From, v.To, v.Reason)
+	}
 	for _, name := range sortedKeys(plan.Assignments) {
 		a := plan.Assignments[name]
 		s.sent[name] = a
 		var homes []string
 		for _, h := range a.Homes {
 			n := short(h.Model)
-			if !h.Resident {
+			switch {
+			case h.Draining:
+				n += " (draining)"
+			case !h.Resident:
 				n += " (asleep)"
 			}
 			homes = append(homes, n)
