@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,21 +28,21 @@ const (
 	reapply = 10 * time.Minute
 	// retry is how long after a refusal the API server is asked again.
 	retry = 5 * time.Second
-	// recount is the least time between two writes of what people look at first:
-	// where a Model is; a pool's counts, and what it waits for.
-	recount = 3 * time.Second
 )
 
 // apply carries a plan out. Each part is tried, whatever becomes of the others.
 // The first writes are those that must outlive this process: deaths. If one
-// cannot be written, the plan has not been: the next one finds it again. It
-// returns when the next status is due, zero if none waits.
+// cannot be written, the plan has not been: the next one finds it again. What
+// people read comes last and takes no longer than writing: the rest is decided
+// anew. It returns when the next status is due, zero if none waits.
 func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.Time, err error) {
 	var errs []error
-	fail := func(err error) {
-		// In a namespace that is going away nothing can be made any more.
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			errs = append(errs, err)
+	fail := func(failed ...error) {
+		for _, err := range failed {
+			// In a namespace that is going away nothing can be made any more.
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	later := func(t time.Time) {
@@ -51,15 +50,12 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			due = t
 		}
 	}
-	for i := range seen.Models {
-		at, err := r.writeModel(ctx, &seen.Models[i], plan.Models[i], seen.Now)
-		later(at)
-		if err != nil && newDeath(seen.Models[i].Status.Trial, plan.Models[i].Trial) {
-			return due, err // nothing is sent before that is kept
-		}
-		fail(err)
+	deaths, told, wait, at := r.modelWrites(seen, plan)
+	later(at)
+	if _, failed := carry(ctx, deaths, time.Time{}); len(failed) > 0 {
+		return due, errors.Join(failed...) // nothing is sent before that is kept
 	}
-	r.memory = plan.Memory
+	r.memory, r.waiting = plan.Memory, wait
 	for name, a := range plan.Assignments {
 		r.fleet.Send(name, a)
 		r.metrics.assignments.Inc()
@@ -82,120 +78,23 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 			later(again)
 			continue
 		}
-		for i := range plan.Create[p.Key()] {
-			if err := r.create(ctx, p, i < plan.Successors[p.Key()]); err != nil {
-				fail(err)
-				break
-			}
-		}
+		fail(r.create(ctx, p, plan.Create[p.Key()], plan.Successors[p.Key()])...)
 	}
-	for _, d := range plan.Delete {
-		fail(r.delete(ctx, d))
-	}
-	for _, pod := range r.namesakes {
-		fail(r.deletePod(ctx, pod, "a worker pod in another namespace has its name"))
-	}
-	for name := range plan.marked() {
-		fail(r.mark(ctx, name, plan))
-	}
-	for i := range seen.Pools {
-		at, err := r.writePool(ctx, &seen.Pools[i].InferencePool, plan.Pools[i], seen.Now)
-		later(at)
-		fail(err)
+	_, failed := carry(ctx, r.deletions(plan), time.Time{})
+	fail(failed...)
+	pools, at := r.poolWrites(seen, plan)
+	later(at)
+	marks, at := r.marks(plan, seen.Now)
+	later(at)
+	last := slices.Concat(pools, told, marks)
+	slices.SortStableFunc(last, func(a, b write) int { return a.last.Compare(b.last) })
+	begun, failed := carry(ctx, last, time.Now().Add(writing))
+	fail(failed...)
+	if begun < len(last) {
+		later(seen.Now)
 	}
 	r.forget(seen)
 	return due, errors.Join(errs...)
-}
-
-func newDeath(before, after *v1alpha1.Trial) bool {
-	return after != nil && (before == nil || before.Deaths != after.Deaths)
-}
-
-// written is a status as it was last written, which the cache may not show yet.
-type written[S any] struct {
-	status S
-	at     time.Time
-}
-
-func (r *Reconciler) writeModel(ctx context.Context, m *v1alpha1.Model, after v1alpha1.ModelStatus, now time.Time) (time.Time, error) {
-	due := status.Due(m.Status, after, func(s v1alpha1.ModelStatus) ([]metav1.Condition, int64) { return s.Conditions, s.ObservedGeneration }, r.models[m.UID].at, now)
-	// Whoever has just lost a worker looks where the Model is now.
-	if soon := r.models[m.UID].at.Add(recount); due.After(soon) && !slices.EqualFunc(m.Status.Placements, after.Placements, samePlace) {
-		due = soon
-	}
-	// The trial is memory for the next decision: an acquittal that waited here
-	// would be forgotten.
-	if !equality.Semantic.DeepEqual(m.Status.Trial, after.Trial) {
-		due = now
-	}
-	if due.IsZero() || due.After(now) {
-		return due, nil
-	}
-	if err := r.patchStatus(ctx, m, func(o *v1alpha1.Model) { o.Status = after }); err != nil {
-		return time.Time{}, err
-	}
-	r.models[m.UID] = written[v1alpha1.ModelStatus]{after, now}
-	r.metrics.writes.WithLabelValues("Model").Inc()
-	r.announce(m, m.Status.Conditions, after.Conditions)
-	return time.Time{}, nil
-}
-
-func (r *Reconciler) writePool(ctx context.Context, p *v1alpha1.InferencePool, after v1alpha1.InferencePoolStatus, now time.Time) (time.Time, error) {
-	due := status.Due(p.Status, after, func(s v1alpha1.InferencePoolStatus) ([]metav1.Condition, int64) {
-		return s.Conditions, s.ObservedGeneration
-	}, r.pools[p.UID].at, now)
-	// Whoever has just created a Model looks at once how many there are.
-	if soon := r.pools[p.UID].at.Add(recount); due.After(soon) && (counts(p.Status) != counts(after) || says(p.Status) != says(after)) {
-		due = soon
-	}
-	if !equality.Semantic.DeepEqual(p.Status.Moves, after.Moves) { // what a later leader may not move again
-		due = now
-	}
-	if due.IsZero() || due.After(now) {
-		return due, nil
-	}
-	before := p.Status.Conditions
-	if err := r.patchPool(ctx, p, after); err != nil {
-		return time.Time{}, err
-	}
-	r.pools[p.UID] = written[v1alpha1.InferencePoolStatus]{after, now}
-	r.metrics.writes.WithLabelValues("InferencePool").Inc()
-	r.announce(p, before, after.Conditions)
-	return time.Time{}, nil
-}
-
-func samePlace(a, b v1alpha1.Placement) bool { return a.Worker == b.Worker && a.State == b.State }
-
-// says is what the Ready condition of a pool says: why a pod is refused, or does not start.
-func says(s v1alpha1.InferencePoolStatus) string {
-	if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c != nil {
-		return c.Message
-	}
-	return ""
-}
-
-// counts are the whole numbers of a pool's status.
-func counts(s v1alpha1.InferencePoolStatus) [3]int32 {
-	return [3]int32{s.Workers, s.ReadyWorkers, s.Models}
-}
-
-// patchStatus writes the one status of a Model.
-func (r *Reconciler) patchStatus(ctx context.Context, m *v1alpha1.Model, change func(*v1alpha1.Model)) error {
-	after := m.DeepCopy()
-	change(after)
-	if err := r.client.Status().Patch(ctx, after, client.MergeFrom(m.DeepCopy())); err != nil {
-		return fmt.Errorf("write the status of Model %s: %w", Key(m), err)
-	}
-	return nil
-}
-
-func (r *Reconciler) patchPool(ctx context.Context, p *v1alpha1.InferencePool, s v1alpha1.InferencePoolStatus) error {
-	after := p.DeepCopy()
-	after.Status = s
-	if err := r.client.Status().Patch(ctx, after, client.MergeFrom(p.DeepCopy())); err != nil {
-		return fmt.Errorf("write the status of InferencePool %s/%s: %w", p.Namespace, p.Name, err)
-	}
-	return nil
 }
 
 // announce makes an event of each change of Ready, and of each new stall.
@@ -283,47 +182,118 @@ type made struct {
 	at  time.Time // by this process's clock
 }
 
-func (r *Reconciler) create(ctx context.Context, p *Pool, successor bool) error {
-	pod, sum, err := workerPod(&p.InferencePool, r.options.WorkerImage)
-	if err != nil {
-		return nil // the pool's condition says so
+// create makes so many workers of a pool, the first of which are successors: one,
+// if that is taken two, and so on, so that a full quota is not asked a hundred times.
+func (r *Reconciler) create(ctx context.Context, p *Pool, workers, successors int) []error {
+	if workers > 0 {
+		delete(r.refused, p.UID)
 	}
+	for made, batch := 0, 1; made < workers; made, batch = made+batch, 2*batch {
+		var writes []write
+		for i := made; i < min(made+batch, workers); i++ {
+			writes = append(writes, r.createWorker(p, i < successors))
+		}
+		_, failed := carry(ctx, writes, time.Time{})
+		if _, refused := r.refused[p.UID]; refused || len(failed) > 0 {
+			return failed
+		}
+	}
+	return nil
+}
+
+// createWorker makes one worker pod, of a template that can be used.
+func (r *Reconciler) createWorker(p *Pool, successor bool) write {
+	t := r.template(&p.InferencePool)
+	pod := t.pod.DeepCopy()
 	if successor {
 		pod.Annotations[v1alpha1.AnnotationSuccessor] = "true"
 	}
-	if err := r.client.Create(ctx, pod); err != nil {
-		r.refused[p.UID] = refusal{sum, because(err, pod), apierrors.IsInvalid(err), r.now()}
-		if apierrors.IsInvalid(err) {
-			r.wake()
+	var invalid error // no other attempt will help; the pool's condition says so
+	return write{
+		send: func(ctx context.Context) error {
+			err := r.client.Create(ctx, pod)
+			if apierrors.IsInvalid(err) {
+				invalid = err
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("create a worker of InferencePool %s: %w", p.Key(), err)
+			}
 			return nil
+		},
+		done: func(err error) {
+			switch {
+			case err != nil:
+				r.refused[p.UID] = refusal{t.hash, because(errors.Unwrap(err), pod), false, r.now()}
+			case invalid != nil:
+				r.refused[p.UID] = refusal{t.hash, because(invalid, pod), true, r.now()}
+				r.wake()
+			default:
+				r.made[pod.UID] = made{pod, r.now()}
+				r.metrics.created.WithLabelValues(p.Key()).Inc()
+				r.log.Info("worker pod created", "pool", p.Key(), "worker", pod.Name)
+			}
+		},
+	}
+}
+
+// deletions are the pods that are to go.
+func (r *Reconciler) deletions(plan Plan) []write {
+	var writes []write
+	deletes := func(pod *corev1.Pod, reason string) {
+		if pod != nil && pod.DeletionTimestamp.IsZero() && !r.deleted[pod.UID] {
+			writes = append(writes, r.deletePod(pod, reason))
 		}
-		return fmt.Errorf("create a worker of InferencePool %s: %w", p.Key(), err)
 	}
-	delete(r.refused, p.UID)
-	r.made[pod.UID] = made{pod, r.now()}
-	r.metrics.created.WithLabelValues(p.Key()).Inc()
-	r.log.Info("worker pod created", "pool", p.Key(), "worker", pod.Name)
-	return nil
+	for _, d := range plan.Delete {
+		deletes(r.podOf[d.Worker], d.Reason)
+	}
+	for _, pod := range r.namesakes {
+		deletes(pod, "a worker pod in another namespace has its name")
+	}
+	return writes
 }
 
-func (r *Reconciler) delete(ctx context.Context, d Deletion) error {
-	if pod := r.podOf[d.Worker]; pod != nil {
-		return r.deletePod(ctx, pod, d.Reason)
+func (r *Reconciler) deletePod(pod *corev1.Pod, reason string) write {
+	return write{
+		send: func(ctx context.Context) error {
+			if err := r.client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}); err != nil {
+				return fmt.Errorf("delete worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			}
+			return nil
+		},
+		done: func(err error) {
+			if err != nil {
+				return
+			}
+			r.deleted[pod.UID] = true
+			r.metrics.deleted.WithLabelValues(pod.Namespace + "/" + pod.Labels[v1alpha1.LabelPool]).Inc()
+			r.log.Info("worker pod deleted", "worker", pod.Name, "reason", reason)
+		},
 	}
-	return nil
 }
 
-func (r *Reconciler) deletePod(ctx context.Context, pod *corev1.Pod, reason string) error {
-	if !pod.DeletionTimestamp.IsZero() || r.deleted[pod.UID] {
-		return nil
+// remark is the least time between two changes of the labels of one pod, which
+// follow all that comes to a worker and goes.
+const remark = 5 * time.Second
+
+// marks put on pods what is no longer true there: the UIDs of the Models that a
+// worker holds, and whether it may be disrupted, which does not wait. Next is
+// when labels that wait are due.
+func (r *Reconciler) marks(plan Plan, now time.Time) (writes []write, next time.Time) {
+	for name := range plan.marked() {
+		pod := r.podOf[name]
+		if pod == nil {
+			continue
+		}
+		_, disrupted := plan.Disruption[name]
+		if due := r.marked[pod.UID].Add(remark); !disrupted && due.After(now) {
+			next = earlier(next, due)
+			continue
+		}
+		writes = append(writes, r.mark(pod, plan, now))
 	}
-	if err := r.client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}); err != nil {
-		return fmt.Errorf("delete worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
-	}
-	r.deleted[pod.UID] = true
-	r.metrics.deleted.WithLabelValues(pod.Namespace + "/" + pod.Labels[v1alpha1.LabelPool]).Inc()
-	r.log.Info("worker pod deleted", "worker", pod.Name, "reason", reason)
-	return nil
+	return writes, next
 }
 
 // marked are the workers whose pods say what is no longer true.
@@ -338,25 +308,24 @@ func (p *Plan) marked() map[string]bool {
 	return names
 }
 
-// mark puts the UIDs of the Models that a worker holds on its pod, and whether
-// it may be disrupted.
-func (r *Reconciler) mark(ctx context.Context, name string, plan Plan) error {
-	pod := r.podOf[name]
-	if pod == nil {
-		return nil
-	}
+func (r *Reconciler) mark(pod *corev1.Pod, plan Plan, now time.Time) write {
 	after := pod.DeepCopy()
-	if models, differ := plan.Labels[name]; differ {
+	if models, differ := plan.Labels[pod.Name]; differ {
 		label(after, models)
 	}
-	if say, differs := plan.Disruption[name]; differs {
+	if say, differs := plan.Disruption[pod.Name]; differs {
 		say.annotate(after)
 	}
-	if err := r.client.Patch(ctx, after, client.MergeFrom(pod)); err != nil {
-		return fmt.Errorf("mark worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	return write{
+		last: r.marked[pod.UID],
+		send: func(ctx context.Context) error {
+			if err := r.client.Patch(ctx, after, client.MergeFrom(pod)); err != nil {
+				return fmt.Errorf("mark worker pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			}
+			return nil
+		},
+		done: func(err error) { r.marked[pod.UID] = now },
 	}
-	r.podOf[name] = after
-	return nil
 }
 
 // label makes a pod's labels name the models.
@@ -386,6 +355,7 @@ func (r *Reconciler) forget(seen Seen) {
 	drop(r.furnished, pools)
 	drop(r.refused, pools)
 	drop(r.checked, pools)
+	drop(r.templates, pools)
 	pods := map[types.UID]bool{}
 	for _, p := range r.podOf {
 		pods[p.UID] = true
@@ -394,6 +364,7 @@ func (r *Reconciler) forget(seen Seen) {
 		pods[p.UID] = true
 	}
 	drop(r.deleted, pods)
+	drop(r.marked, pods)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, in := range r.inspections {

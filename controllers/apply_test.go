@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -157,7 +156,7 @@ func TestTemplateIsChecked(t *testing.T) {
 	} {
 		now := fixture.Epoch
 		server := &judge{err: c.err}
-		r := &Reconciler{client: server, now: func() time.Time { return now }, refused: map[uid]refusal{}, checked: map[uid]checked{}}
+		r := &Reconciler{client: server, now: func() time.Time { return now }, refused: map[uid]refusal{}, checked: map[uid]checked{}, templates: map[uid]template{}}
 		p := fixture.NewPool("p", 1, 1)
 		for range 2 {
 			if is := r.pool(t.Context(), p); (is.Invalid != "") != c.invalid || (is.Unchecked != "") != c.unchecked {
@@ -213,57 +212,47 @@ func TestOutOfDateStays(t *testing.T) {
 	}
 }
 
-// taking is an API server that takes each status.
-type taking struct{ client.Client }
-
-func (taking) Status() client.SubResourceWriter { return takingStatus{} }
-
-type takingStatus struct{ client.SubResourceWriter }
-
-func (takingStatus) Patch(context.Context, client.Object, client.Patch, ...client.SubResourcePatchOption) error {
-	return nil
-}
-
 // Where a Model is, and what a pool says, are written soon; the rest has time.
 func TestStatusIsDue(t *testing.T) {
 	start := fixture.Epoch
-	r := &Reconciler{client: taking{}, metrics: newMetrics(prometheus.NewRegistry()), models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{}}
 	m, p := fixture.NewModel("x"), fixture.NewPool("p", 1, 1)
 	m.Status.Placements = []v1alpha1.Placement{{Worker: "w1", State: v1alpha1.PlacementResident, Reason: "room"}}
 	p.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonWaitingForWorker, Message: "0 of 1 worker is ready."}}
 	p.Status.Workers = 1
+	serving, loading := status.Verdict{Ready: true, Reason: v1alpha1.ReasonServing}.Conditions(nil, 1, start), status.Verdict{Reason: v1alpha1.ReasonLoading}.Conditions(nil, 1, start)
 	for name, c := range map[string]struct {
-		change func(*v1alpha1.ModelStatus)
-		pool   func(*v1alpha1.InferencePoolStatus)
-		wait   time.Duration
+		change  func(*v1alpha1.ModelStatus)
+		loading time.Time
+		pool    func(*v1alpha1.InferencePoolStatus)
+		wait    time.Duration
 	}{
 		"worker gone":   {change: func(s *v1alpha1.ModelStatus) { s.Placements = nil }, wait: recount},
 		"other worker":  {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].Worker = "w2" }, wait: recount},
 		"other state":   {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].State = v1alpha1.PlacementHost }, wait: recount},
 		"other words":   {change: func(s *v1alpha1.ModelStatus) { s.Placements[0].Reason = "more room" }, wait: status.Interval},
 		"more memory":   {change: func(s *v1alpha1.ModelStatus) { s.Summary.Memory = "2Gi" }, wait: status.Interval},
+		"serving":       {change: func(s *v1alpha1.ModelStatus) { s.Conditions = serving }, wait: time.Second},
+		"loading":       {change: func(s *v1alpha1.ModelStatus) { s.Conditions = loading }, loading: start.Add(time.Second), wait: time.Second + moment},
+		"a death":       {change: func(s *v1alpha1.ModelStatus) { s.Conditions, s.Trial = loading, &v1alpha1.Trial{Deaths: 1} }, loading: start.Add(time.Second), wait: time.Second},
 		"workers":       {pool: func(s *v1alpha1.InferencePoolStatus) { s.Workers = 2 }, wait: recount},
 		"refused":       {pool: func(s *v1alpha1.InferencePoolStatus) { s.Conditions[0].Message += " Exceeded quota." }, wait: recount},
 		"pool's memory": {pool: func(s *v1alpha1.InferencePoolStatus) { s.Summary.Memory = "2Gi / 4Gi" }, wait: status.Interval},
 	} {
-		write := func(now time.Time) (due time.Time, err error) {
+		at := func(now time.Time) time.Time {
 			if c.pool != nil {
 				after := p.Status.DeepCopy()
 				c.pool(after)
-				r.pools[p.UID] = written[v1alpha1.InferencePoolStatus]{p.Status, start}
-				due, err = r.writePool(t.Context(), &p, *after, now)
-				return due, err
+				return poolDue(p.Status, *after, start, now)
 			}
 			after := m.Status.DeepCopy()
 			c.change(after)
-			r.models[m.UID] = written[v1alpha1.ModelStatus]{m.Status, start}
-			return r.writeModel(t.Context(), &m, *after, now)
+			return modelDue(m.Status, *after, start, c.loading, now)
 		}
-		if due, err := write(start.Add(time.Second)); err != nil || !due.Equal(start.Add(c.wait)) {
-			t.Errorf("%s: due at %v, %v, want after %v", name, due, err, c.wait)
+		if due := at(start.Add(time.Second)); !due.Equal(start.Add(c.wait)) {
+			t.Errorf("%s: due at %v, want after %v", name, due, c.wait)
 		}
-		if due, err := write(start.Add(c.wait)); err != nil || !due.IsZero() {
-			t.Errorf("%s: not written after %v: due at %v, %v", name, c.wait, due, err)
+		if due := at(start.Add(c.wait)); due.After(start.Add(c.wait)) {
+			t.Errorf("%s: not written after %v: due at %v", name, c.wait, due)
 		}
 	}
 }

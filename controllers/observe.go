@@ -13,6 +13,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -47,16 +48,13 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 		lists = append(lists, &namespaces, &nodes)
 	}
 	for _, list := range lists {
-		if err := r.client.List(ctx, list); err != nil {
+		// What comes is the cache's own: nobody may write to it.
+		if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return Seen{}, fmt.Errorf("read %T from the cache: %w", list, err)
 		}
 	}
 	seen := Seen{Now: r.now(), Models: models.Items, Namespaces: map[string]map[string]string{}, Memory: r.memory}
-	for i := range seen.Models {
-		if s, written := r.models[seen.Models[i].UID]; written && seen.Now.Sub(s.at) < unseen {
-			seen.Models[i].Status = s.status
-		}
-	}
+	r.statuses(seen.Models, seen.Now)
 	for _, n := range namespaces.Items {
 		seen.Namespaces[n.Name] = n.Labels
 	}
@@ -86,20 +84,40 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 	return seen, r.lead(ctx, &seen)
 }
 
+// template is what a pool's template makes of its worker pods.
+type template struct {
+	spec  *v1alpha1.InferencePoolSpec // it was made from
+	image string
+	pod   *corev1.Pod // read only
+	hash  string
+	err   error // why it cannot be used
+}
+
+// template of a pool: merging it takes a millisecond, so it is done once per spec.
+func (r *Reconciler) template(p *v1alpha1.InferencePool) template {
+	t, known := r.templates[p.UID]
+	if !known || t.image != r.options.WorkerImage || !equality.Semantic.DeepEqual(*t.spec, p.Spec) {
+		t = template{spec: &p.Spec, image: r.options.WorkerImage}
+		t.pod, t.hash, t.err = workerPod(p, r.options.WorkerImage)
+		r.templates[p.UID] = t
+	}
+	return t
+}
+
 // pool is p with the hash of the pods that would be made for it.
 func (r *Reconciler) pool(ctx context.Context, p v1alpha1.InferencePool) Pool {
 	all := Pool{InferencePool: p}
-	pod, sum, err := workerPod(&p, r.options.WorkerImage)
-	if err == nil && p.DeletionTimestamp.IsZero() {
-		all.Unchecked = r.check(ctx, p.UID, pod, sum)
+	t := r.template(&p)
+	if t.err == nil && p.DeletionTimestamp.IsZero() {
+		all.Unchecked = r.check(ctx, p.UID, t)
 	}
-	all.Hash, all.Taken = sum, r.furnished[p.UID].taken
+	all.Hash, all.Taken = t.hash, r.furnished[p.UID].taken
 	switch refused := r.refused[p.UID]; {
-	case err != nil:
-		all.Invalid = err.Error()
-	case refused.hash == sum && refused.invalid:
+	case t.err != nil:
+		all.Invalid = t.err.Error()
+	case refused.hash == t.hash && refused.invalid:
 		all.Invalid = refused.message
-	case refused.hash == sum:
+	case refused.hash == t.hash:
 		all.Blocked = refused.message
 	}
 	return all
@@ -115,18 +133,19 @@ type checked struct {
 // check asks the API server, once per template, whether it would take the pod:
 // those that serve must not go before it does. One that is invalid counts as
 // refused. The result says why there is no answer yet.
-func (r *Reconciler) check(ctx context.Context, pool uid, pod *corev1.Pod, sum string) string {
+func (r *Reconciler) check(ctx context.Context, pool uid, t template) string {
 	c := r.checked[pool]
-	if c.hash == sum && (c.why == "" || r.now().Sub(c.at) < retry) {
+	if c.hash == t.hash && (c.why == "" || r.now().Sub(c.at) < retry) {
 		return c.why
 	}
-	c = checked{hash: sum, at: r.now()}
+	c = checked{hash: t.hash, at: r.now()}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+	pod := t.pod.DeepCopy()
 	err := r.client.Create(ctx, pod, client.DryRunAll)
 	switch {
 	case apierrors.IsInvalid(err):
-		r.refused[pool] = refusal{sum, because(err, pod), true, r.now()}
+		r.refused[pool] = refusal{t.hash, because(err, pod), true, r.now()}
 	case err != nil && !settled(err):
 		c.why = because(err, pod)
 	}
@@ -185,9 +204,13 @@ func (r *Reconciler) workerPods(pods []corev1.Pod, owners map[uid]string) []owne
 // sync tells the fleet which workers there are, and which gateways.
 func (r *Reconciler) sync(workers []ownedPod, pods []corev1.Pod) {
 	var targets []fleet.Target
+	tokens := map[string]string{} // pool -> token
 	for _, w := range workers {
+		if tokens[w.pool] == "" {
+			tokens[w.pool] = fleet.PoolToken(r.options.Key, w.pool)
+		}
 		if url := podURL(w.Pod, workerPort); url != "" {
-			targets = append(targets, fleet.Target{Worker: w.Name, Pool: w.pool, URL: url, Token: fleet.PoolToken(r.options.Key, w.pool)})
+			targets = append(targets, fleet.Target{Worker: w.Name, Pool: w.pool, URL: url, Token: tokens[w.pool]})
 		}
 	}
 	r.fleet.Sync(targets)

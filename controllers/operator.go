@@ -44,6 +44,12 @@ const (
 	KeyEntry  = "key"
 )
 
+// requestsPerSecond bounds what the operator asks of the API server, of each kind
+// of object, should it ever go round in circles: 10,000 Models that come at once
+// take some hundred writes a second. What is fair among clients is for the API
+// server's priority levels to say.
+const requestsPerSecond = 500
+
 // RunOptions of an operator process.
 type RunOptions struct {
 	Namespace   string   // Estiba's own
@@ -84,6 +90,8 @@ func Run(ctx context.Context, config *rest.Config, o RunOptions) error {
 	}
 	var synced atomic.Bool
 	identity := ""
+	config = rest.CopyConfig(config)
+	config.QPS, config.Burst = requestsPerSecond, 2*requestsPerSecond
 	options := ctrl.Options{
 		Scheme: scheme, Logger: log, Cache: cacheOptions(o),
 		Metrics: metricsserver.Options{BindAddress: o.Listen, ExtraHandlers: map[string]http.Handler{

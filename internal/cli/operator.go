@@ -54,7 +54,6 @@ and says in their conditions what became of them. Several operators may run with
 		if err != nil {
 			return fmt.Errorf("find the Kubernetes API: %w", err)
 		}
-		config.QPS, config.Burst = 50, 100
 		recorder := history.NewRecorder()
 		o.Decided = recorder.Decided
 		o.Debug = func(r *controllers.Reconciler) http.Handler { return recorder.Handler(r.Inspect) }
