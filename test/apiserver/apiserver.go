@@ -16,6 +16,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,13 +209,21 @@ type settings struct {
 	Listen      string
 	LeaderElect bool
 	Policy      controllers.Policy
+	Profiles    string // folder for profiles
 }
 
 // StartOperator runs this test's program as an operator under a user's name. It
 // ends with the test, which fails if the operator asked for more than it may.
+// Of its options those count that a person would choose.
 func (s *Server) StartOperator(t *testing.T, user string, o controllers.RunOptions) *Process {
 	t.Helper()
-	options, err := json.Marshal(settings{o.Namespaces, cmp.Or(o.Listen, "127.0.0.1:0"), o.LeaderElect, o.Policy})
+	return s.StartProfiled(t, user, o, "")
+}
+
+// StartProfiled is StartOperator; the process writes its profiles to a folder, if one is given, when the test ends.
+func (s *Server) StartProfiled(t *testing.T, user string, o controllers.RunOptions, folder string) *Process {
+	t.Helper()
+	options, err := json.Marshal(settings{o.Namespaces, cmp.Or(o.Listen, "127.0.0.1:0"), o.LeaderElect, o.Policy, folder})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +234,10 @@ func (s *Server) StartOperator(t *testing.T, user string, o controllers.RunOptio
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if folder != "" {
+			_ = p.Cmd.Process.Signal(syscall.SIGTERM)
+			_ = p.Cmd.Wait()
+		}
 		_ = p.Cmd.Process.Signal(syscall.SIGCONT)
 		_ = p.Cmd.Process.Kill()
 		_ = p.Cmd.Wait()
@@ -252,6 +266,9 @@ func runOperator(text string) int {
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
+		if told.Profiles != "" {
+			defer keepProfiles(told.Profiles)()
+		}
 		err = controllers.Run(ctx, config, o)
 	}
 	if err != nil {
@@ -259,4 +276,27 @@ func runOperator(text string) int {
 		return 1
 	}
 	return 0
+}
+
+// keepProfiles writes cpu.pprof and heap.pprof to a folder when the function that it gives is called.
+func keepProfiles(folder string) func() {
+	create := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(folder, name))
+		if err != nil {
+			panic(err)
+		}
+		return f
+	}
+	cpu := create("cpu.pprof")
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		panic(err)
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		cpu.Close()
+		heap := create("heap.pprof")
+		defer heap.Close()
+		runtime.GC()
+		_ = pprof.WriteHeapProfile(heap)
+	}
 }
