@@ -1,0 +1,377 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// Explanation says of one Model where it is and why there, or why it is
+// nowhere, what would help, and what a person can do about it. Facts are
+// fields, sentences are for people; sizes are in bytes, times in seconds.
+type Explanation struct {
+	Model  string `json:"model"`            // "namespace/name"
+	DryRun bool   `json:"dryRun,omitempty"` // it was not applied; this is what would be
+	// At is when the operator saw what this is about.
+	At time.Time `json:"at"`
+	// Answer is the whole in one sentence, with the numbers that decide.
+	Answer string `json:"answer"`
+
+	Reason  string `json:"reason"` // of condition Ready; ReasonNotFound: there is no such Model
+	Message string `json:"message,omitempty"`
+	Ready   bool   `json:"ready"`
+	Stalled bool   `json:"stalled"` // only a change of a spec helps
+
+	Needs []Need `json:"needs,omitempty"`
+	Homes []Stay `json:"homes,omitempty"`
+	// Refused are the devices that are not its home, by reason.
+	Refused []Refused `json:"refused,omitempty"`
+	// InTheWay is what would have to go from one device; nil: it lacks no home, or nothing that goes helps.
+	InTheWay *InTheWay `json:"inTheWay,omitempty"`
+	// Moves says whether moving others helps; nil: it lacks no home.
+	Moves *Repacking `json:"moves,omitempty"`
+	// Growth says of each pool whether another worker would help.
+	Growth []Growth `json:"growth,omitempty"`
+	Times  []Span   `json:"times,omitempty"`
+	// Effects are what a dry run would do to others.
+	Effects []string `json:"effects,omitempty"`
+	Do      []Action `json:"do,omitempty"`
+	Near    []string `json:"near,omitempty"` // Models with names like it, if there is none of that name
+}
+
+// ReasonNotFound is the reason of an explanation of what is not there.
+const ReasonNotFound = "NotFound"
+
+// Need is what a replica takes on a device of a pool.
+type Need struct {
+	Pool      string `json:"pool"`
+	Bytes     int64  `json:"bytes"`
+	Weights   int64  `json:"weightsBytes"`
+	KVFloor   int64  `json:"kvFloorBytes"`
+	Workspace int64  `json:"workspaceBytes"`
+	Measured  bool   `json:"measured"`
+	MaxTokens int    `json:"maxTokens,omitempty"`
+}
+
+// Stay is a model at a home.
+type Stay struct {
+	Model   string                  `json:"model"`
+	Pool    string                  `json:"pool"`
+	Worker  string                  `json:"worker"`
+	Devices []string                `json:"devices,omitempty"`
+	State   v1alpha1.PlacementState `json:"state"`
+	Bytes   int64                   `json:"bytes"` // on each device
+	Reason  string                  `json:"reason,omitempty"`
+	Message string                  `json:"message,omitempty"` // what is wrong there
+
+	Priority        int     `json:"priority"`
+	Pinned          bool    `json:"pinned,omitempty"`
+	Sleeps          bool    `json:"sleeps,omitempty"`
+	Progress        float64 `json:"progress,omitempty"` // of a load, 0 to 1
+	Load            float64 `json:"load"`               // share of the device's time, 0 to 1
+	Running         int     `json:"running"`
+	Waiting         int     `json:"waiting"`
+	ResidentSeconds float64 `json:"residentSeconds,omitempty"`
+	IdleSeconds     float64 `json:"idleSeconds,omitempty"`
+}
+
+// at is "worker/device".
+func (s Stay) at() string { return s.Worker + "/" + strings.Join(s.Devices, ",") }
+
+// Refused counts the devices that are not a home for one reason.
+type Refused struct {
+	Reason  string `json:"reason"`
+	Devices int    `json:"devices"`
+	// Examples are those with the most free memory; at most maxExamples.
+	Examples []Berth `json:"examples,omitempty"`
+}
+
+const maxExamples = 4
+
+// Berth is a device with its room.
+type Berth struct {
+	Pool     string `json:"pool"`
+	Worker   string `json:"worker"`
+	Device   string `json:"device,omitempty"`
+	Free     int64  `json:"freeBytes"`
+	Capacity int64  `json:"capacityBytes"`
+	Detail   string `json:"detail,omitempty"`
+}
+
+func (b Berth) at() string { return strings.TrimSuffix(b.Worker+"/"+b.Device, "/") }
+
+// InTheWay is what would have to go from a device.
+type InTheWay struct {
+	Worker string `json:"worker"`
+	Device string `json:"device"`
+	Free   int64  `json:"freeBytes"`
+	Go     []Stay `json:"go"`
+}
+
+// Repacking says whether moving others makes room.
+type Repacking struct {
+	Helps    bool    `json:"helps"`
+	UnderWay bool    `json:"underWay,omitempty"`
+	Moves    []Shift `json:"moves,omitempty"`
+	// Leave are models of lower priority that give up their homes for it, instead of moving.
+	Leave []string `json:"leave,omitempty"`
+	Most  int      `json:"most"` // so many may move for one model
+
+	Pool      string `json:"pool,omitempty"`
+	Left      int    `json:"left"` // moves that the pool may still make within this hour
+	PerHour   int    `json:"perHour"`
+	BytesLeft int64  `json:"bytesLeft"` // negative: no bound
+	// Spent: what is left is not enough; after RefillSeconds it is.
+	Spent         bool    `json:"spent,omitempty"`
+	RefillSeconds float64 `json:"refillSeconds,omitempty"`
+}
+
+// Shift is a model that would move, or moves, between workers.
+type Shift struct {
+	Model string `json:"model"`
+	From  string `json:"from"`
+	To    string `json:"to"`
+	Bytes int64  `json:"bytes"`
+}
+
+// Growth says whether another worker of a pool would help, and what it waits for.
+type Growth struct {
+	Pool    string `json:"pool"`
+	Workers int    `json:"workers"`
+	Max     int    `json:"max"`
+	Device  int64  `json:"deviceBytes,omitempty"` // of one device; 0: unknown
+	Helps   bool   `json:"helps"`                 // the model fits an empty device of it
+	State   string `json:"state"`                 // one of the constants below
+	Pod     string `json:"pod,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// What keeps a pool from growing, or that it grows.
+const (
+	GrowthStarting = "Starting"       // a worker is on its way
+	GrowthNode     = "WaitingForNode" // its pod waits for a node; Message is Kubernetes' own
+	GrowthPod      = "PodDoesNotStart"
+	GrowthPossible = "Possible"
+	GrowthFull     = "AtMax" // spec.workers.max, or spec.replicas
+	GrowthBlocked  = "Blocked"
+	GrowthBarred   = "Barred" // until somebody changes something
+)
+
+// Span is how long something takes.
+type Span struct {
+	What    string  `json:"what"`
+	Seconds float64 `json:"seconds"`
+	Because string  `json:"because"`
+}
+
+// Action is what a person can do: what in words, and the command where there is a cluster.
+type Action struct {
+	What    string `json:"what"`
+	Command string `json:"command,omitempty"`
+}
+
+// Explain says why the Model of that key ("namespace/name") is where it is, or
+// nowhere. It runs the very decision that Decide runs; nothing is changed.
+func Explain(seen Seen, key string) Explanation {
+	if !slices.ContainsFunc(seen.Models, func(m v1alpha1.Model) bool { return Key(&m) == key }) {
+		return unknown(seen, key)
+	}
+	if !seen.Settled {
+		return unsettled(seen, key)
+	}
+	d := decide(seen)
+	return d.explain(d.byKey[key], false)
+}
+
+func unsettled(seen Seen, key string) Explanation {
+	waits := 0
+	for _, w := range seen.Workers {
+		if w.Running && w.Report == nil {
+			waits++
+		}
+	}
+	say := fmt.Sprintf("The operator has just started and waits for the reports of %s, %v at most; nothing is decided before.", count(waits, "worker"), silence)
+	return Explanation{Model: key, Reason: v1alpha1.ReasonWaitingForWorker, Message: say, Answer: say, Do: []Action{{What: "Ask again in a moment."}}}
+}
+
+// explain m; proposed: it is not applied.
+func (d *decision) explain(m *model, proposed bool) Explanation {
+	s := d.statusOf(m)
+	e := Explanation{Model: m.key, DryRun: proposed, At: d.seen.Now, Needs: d.needs(m), Homes: d.stays(m)}
+	if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c != nil {
+		e.Ready, e.Reason, e.Message = c.Status == "True", c.Reason, c.Message
+	}
+	c := status.Find(s.Conditions, v1alpha1.ConditionStalled)
+	e.Stalled = c != nil && c.Status == "True"
+	if m.off() == "" && m.wanted > 0 {
+		e.Refused = d.refused(m)
+	}
+	if d.lacks(m) {
+		e.Growth = d.growth(m)
+		if len(m.need) > 0 && !m.tooLarge() {
+			e.InTheWay, e.Moves = d.inTheWay(m), d.repacking(m)
+		}
+	}
+	e.Times = d.times(m, e)
+	e.Answer = d.sentence(m, e)
+	e.Do = d.advice(m, e)
+	return e
+}
+
+// lacks reports whether m is to have a home that it has not.
+func (d *decision) lacks(m *model) bool {
+	return m.off() == "" && (m.missing > 0 || m.wanted > 0 && len(m.need) == 0 && len(m.homes) == 0)
+}
+
+func (d *decision) statusOf(m *model) v1alpha1.ModelStatus {
+	for i := range d.seen.Models {
+		if Key(&d.seen.Models[i]) == m.key {
+			return d.plan.Models[i]
+		}
+	}
+	return v1alpha1.ModelStatus{}
+}
+
+func (d *decision) needs(m *model) []Need {
+	var all []Need
+	for _, p := range m.pools {
+		if f, known := m.need[p.key]; known {
+			all = append(all, Need{p.key, f.Total(), f.WeightsBytes, f.KVFloorBytes, f.WorkspaceBytes, f.Measured, m.tokens[p.key]})
+		}
+	}
+	return all
+}
+
+// stays are the homes of m: those that stay first, then by worker.
+func (d *decision) stays(m *model) []Stay {
+	var all []Stay
+	for _, h := range m.homes {
+		all = append(all, h.stay())
+	}
+	for _, s := range d.stations {
+		for _, left := range s.ending() {
+			if left.Model == m.key {
+				all = append(all, left)
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Stay) int {
+		return cmp.Or(compareBool(a.State == v1alpha1.PlacementDraining, b.State == v1alpha1.PlacementDraining), cmp.Compare(a.Worker, b.Worker))
+	})
+	return all
+}
+
+// stay is the home as it is told.
+func (h *home) stay() Stay {
+	s := Stay{Pool: h.station.pool.key, Worker: h.station.Name, Devices: h.devices, State: h.placement(), Reason: h.reason}
+	if m := h.model; m != nil {
+		s.Model, s.Bytes, s.Sleeps = m.key, m.need[s.Pool].Total(), m.sleeps()
+		s.Priority, s.Pinned = m.rank(h.station.pool), m.Spec.Eviction == v1alpha1.EvictNever
+	}
+	if h.state == nil {
+		return s
+	}
+	s.Bytes = max(s.Bytes, h.state.Footprint.Total())
+	s.Progress, s.Load, s.Running, s.Waiting = h.state.Progress, h.state.Load, h.state.Running, h.state.Waiting
+	s.ResidentSeconds, s.IdleSeconds = h.state.ResidentSeconds, h.state.IdleSeconds
+	if s.State == v1alpha1.PlacementFailed {
+		s.Message = cmp.Or(h.state.Message, h.state.Reason)
+	}
+	if h.station.silent {
+		s.Message = "nothing has been heard of the worker since " + h.station.Heard.UTC().Format(time.RFC3339)
+	}
+	return s
+}
+
+// refused counts, by reason, the devices that are not a home of m.
+func (d *decision) refused(m *model) []Refused {
+	by := map[string]*Refused{}
+	var order []string
+	add := func(reason string, b Berth) {
+		r := by[reason]
+		if r == nil {
+			r = &Refused{Reason: reason}
+			by[reason] = r
+			order = append(order, reason)
+		}
+		r.Devices++
+		r.Examples = append(r.Examples, b)
+	}
+	if len(m.need) > 0 {
+		for _, v := range d.fleet.Look(d.want(m, nil)) {
+			if m.at(v.Worker, v.Device) {
+				continue
+			}
+			add(cmp.Or(v.Refused, alsoFits), Berth{Pool: v.Pool, Worker: v.Worker, Device: v.Device, Free: v.Free, Capacity: v.Capacity, Detail: occupants(v)})
+		}
+	}
+	for _, p := range m.pools {
+		for _, s := range p.stations {
+			if why := s.unusable(); why != "" && m.homeOn(s) == nil {
+				add(why, Berth{Pool: p.key, Worker: s.Name})
+			}
+		}
+	}
+	var all []Refused
+	for _, reason := range order {
+		r := by[reason]
+		slices.SortStableFunc(r.Examples, func(a, b Berth) int { return cmp.Or(cmp.Compare(b.Free, a.Free), cmp.Compare(a.at(), b.at())) })
+		r.Examples = r.Examples[:min(len(r.Examples), maxExamples)]
+		all = append(all, *r)
+	}
+	slices.SortStableFunc(all, func(a, b Refused) int {
+		return cmp.Or(cmp.Compare(b.Devices, a.Devices), cmp.Compare(a.Reason, b.Reason))
+	})
+	return all
+}
+
+// alsoFits is said of devices that could be a home, and another one is better.
+const alsoFits = "that could hold it too"
+
+// occupants names who fills a device that is full.
+func occupants(v packing.Sight) string {
+	if v.Refused != packing.Full && v.Refused != packing.Pinned {
+		return ""
+	}
+	var all []string
+	for _, h := range v.Homes {
+		say := h.Model + " " + packing.Size(h.Bytes)
+		if h.Pinned {
+			say += " pinned"
+		}
+		all = append(all, say)
+	}
+	return list(all)
+}
+
+// unusable says why nothing new can come to a worker; empty: it can.
+func (s *station) unusable() string {
+	switch {
+	case s.usable && !s.silent, s.Failed:
+		return ""
+	case !s.Deleting.IsZero(), s.memory.Going != "", s.Report != nil && s.Report.Draining:
+		return "on a worker that is on its way out"
+	case s.silent, s.Report != nil && !s.Connected:
+		return "on a worker that is not heard"
+	}
+	return "on a worker that has not reported yet"
+}
+
+// tooLarge: no device there is could hold m, whatever left it.
+func (m *model) tooLarge() bool {
+	y := m.why
+	return y.Devices() > 0 && y.TooSmall+y.Unsuited == y.Devices()
+}
+
+// has reports whether a worker holds a model, or has not let go of it yet.
+func (s *station) has(key string) bool { return s.homes[key] != nil || s.holds(key) }
+
+func (m *model) at(worker, device string) bool {
+	return slices.ContainsFunc(m.homes, func(h *home) bool { return h.station.Name == worker && slices.Contains(h.devices, device) })
+}

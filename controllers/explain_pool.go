@@ -1,0 +1,324 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/status"
+)
+
+// Stowage says of one pool what is where: its devices with the models on them,
+// what is free, and which models look for a home in it.
+type Stowage struct {
+	Pool    string `json:"pool"` // "namespace/name"
+	Ready   bool   `json:"ready"`
+	Reason  string `json:"reason"` // of condition Ready
+	Message string `json:"message,omitempty"`
+
+	Workers      int `json:"workers"`
+	ReadyWorkers int `json:"readyWorkers"`
+	Min          int `json:"min"`
+	Max          int `json:"max"`
+
+	Capacity    int64 `json:"capacityBytes"`
+	Used        int64 `json:"usedBytes"`        // on devices now
+	Free        int64 `json:"freeBytes"`        // for new homes, over all devices
+	LargestFree int64 `json:"largestFreeBytes"` // on one device: what is larger does not fit
+	// Moves that spec.moves still allows within this hour, of how many.
+	MovesLeft    int `json:"movesLeft"`
+	MovesPerHour int `json:"movesPerHour"`
+
+	Devices []Deck    `json:"devices"`
+	Pending []Pending `json:"pending,omitempty"`
+}
+
+// Deck is a device with what is on it. A worker without a report has one without a name.
+type Deck struct {
+	Worker   string  `json:"worker"`
+	Device   string  `json:"device,omitempty"`
+	Kind     string  `json:"kind,omitempty"`
+	Capacity int64   `json:"capacityBytes"`
+	Used     int64   `json:"usedBytes"` // on the device now
+	Free     int64   `json:"freeBytes"` // for new homes
+	Load     float64 `json:"load"`      // share of its time, 0 to 1
+	// State is empty for a worker that takes homes; else it says why it does not.
+	State string `json:"state,omitempty"`
+	Homes []Stay `json:"homes,omitempty"`
+}
+
+// Pending is a model that looks for a home.
+type Pending struct {
+	Model  string `json:"model"`
+	Need   int64  `json:"needBytes,omitempty"` // 0: unknown
+	Reason string `json:"reason"`
+	Why    string `json:"why"` // one line
+}
+
+// StowageOf tells of every pool what is where, by the decision that Decide makes of seen.
+func StowageOf(seen Seen) []Stowage {
+	if !seen.Settled {
+		return nil
+	}
+	d := decide(seen)
+	var all []Stowage
+	for _, key := range sortedKeys(d.pools) {
+		all = append(all, d.stowage(d.pools[key]))
+	}
+	return all
+}
+
+func (d *decision) stowage(p *pool) Stowage {
+	s := Stowage{Pool: p.key, Min: int(p.Spec.Workers.Min), Max: p.limit(), MovesLeft: p.left.moves, MovesPerHour: p.movesPerHour()}
+	is := d.poolStatusOf(p)
+	s.Workers, s.ReadyWorkers = int(is.Workers), int(is.ReadyWorkers)
+	if c := status.Find(is.Conditions, v1alpha1.ConditionReady); c != nil {
+		s.Ready, s.Reason, s.Message = c.Status == "True", c.Reason, c.Message
+	}
+	for _, w := range p.present(d.seen.Now) {
+		for _, deck := range d.decks(w) {
+			s.Capacity += deck.Capacity
+			s.Used += deck.Used
+			s.Free += deck.Free
+			s.LargestFree = max(s.LargestFree, deck.Free)
+			s.Devices = append(s.Devices, deck)
+		}
+	}
+	for _, m := range d.models {
+		if d.lacks(m) && slices.Contains(m.pools, p) {
+			s.Pending = append(s.Pending, d.pending(m))
+		}
+	}
+	return s
+}
+
+func (d *decision) poolStatusOf(p *pool) v1alpha1.InferencePoolStatus {
+	for i := range d.seen.Pools {
+		if d.seen.Pools[i].Key() == p.key {
+			return d.plan.Pools[i]
+		}
+	}
+	return v1alpha1.InferencePoolStatus{}
+}
+
+func (d *decision) pending(m *model) Pending {
+	e := Explanation{}
+	if c := status.Find(d.statusOf(m).Conditions, v1alpha1.ConditionPlaced); c != nil {
+		e.Reason, e.Message = c.Reason, c.Message
+	}
+	return Pending{Model: m.key, Need: likely(known(m), ""), Reason: e.Reason, Why: d.why(m, e)}
+}
+
+// decks are the devices of a worker.
+func (d *decision) decks(s *station) []Deck {
+	if s.Report == nil {
+		return []Deck{{Worker: s.Name, State: s.coming()}}
+	}
+	var all []Deck
+	for _, device := range s.Report.Devices {
+		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled()}
+		if s.usable {
+			deck.Free = max(0, d.fleet.Free(s.Name, device.Name))
+		}
+		for _, key := range sortedKeys(s.homes) {
+			if h := s.homes[key]; slices.Contains(h.devices, device.Name) {
+				deck.Homes = append(deck.Homes, h.named(key))
+			}
+		}
+		for _, left := range s.ending() {
+			if slices.Contains(left.Devices, device.Name) {
+				deck.Homes = append(deck.Homes, left)
+			}
+		}
+		slices.SortStableFunc(deck.Homes, func(a, b Stay) int {
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Model, b.Model))
+		})
+		all = append(all, deck)
+	}
+	return all
+}
+
+// named is the stay of a home whose Model may be gone.
+func (h *home) named(key string) Stay {
+	s := h.stay()
+	s.Model = key
+	return s
+}
+
+// ending are the homes that a worker was told to let go, and has not yet.
+func (s *station) ending() []Stay {
+	if s.Report == nil || s.Failed {
+		return nil
+	}
+	var all []Stay
+	for _, h := range s.Report.Homes {
+		if s.homes[h.Model] == nil {
+			all = append(all, Stay{Model: h.Model, Pool: s.Worker.Pool, Worker: s.Name, Devices: h.Devices, State: v1alpha1.PlacementDraining,
+				Bytes: h.Footprint.Total(), Load: h.Load, Running: h.Running, Waiting: h.Waiting})
+		}
+	}
+	return all
+}
+
+// onDevice: its bytes are on the device, or on their way to or from it.
+func (s Stay) onDevice() bool {
+	return s.State == v1alpha1.PlacementResident || s.State == v1alpha1.PlacementLoading || s.State == v1alpha1.PlacementDraining
+}
+
+func (s Stay) rank() int {
+	if s.onDevice() {
+		return 0
+	}
+	return 1
+}
+
+// coming says what a worker without a report waits for.
+func (s *station) coming() string {
+	switch {
+	case !s.Deleting.IsZero() || s.memory.Going != "":
+		return "on its way out"
+	case s.Unschedulable != "":
+		return "waits for a node: " + s.Unschedulable
+	case s.Waiting != "":
+		return "does not start: " + s.Waiting
+	}
+	return "is starting"
+}
+
+// troubled says why a worker takes no new homes; empty: it does.
+func (s *station) troubled() string {
+	switch {
+	case s.silent:
+		return "silent since " + s.Heard.UTC().Format("15:04:05 MST")
+	case !s.Deleting.IsZero() || s.memory.Going != "" || s.Report.Draining:
+		return "on its way out" + s.cause()
+	}
+	return ""
+}
+
+// movesPerHour is how many moves spec.moves allows.
+func (p *pool) movesPerHour() int {
+	if n := p.Spec.Moves.MaxPerHour; n != nil {
+		return int(*n)
+	}
+	return movesByDefault
+}
+
+// barWidth of a whole device, in characters.
+const barWidth = 20
+
+// bar draws a device: # is resident, > on its way, - asleep here, . free.
+func (k Deck) bar() string {
+	if k.Capacity <= 0 {
+		return ""
+	}
+	cells := func(n int64) int { return int((n*barWidth + k.Capacity/2) / k.Capacity) }
+	var resident, moving, asleep int64
+	for _, h := range k.Homes {
+		switch {
+		case h.State == v1alpha1.PlacementResident:
+			resident += h.Bytes
+		case h.onDevice() || h.State == v1alpha1.PlacementAssigned:
+			moving += h.Bytes
+		default:
+			asleep += h.Bytes
+		}
+	}
+	if strangers := k.Used - resident - moving; strangers > 0 {
+		resident += strangers
+	}
+	a := min(cells(resident), barWidth)
+	b := min(cells(resident+moving), barWidth) - a
+	c := min(cells(resident+moving+asleep), barWidth) - a - b
+	return "[" + strings.Repeat("#", a) + strings.Repeat(">", b) + strings.Repeat("-", c) + strings.Repeat(".", barWidth-a-b-c) + "]"
+}
+
+// Text is the stowage for a terminal.
+func (s Stowage) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Pool %s: ", s.Pool)
+	if s.Workers == 0 {
+		fmt.Fprintf(&b, "no worker (%d to %d)\n", s.Min, s.Max)
+	} else {
+		fmt.Fprintf(&b, "%d of %s ready (%d to %d), %s of %s on devices, %s free for new homes", s.ReadyWorkers, count(s.Workers, "worker"), s.Min, s.Max,
+			packing.Size(s.Used), packing.Size(s.Capacity), packing.Size(s.Free))
+		if len(s.Devices) > 1 {
+			fmt.Fprintf(&b, " (at most %s on one device)", packing.Size(s.LargestFree))
+		}
+		fmt.Fprintf(&b, ", %d of %s left this hour\n", s.MovesLeft, count(s.MovesPerHour, "move"))
+	}
+	if !s.Ready {
+		fmt.Fprintf(&b, "  %s: %s\n", s.Reason, s.Message)
+	}
+	for _, k := range s.Devices {
+		fmt.Fprintf(&b, "  %s\n", k.line())
+		for _, h := range k.Homes {
+			fmt.Fprintf(&b, "      %s\n", h.short())
+		}
+	}
+	for _, p := range s.Pending {
+		fmt.Fprintf(&b, "  ? %s\n", p.line())
+	}
+	return b.String()
+}
+
+func (k Deck) line() string {
+	if k.Device == "" {
+		return k.Worker + " " + k.State
+	}
+	s := fmt.Sprintf("%s/%s %s %s of %s", k.Worker, k.Device, k.bar(), packing.Size(k.Used), packing.Size(k.Capacity))
+	if k.Load >= 0.005 {
+		s += fmt.Sprintf(", load %.0f %%", k.Load*100)
+	}
+	if k.State != "" {
+		s += "; " + k.State
+	}
+	return s
+}
+
+// state in words.
+func (s Stay) state() string {
+	switch s.State {
+	case v1alpha1.PlacementHost:
+		return "asleep, weights in host memory"
+	case v1alpha1.PlacementDisk:
+		return "asleep"
+	case v1alpha1.PlacementAssigned:
+		return "assigned, not reported yet"
+	}
+	return strings.ToLower(string(s.State))
+}
+
+// short is a line of a model on a device.
+func (s Stay) short() string {
+	mark := "#"
+	switch {
+	case s.State == v1alpha1.PlacementResident:
+	case s.onDevice() || s.State == v1alpha1.PlacementAssigned:
+		mark = ">"
+	default:
+		mark = "-"
+	}
+	line := fmt.Sprintf("%s %s %s, %s", mark, s.Model, packing.Size(s.Bytes), s.state())
+	if s.Progress > 0 && s.Progress < 1 {
+		line += fmt.Sprintf(" (%d %%)", int(s.Progress*100))
+	}
+	if s.ResidentSeconds > 0 {
+		line += " for " + span(s.ResidentSeconds)
+	}
+	if n := s.Running + s.Waiting; n > 0 {
+		line += ", " + count(n, "request")
+	}
+	if s.Load >= 0.005 {
+		line += fmt.Sprintf(", load %.0f %%", s.Load*100)
+	}
+	if s.Message != "" {
+		line += "; " + strings.TrimSuffix(s.Message, ".")
+	}
+	return line
+}
+
+func (p Pending) line() string { return fmt.Sprintf("%s, %s: %s", p.Model, p.Reason, p.Why) }
