@@ -19,7 +19,8 @@ import (
 const (
 	// quarantine is the number of deaths that ends the trial.
 	quarantine = 2
-	// probation is how long a death is remembered after its trial was passed.
+	// probation is how long a death is remembered after its trial was passed, or where the
+	// model serves on and nothing is to be tried.
 	probation = 10 * time.Minute
 	// passed is how long a model stays resident alone to pass without a request.
 	passed = 10 * time.Second
@@ -27,10 +28,16 @@ const (
 
 func (m *model) quarantined() bool { return m.trial != nil && m.trial.Deaths >= quarantine }
 
-// tried: a suspect that may be the end of its worker. One that does not load is none.
+// tried: a suspect that may be the end of its worker. One that does not load is
+// none, and neither is one that was there before the death.
 func (h *home) tried() bool {
 	return h.model != nil && h.model.trial != nil && !h.model.quarantined() &&
-		(h.state == nil || h.state.Phase != worker.PhaseFailed && h.state.Phase != worker.PhaseRefused)
+		(h.state == nil || h.state.Phase != worker.PhaseFailed && h.state.Phase != worker.PhaseRefused && !h.before(h.model.trial.Since.Time))
+}
+
+// before: the home has been on its device since before t.
+func (h *home) before(t time.Time) bool {
+	return h.state.Phase == worker.PhaseResident && h.station.Heard.Add(-seconds(h.state.ResidentSeconds)).Before(t)
 }
 
 // tries reports whether a suspect has its home on s.
@@ -169,7 +176,7 @@ func (d *decision) acquits(s *station, m *model) bool {
 	}
 	resident := time.Duration(h.ResidentSeconds*float64(time.Second)) + d.seen.Now.Sub(s.Heard)
 	if d.seen.Now.Add(-resident).Before(m.trial.Since.Time) {
-		return false // it had been there before
+		return d.seen.Now.Sub(m.trial.Since.Time) >= probation // it had been there before, and nothing more came of it
 	}
 	if h.Completed > 0 || resident >= passed {
 		return true
