@@ -85,11 +85,16 @@ func run(ctx context.Context) error {
 	if err := ask(ctx, os.Stdout, url, "stories", prompt, 120); err != nil {
 		return fmt.Errorf("%w; the log of estiba serve:\n%s", err, log.String())
 	}
-	say("the stowage: what is where, and why (bin/estiba top --server %s)", url)
-	top := exec.CommandContext(ctx, binary, "top", "--server", url)
-	top.Stdout, top.Stderr = os.Stdout, os.Stderr
-	if err := top.Run(); err != nil {
-		return err
+	for _, c := range []struct{ what, args string }{
+		{"the stowage: what is where", "top"},
+		{"why it is there", "explain model stories"},
+	} {
+		say("%s (bin/estiba %s --server %s)", c.what, c.args, url)
+		cmd := exec.CommandContext(ctx, binary, append(strings.Fields(c.args), "--server", url)...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return err
+		}
 	}
 	if !terminal {
 		return nil

@@ -62,6 +62,7 @@ func (w *watched) Write(b []byte) (int, error) {
 var commands = []func() *cobra.Command{
 	embedCommand,
 	evalCommand,
+	explainCommand,
 	gatewayCommand,
 	inspectCommand,
 	operatorCommand,

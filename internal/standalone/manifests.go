@@ -89,6 +89,21 @@ func (m *Manifests) readFile(file string, seen map[string]string) error {
 	if info, err := f.Stat(); err == nil {
 		created = info.ModTime()
 	}
+	return m.parse(text, file, "default", created, seen)
+}
+
+// Parse reads the documents of one manifest, as of a file of that name made at
+// that time. Objects without a namespace are of the one given. Every error names the document.
+func Parse(text []byte, name, namespace string, created time.Time) (Manifests, error) {
+	var m Manifests
+	if len(text) > maxManifestBytes {
+		return m, fmt.Errorf("larger than %d MiB: split it", maxManifestBytes>>20)
+	}
+	err := m.parse(text, name, namespace, created, map[string]string{})
+	return m, err
+}
+
+func (m *Manifests) parse(text []byte, file, namespace string, created time.Time, seen map[string]string) error {
 	docs := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
 	for i := 1; ; i++ {
 		doc, err := docs.Read()
@@ -101,14 +116,14 @@ func (m *Manifests) readFile(file string, seen map[string]string) error {
 		if len(bytes.TrimSpace(stripComments(doc))) == 0 {
 			continue
 		}
-		if err := m.add(doc, file, created, seen); err != nil {
+		if err := m.add(doc, file, namespace, created, seen); err != nil {
 			return fmt.Errorf("document %d: %w", i, err)
 		}
 	}
 }
 
 // add decodes one document; unknown fields are errors, as with kubectl.
-func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[string]string) error {
+func (m *Manifests) add(doc []byte, file, namespace string, created time.Time, seen map[string]string) error {
 	text, err := sigyaml.YAMLToJSONStrict(doc)
 	if err != nil {
 		return err
@@ -124,7 +139,7 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 		return plain(err)
 	}
 	if want := v1alpha1.GroupVersion.String(); head.APIVersion != want {
-		return fmt.Errorf("apiVersion is %q: estiba serve reads %s", head.APIVersion, want)
+		return fmt.Errorf("apiVersion is %q: Estiba reads %s", head.APIVersion, want)
 	}
 	var object client.Object
 	switch head.Kind {
@@ -133,7 +148,7 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 	case "InferencePool":
 		object = &v1alpha1.InferencePool{}
 	default:
-		return fmt.Errorf("kind is %q: estiba serve reads Model and InferencePool", head.Kind)
+		return fmt.Errorf("kind is %q: Estiba reads Model and InferencePool", head.Kind)
 	}
 	strict := json.NewDecoder(bytes.NewReader(text))
 	strict.DisallowUnknownFields()
@@ -144,7 +159,7 @@ func (m *Manifests) add(doc []byte, file string, created time.Time, seen map[str
 		return fmt.Errorf("%s without metadata.name: give it one", head.Kind)
 	}
 	if object.GetNamespace() == "" {
-		object.SetNamespace("default")
+		object.SetNamespace(namespace)
 	}
 	key := head.Kind + " " + object.GetNamespace() + "/" + object.GetName()
 	if other, twice := seen[key]; twice {

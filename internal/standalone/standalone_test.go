@@ -36,7 +36,7 @@ func TestRead(t *testing.T) {
 		"valid, with comments and an empty document": {"# a comment\n---\n# nothing\n---\n" + valid, ""},
 		"twice":                           {valid + "---\n" + valid, "remove one of them"},
 		"unknown field":                   {valid + "  sequences: 3\n", `unknown field "sequences"`},
-		"other group":                     {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "estiba serve reads estiba.dev/v1alpha1"},
+		"other group":                     {strings.Replace(valid, "estiba.dev/v1alpha1", "v1", 1), "Estiba reads estiba.dev/v1alpha1"},
 		"other kind":                      {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
 		"no name":                         {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
 		"a rule is broken":                {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},

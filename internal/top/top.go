@@ -1,5 +1,5 @@
-// Package top shows the stowage at a glance: pools with their memory, and
-// models with where they are and why. Start with Show.
+// Package top shows the stowage at a glance: each device with the models on it,
+// and the models that are nowhere. Start with Show.
 package top
 
 import (
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/history"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,6 +27,7 @@ import (
 type Options struct {
 	Server    string // address of an `estiba serve`; empty: the cluster of the kubeconfig
 	Namespace string // empty: all
+	Estiba    string // namespace of the operator in a cluster; empty: where its lease is
 	JSON      bool
 }
 
@@ -32,6 +35,10 @@ type Options struct {
 type Stowage struct {
 	Pools  []v1alpha1.InferencePool `json:"pools"`
 	Models []v1alpha1.Model         `json:"models"`
+	// Stowage is what the operator's latest decision makes of each pool; nil: the operator
+	// could not be asked, and Unasked says why.
+	Stowage []controllers.Stowage `json:"stowage,omitempty"`
+	Unasked string                `json:"unasked,omitempty"`
 }
 
 // Show reads the stowage and writes it to w.
@@ -46,10 +53,25 @@ func Show(ctx context.Context, w io.Writer, o Options) error {
 	if err != nil {
 		return err
 	}
+	s.ask(ctx, o)
 	if o.JSON {
 		return json.NewEncoder(w).Encode(s)
 	}
 	return s.write(w)
+}
+
+// ask the operator for what statuses do not have: devices. Who may not ask it sees the statuses.
+func (s *Stowage) ask(ctx context.Context, o Options) {
+	latest, err := history.Latest(ctx, history.Options{Server: o.Server, Namespace: o.Estiba})
+	if err != nil {
+		s.Unasked = err.Error()
+		return
+	}
+	for _, p := range controllers.StowageOf(latest.Seen) {
+		if o.Namespace == "" || strings.HasPrefix(p.Pool, o.Namespace+"/") {
+			s.Stowage = append(s.Stowage, p)
+		}
+	}
 }
 
 func fromServer(ctx context.Context, o Options) (Stowage, error) {
@@ -120,6 +142,52 @@ func fromCluster(ctx context.Context, o Options) (Stowage, error) {
 }
 
 func (s Stowage) write(w io.Writer) error {
+	if len(s.Stowage) == 0 {
+		return s.table(w)
+	}
+	shown := map[string]bool{}
+	for i, p := range s.Stowage {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprint(w, p.Text())
+		for _, k := range p.Devices {
+			for _, h := range k.Homes {
+				shown[h.Model] = true
+			}
+		}
+		for _, q := range p.Pending {
+			shown[q.Model] = true
+		}
+	}
+	first := true
+	for _, m := range s.Models {
+		if key := m.Namespace + "/" + m.Name; !shown[key] {
+			if first {
+				fmt.Fprintln(w, "\nWithout a home:")
+			}
+			first = false
+			_, reason := condition(m.Status.Conditions)
+			fmt.Fprintf(w, "  %s, %s: %s\n", key, reason, dash(message(m.Status.Conditions)))
+		}
+	}
+	_, err := fmt.Fprintln(w, "\n# on the device   > on its way   - asleep   . free   ? looks for a home")
+	return err
+}
+
+// message of condition Ready.
+func message(conditions []metav1.Condition) string {
+	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c != nil {
+		return c.Message
+	}
+	return "Nothing has been decided yet."
+}
+
+// table is what statuses have.
+func (s Stowage) table(w io.Writer) error {
+	if s.Unasked != "" {
+		fmt.Fprintf(w, "Devices are not shown, since the operator could not be asked: %s.\n\n", strings.TrimSuffix(s.Unasked, "."))
+	}
 	several := severalNamespaces(s)
 	name := func(o metav1.ObjectMeta) string {
 		if several {
