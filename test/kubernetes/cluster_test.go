@@ -33,6 +33,9 @@ import (
 // system is the namespace that the chart is installed into.
 const system = "estiba"
 
+// spareNode takes no pods but while a test has it uncordoned.
+const spareNode = "node-2"
+
 // The cluster that all tests share.
 var the *cluster
 
@@ -101,7 +104,11 @@ func start(ctx context.Context, state string) (*cluster, error) {
 		return c, err
 	}
 	c.bin = strings.TrimSpace(out)
-	if _, err := c.output(c.devcluster("up")); err != nil {
+	if _, err := c.output(c.devcluster("up", "2")); err != nil {
+		return c, err
+	}
+	// Tests that need the second node let pods come to it.
+	if _, err := c.kubectl("", "cordon", spareNode); err != nil {
 		return c, err
 	}
 	if err := c.enter(); err != nil {
@@ -119,6 +126,9 @@ func start(ctx context.Context, state string) (*cluster, error) {
 	}
 	c.models = filepath.Join(c.state, "node-1", "lib", "models")
 	if err := os.CopyFS(c.models, os.DirFS(filepath.Join(fixture.Root(), "test", "models"))); err != nil {
+		return c, err
+	}
+	if err := os.Symlink(c.models, filepath.Join(c.state, spareNode, "lib", "models")); err != nil {
 		return c, err
 	}
 	progress("installing the chart")

@@ -248,35 +248,6 @@ func TestNodes(t *testing.T) {
 	s.answers("nodes")
 }
 
-// A changed template replaces the workers, one after the other; with room for
-// a second worker nothing stops being served.
-func TestRollingUpdate(t *testing.T) {
-	s := newScene(t)
-	s.pool("roll", 2, "512Mi")
-	s.model("roll", float32Model, "replicas: 2")
-	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", "--timeout=90s", "model/roll")
-	before := map[string]bool{}
-	for _, p := range s.workers("roll") {
-		before[p.Name] = true
-	}
-	asking := s.keepAsking("roll")
-	s.kubectl("patch", "ipool", "roll", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"test.estiba.dev/round":"2"}}}}}`)
-	s.eventually("every worker is new", func() string {
-		pods := s.workers("roll")
-		if len(pods) != 2 {
-			return "there are not two"
-		}
-		for _, p := range pods {
-			if before[p.Name] || !podReady(&p) || p.Annotations["test.estiba.dev/round"] != "2" {
-				return p.Name + " is old, or not ready"
-			}
-		}
-		return ""
-	})
-	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", "--timeout=90s", "model/roll")
-	asking.end(s)
-}
-
 // Every sample is accepted.
 func TestSamples(t *testing.T) {
 	s := newScene(t)
@@ -338,6 +309,10 @@ func TestChart(t *testing.T) {
 		if security == nil || security.RunAsNonRoot == nil || !*security.RunAsNonRoot {
 			t.Errorf("%s may run as root", p.Name)
 		}
+	}
+	out, err := the.command("helm", "template", filepath.Join(fixture.Root(), "charts", "estiba"), "--set-json", `operator.historyVolume={"emptyDir": {"sizeLimit": "300Mi"}}`).CombinedOutput()
+	if !regexp.MustCompile(`(?s)--history-dir=(\S+).*mountPath: (\S+)}.*name: history\s+emptyDir:\s+sizeLimit: 300Mi`).Match(out) || err != nil {
+		t.Errorf("the operator's decisions have no volume: %v\n%s", err, out)
 	}
 	for _, flag := range []string{"gateway.replicas=many", "networkpolicy.enabled=true"} {
 		if out, err := the.command("helm", "template", filepath.Join(fixture.Root(), "charts", "estiba"), "--set", flag).CombinedOutput(); err == nil {

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -83,9 +85,14 @@ func (s *scene) apply(manifests string) {
 	}
 }
 
-// pool applies a pool of workers whose /models is the cluster's folder of models.
-func (s *scene) pool(name string, workers int, memory string) {
+// pool applies a pool of workers whose /models is the cluster's folder of
+// models; more are further lines of its spec.
+func (s *scene) pool(name string, workers int, memory string, more ...string) {
 	s.Helper()
+	spec := ""
+	for _, line := range more {
+		spec += "  " + line + "\n"
+	}
 	s.apply(fmt.Sprintf(`
 apiVersion: estiba.dev/v1alpha1
 kind: InferencePool
@@ -94,15 +101,15 @@ spec:
   workers: {min: %d, max: %[2]d}
   modelRoots: [/models]
   update: {drain: 5s}
-  template:
+%[4]s  template:
     spec:
       containers:
       - name: worker
-        resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: %s}}
+        resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: %[3]s}}
         volumeMounts: [{name: models, mountPath: /models, readOnly: true}]
       volumes:
       - {name: models, hostPath: {path: /var/lib/models, type: Directory}}
-`, name, workers, memory))
+`, name, workers, memory, spec))
 }
 
 // model applies a Model; more is further spec, in YAML's flow style.
@@ -319,49 +326,84 @@ func (st *stream) rest() (last string, done bool) {
 	return last, false
 }
 
-// load keeps asking a model until stopped, and counts failures.
+// load keeps asking models until stopped. Each request has one answer, the same
+// each time, whoever gives it.
 type load struct {
-	stop   context.CancelFunc
-	done   chan struct{}
-	asked  int
-	failed []string
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	mu      sync.Mutex
+	asked   map[string]int    // model -> requests that ended
+	texts   map[string]string // model -> its answer
+	failed  []string
+	slowest time.Duration
+	whose   string // the slowest one
 }
 
-// keepAsking asks each of the models again and again, one after the other.
+// keepAsking asks each of the models again and again, all of them at a time.
 func (s *scene) keepAsking(models ...string) *load {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{stop: cancel, done: make(chan struct{})}
+	l := &load{stop: cancel, asked: map[string]int{}, texts: map[string]string{}}
 	s.Cleanup(cancel)
-	go func() {
-		defer close(l.done)
-		for ctx.Err() == nil {
-			for _, m := range models {
+	for _, m := range models {
+		l.done.Go(func() {
+			for ctx.Err() == nil {
 				started := time.Now()
-				_, err := s.complete(ctx, m, "Once upon a time", 8)
+				text, err := s.complete(ctx, m, "Once upon a time", 8)
 				if ctx.Err() != nil {
 					return
 				}
-				l.asked++
-				if err != nil {
-					l.failed = append(l.failed, fmt.Sprintf("%s %s after %v: %v", started.Format(time.TimeOnly), m, time.Since(started).Round(time.Millisecond), err))
-				}
+				l.note(m, started, text, err)
+				time.Sleep(100 * time.Millisecond)
 			}
-			time.Sleep(100 * time.Millisecond)
-		}
-	}()
+		})
+	}
 	return l
 }
 
-// end stops asking; not one request may have failed.
-func (l *load) end(s *scene) {
+func (l *load) note(model string, started time.Time, text string, err error) {
+	took := time.Since(started)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asked[model]++; took > l.slowest {
+		l.slowest, l.whose = took, model
+	}
+	former, known := l.texts[model]
+	switch {
+	case err != nil:
+		l.failed = append(l.failed, fmt.Sprintf("%s %s after %v: %v", started.Format(time.TimeOnly), model, took.Round(time.Millisecond), err))
+	case !known:
+		l.texts[model] = text
+	case text != former:
+		l.failed = append(l.failed, fmt.Sprintf("%s %s: answered %q, before %q", started.Format(time.TimeOnly), model, text, former))
+	}
+}
+
+// least is how many answers the model with the fewest has had, of so many models.
+func (l *load) least(models int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.asked) < models {
+		return 0
+	}
+	return slices.Min(slices.Collect(maps.Values(l.asked)))
+}
+
+// end stops asking; not one request may have failed. It returns how many each model got.
+func (l *load) end(s *scene) map[string]int {
 	s.Helper()
 	l.stop()
-	<-l.done
-	if len(l.failed) > 0 {
-		s.Errorf("%d of %d requests failed:\n%s", len(l.failed), l.asked, strings.Join(l.failed[:min(10, len(l.failed))], "\n"))
+	l.done.Wait()
+	all := 0
+	for _, n := range l.asked {
+		all += n
 	}
-	if l.asked == 0 {
+	if len(l.failed) > 0 {
+		s.Errorf("%d of %d requests failed:\n%s", len(l.failed), all, strings.Join(l.failed[:min(10, len(l.failed))], "\n"))
+	}
+	if all == 0 {
 		s.Error("nothing was asked")
 	}
-	progress("  %d requests, %d failed", l.asked, len(l.failed))
+	progress("  %d requests of %d models, %d failed; the slowest took %v (%s)", all, len(l.asked), len(l.failed), l.slowest.Round(time.Millisecond), l.whose)
+	return l.asked
 }
