@@ -91,7 +91,7 @@ func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 		r.sum()
 		reports = append(reports, r)
 	}
-	if err := allocationChart(reports).save(plot); err != nil {
+	if err := save(plot, allocationChart(reports)); err != nil {
 		return err
 	}
 	return write(stdout, reports, o.JSON)

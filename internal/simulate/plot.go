@@ -37,30 +37,27 @@ var dashes = []string{"", "", "", "", "6 3", "6 3", "6 3", "2 3"}
 
 // Size of the picture and of its frame, in pixels.
 const (
-	width, height                        = 860, 480
+	width, height                        = 900, 480
 	left, right, top, bottom     float64 = 64, 650, 44, 420
 	mostPoints                           = 1000 // of a line
 	legendX, legendY, legendStep         = 664, 60, 20
 )
 
-// svg writes the chart. Lines are in the legend in their order, with their last value.
-func (c chart) svg() string {
+// draw writes the chart. Lines are in the legend in their order, with their last value.
+func (c chart) draw(b *strings.Builder) {
 	xs, ys := c.scale(func(p point) float64 { return p.x }), c.scale(func(p point) float64 { return p.y })
 	x := func(v float64) float64 { return left + (v-xs.from)/(xs.to-xs.from)*(right-left) }
 	y := func(v float64) float64 { return bottom - (v-ys.from)/(ys.to-ys.from)*(bottom-top) }
-	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", width, height, width, height)
-	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", width, height)
-	fmt.Fprintf(&b, `<text x="%g" y="24" font-size="16">%s</text>`+"\n", left, html.EscapeString(c.title))
+	fmt.Fprintf(b, `<text x="%g" y="24" font-size="16">%s</text>`+"\n", left, html.EscapeString(c.title))
 	for _, v := range xs.ticks() {
-		fmt.Fprintf(&b, `<path d="M%.1f %gV%g" stroke="#dddddd"/><text x="%.1f" y="%g" text-anchor="middle">%s</text>`+"\n", x(v), top, bottom, x(v), bottom+18, short(v))
+		fmt.Fprintf(b, `<path d="M%.1f %gV%g" stroke="#dddddd"/><text x="%.1f" y="%g" text-anchor="middle">%s</text>`+"\n", x(v), top, bottom, x(v), bottom+18, short(v))
 	}
 	for _, v := range ys.ticks() {
-		fmt.Fprintf(&b, `<path d="M%g %.1fH%g" stroke="#dddddd"/><text x="%g" y="%.1f" text-anchor="end">%s</text>`+"\n", left, y(v), right, left-8, y(v)+4, short(v))
+		fmt.Fprintf(b, `<path d="M%g %.1fH%g" stroke="#dddddd"/><text x="%g" y="%.1f" text-anchor="end">%s</text>`+"\n", left, y(v), right, left-8, y(v)+4, short(v))
 	}
-	fmt.Fprintf(&b, `<path d="M%g %gV%gH%g" fill="none" stroke="#000000"/>`+"\n", left, top, bottom, right)
-	fmt.Fprintf(&b, `<text x="%g" y="%g" text-anchor="middle">%s</text>`+"\n", (left+right)/2, bottom+40, html.EscapeString(c.x))
-	fmt.Fprintf(&b, `<text transform="translate(18 %g) rotate(-90)" text-anchor="middle">%s</text>`+"\n", (top+bottom)/2, html.EscapeString(c.y))
+	fmt.Fprintf(b, `<path d="M%g %gV%gH%g" fill="none" stroke="#000000"/>`+"\n", left, top, bottom, right)
+	fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="middle">%s</text>`+"\n", (left+right)/2, bottom+40, html.EscapeString(c.x))
+	fmt.Fprintf(b, `<text transform="translate(18 %g) rotate(-90)" text-anchor="middle">%s</text>`+"\n", (top+bottom)/2, html.EscapeString(c.y))
 	for i, l := range c.lines {
 		style := fmt.Sprintf(`fill="none" stroke="%s" stroke-width="1.8" stroke-dasharray="%s"`, palette[i%len(palette)], dashes[i%len(dashes)])
 		b.WriteString(`<path d="`)
@@ -69,15 +66,13 @@ func (c chart) svg() string {
 			if k == 0 {
 				command = "M"
 			}
-			fmt.Fprintf(&b, "%s%.1f %.1f", command, x(p.x), y(p.y))
+			fmt.Fprintf(b, "%s%.1f %.1f", command, x(p.x), y(p.y))
 		}
-		fmt.Fprintf(&b, `" %s/>`+"\n", style)
+		fmt.Fprintf(b, `" %s/>`+"\n", style)
 		at := legendY + legendStep*i
-		fmt.Fprintf(&b, `<path d="M%d %dh28" %s/><text x="%d" y="%d">%s</text><text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
+		fmt.Fprintf(b, `<path d="M%d %dh28" %s/><text x="%d" y="%d">%s</text><text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
 			legendX, at-4, style, legendX+36, at, html.EscapeString(l.name), width-12, at, strconv.FormatFloat(l.last(), 'f', 1, 64))
 	}
-	b.WriteString("</svg>\n")
-	return b.String()
 }
 
 // thin keeps at most mostPoints, evenly, the last among them.
@@ -131,12 +126,26 @@ func (a axis) ticks() (at []float64) {
 
 func short(v float64) string { return strconv.FormatFloat(v, 'g', 6, 64) }
 
-// save writes a chart to a file that was begun before the work; nil: nobody asked for it.
-func (c chart) save(f *file.Replacement) error {
+// svg stacks charts.
+func svg(charts []chart) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", width, height*len(charts), width, height*len(charts))
+	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", width, height*len(charts))
+	for i, c := range charts {
+		fmt.Fprintf(&b, `<g transform="translate(0 %d)">`+"\n", height*i)
+		c.draw(&b)
+		b.WriteString("</g>\n")
+	}
+	b.WriteString("</svg>\n")
+	return b.String()
+}
+
+// save writes charts to a file that was begun before the work; nil: nobody asked for it.
+func save(f *file.Replacement, charts ...chart) error {
 	if f == nil {
 		return nil
 	}
-	if _, err := io.WriteString(f, c.svg()); err != nil {
+	if _, err := io.WriteString(f, svg(charts)); err != nil {
 		return err
 	}
 	return f.Commit()

@@ -21,17 +21,17 @@ type stage struct {
 	fleet    *packing.Fleet
 	machines []*machine
 	byName   map[string]*machine
-	names    []string       // of the GPUs of any node, in their order
-	index    map[string]int // of names
-	pods     map[string]Pod // those that are placed
-	judge    *judge         // nil: the operator's own
+	names    []string         // of the GPUs of any node, in their order
+	index    map[string]int   // of names
+	spots    map[string]*spot // pod -> where it is
+	judge    *judge           // nil: the operator's own
 	needs    map[int64]map[string]int64
 	kinds    map[string][]string
 }
 
 // newStage makes empty nodes; the first is preferred among equals. Nodes without GPU are left out, as in the published experiments.
 func newStage(nodes []Node, mix []Typical, policy string, ties *rand.Rand, r *rand.Rand) *stage {
-	s := &stage{byName: map[string]*machine{}, index: map[string]int{}, pods: map[string]Pod{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
+	s := &stage{byName: map[string]*machine{}, index: map[string]int{}, spots: map[string]*spot{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
 	var workers []packing.Worker
 	var devices []packing.Device
 	for _, n := range nodes {
@@ -114,17 +114,32 @@ func (s *stage) makeRoom(p Pod, k int) (int, bool) {
 	return len(moves), ok
 }
 
+// moved follows moves that the fleet made.
 func (s *stage) moved(moves []packing.Move) {
 	for _, m := range moves {
-		p := s.pods[m.Home.Model]
+		p := s.spots[m.Home.Model].pod
 		s.byName[m.Home.Worker].take(p, s.at(m.Home))
-		s.byName[m.To.Worker].put(p, s.at(m.To))
+		s.put(p, m.To)
 	}
+}
+
+// spot is a pod with its home.
+type spot struct {
+	pod  Pod
+	home packing.Home
 }
 
 func (s *stage) put(p Pod, h packing.Home) {
 	s.byName[h.Worker].put(p, s.at(h))
-	s.pods[p.Name] = p
+	s.spots[p.Name] = &spot{p, h}
+}
+
+// remove lets a pod go.
+func (s *stage) remove(name string) {
+	at := s.spots[name]
+	s.fleet.Undo(at.home)
+	s.byName[at.home.Worker].take(at.pod, s.at(at.home))
+	delete(s.spots, name)
 }
 
 func (s *stage) at(h packing.Home) (at []int) {

@@ -69,7 +69,7 @@ func ReadNodes(ctx context.Context, path string) ([]Node, error) {
 			t.fail(3, fmt.Sprintf("there are more than %d GPUs", mostGPUs))
 		}
 		if seen[n.Name] {
-			t.fail(0, fmt.Sprintf("node %q is there twice", n.Name))
+			t.twice(n.Name)
 		}
 		seen[n.Name] = true
 		nodes = append(nodes, n)
@@ -90,19 +90,9 @@ func ReadPods(ctx context.Context, path string) ([]Pod, error) {
 	var pods []Pod
 	seen, demand := map[string]bool{}, int64(0)
 	for t.next() {
-		p := Pod{
-			Name: t.name(0), CPU: t.whole(1, math.MaxInt32), Memory: t.whole(2, math.MaxInt32), GPUs: int(t.whole(3, mostEach)), Milli: t.whole(4, 1000), Kinds: t.text(5),
-		}
-		switch {
-		case p.GPUs == 0:
-			p.Milli, p.Kinds = 0, ""
-		case p.Milli == 0:
-			t.fail(4, "a pod with a GPU needs at least 1 of its 1000 parts")
-		case p.GPUs > 1 && p.Milli < 1000:
-			t.fail(4, fmt.Sprintf("%d GPUs of %d: more than one GPU must be whole, which is 1000", p.GPUs, p.Milli))
-		}
+		p := t.pod()
 		if seen[p.Name] {
-			t.fail(0, fmt.Sprintf("pod %q is there twice", p.Name))
+			t.twice(p.Name)
 		}
 		seen[p.Name], demand = true, demand+p.Demand()
 		pods = append(pods, p)
@@ -112,6 +102,22 @@ func ReadPods(ctx context.Context, path string) ([]Pod, error) {
 	}
 	slices.SortFunc(pods, func(a, b Pod) int { return cmp.Compare(a.Name, b.Name) })
 	return pods, t.err
+}
+
+// pod reads a row whose first columns are those of ReadPods.
+func (t *table) pod() Pod {
+	p := Pod{
+		Name: t.name(0), CPU: t.whole(1, math.MaxInt32), Memory: t.whole(2, math.MaxInt32), GPUs: int(t.whole(3, mostEach)), Milli: t.whole(4, 1000), Kinds: t.text(5),
+	}
+	switch {
+	case p.GPUs == 0:
+		p.Milli, p.Kinds = 0, ""
+	case p.Milli == 0:
+		t.fail(4, "a pod with a GPU needs at least 1 of its 1000 parts")
+	case p.GPUs > 1 && p.Milli < 1000:
+		t.fail(4, fmt.Sprintf("%d GPUs of %d: more than one GPU must be whole, which is 1000", p.GPUs, p.Milli))
+	}
+	return p
 }
 
 // table is a CSV file whose columns are found by name. The first error stays.
@@ -152,7 +158,7 @@ func unpack(packed []byte) ([]byte, error) {
 }
 
 func parse(path string, text []byte, columns ...string) (*table, error) {
-	t := &table{path: path, r: csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff")))), columns: columns}
+	t := &table{path: path, r: csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))}
 	t.r.ReuseRecord = true
 	first, err := t.r.Read()
 	if errors.Is(err, io.EOF) {
@@ -162,6 +168,7 @@ func parse(path string, text []byte, columns ...string) (*table, error) {
 	}
 	for _, c := range columns {
 		c, optional := strings.CutSuffix(c, "?")
+		t.columns = append(t.columns, c)
 		i := slices.Index(first, c)
 		if i < 0 && !optional {
 			needed := slices.DeleteFunc(slices.Clone(columns), func(c string) bool { return strings.HasSuffix(c, "?") })
@@ -228,6 +235,23 @@ func (t *table) number(column int, most, missing float64) float64 {
 		return 0
 	}
 	return n
+}
+
+// need reports the first of these columns that is missing.
+func (t *table) need(columns ...int) error {
+	for _, c := range columns {
+		if t.at[c] < 0 {
+			return fmt.Errorf("read %s: line 1 has no column %s", t.path, t.columns[c])
+		}
+	}
+	return nil
+}
+
+func (t *table) twice(name string) {
+	if t.err == nil {
+		line, _ := t.r.FieldPos(0)
+		t.err = fmt.Errorf("read %s: line %d: %.80q is there twice", t.path, line, name)
+	}
 }
 
 func (t *table) fail(column int, why string) {
