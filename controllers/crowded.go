@@ -69,7 +69,9 @@ func (h *home) refused() bool {
 		h.state.Phase == worker.PhaseIdle && h.state.Waiting > 0
 }
 
-// relocate moves a crowded home to where it fits beside what is in use now.
+// relocate moves a crowded home to where it fits beside what is in use now: by
+// the rule of packing or, where no pool can grow, at the expense of those that
+// sleep there. Whoever is asked for comes before whoever is not.
 func (d *decision) relocate(m *model, h *home) bool {
 	if len(h.taken) == 0 || d.touched[h.station.Name] >= movesAtOnce {
 		return false
@@ -77,9 +79,35 @@ func (d *decision) relocate(m *model, h *home) bool {
 	want := d.want(m, nil)
 	want.Busy = want.Sleeps
 	at, reason, _ := d.fleet.Place(want, nil)
+	if at.Worker == "" && !d.grows(m) {
+		want.Not = map[string]bool{}
+		for _, o := range m.homes {
+			want.Not[o.station.Name] = true
+		}
+		if at, reason, _ = d.awakeOnly().Place(want, nil); at.Worker != "" {
+			d.fleet.Take(at)
+		}
+	}
 	if at.Worker == "" {
 		return false
 	}
 	why := fmt.Sprintf("requests wait, and models in use keep it off its device on worker %s", h.station.Name)
 	return d.begin([]packing.Move{{Home: h.taken[0], To: at, Reason: reason}}, MoveRelieves, "", why)
+}
+
+// awakeOnly is the fleet without what sleeps now.
+func (d *decision) awakeOnly() *packing.Fleet {
+	if d.wakes == nil {
+		d.wakes = d.fleet.Clone()
+		for _, m := range d.models {
+			for _, h := range m.homes {
+				for _, at := range h.taken {
+					if at.Sleeps && !at.Busy {
+						d.wakes.Undo(at)
+					}
+				}
+			}
+		}
+	}
+	return d.wakes
 }

@@ -85,6 +85,7 @@ type decision struct {
 	emptying map[string]bool      // workers that are being emptied
 	moved    map[string]time.Time // model -> when its last move began
 	touched  map[string]int       // worker -> moves under way from or to it
+	wakes    *packing.Fleet       // the fleet without what sleeps; nil: nobody has asked for it
 	adopted  bool                 // moves of an earlier leader are finished before others begin
 }
 

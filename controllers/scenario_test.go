@@ -132,6 +132,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		if d.HasArg("allow") {
 			p.Spec.AllowedNamespaces = v1alpha1.AllowedNamespaces{From: v1alpha1.NamespacesSelector, Selector: selector(text("allow", ""))}
 		}
+		if d.HasArg("moves") {
+			n := int32(num("moves", 0))
+			p.Spec.Moves.MaxPerHour = &n
+		}
 		s.hashes[p.Namespace+"/"+p.Name] = text("hash", "")
 		if i := slices.IndexFunc(s.pools, func(o v1alpha1.InferencePool) bool { return o.Name == name }); i >= 0 {
 			p.Status, p.Generation, p.Labels = s.pools[i].Status, s.pools[i].Generation+1, s.pools[i].Labels
@@ -145,6 +149,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		m.Spec.Source.URI = text("uri", m.Spec.Source.URI)
 		m.Spec.Priority = int32(num("priority", 0))
 		m.Spec.Suspend = d.HasArg("suspend")
+		if d.HasArg("never") {
+			m.Spec.Eviction = v1alpha1.EvictNever
+		}
 		if d.HasArg("select") {
 			m.Spec.PoolSelector = selector(text("select", ""))
 		}
@@ -190,8 +197,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "cordon":
 		s.pod(name).Leaving = "node n1 is cordoned"
 	case "remove":
-		s.pods = slices.DeleteFunc(s.pods, func(p *pod) bool { return p.Name == name })
-		delete(s.sent, name)
+		s.remove(name)
 	case "hold":
 		s.holding = true
 	case "free":
@@ -201,7 +207,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		s.holding = false
 	case "delete":
-		s.models = slices.DeleteFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
+		s.forget(name)
 	case "hide":
 		i := slices.IndexFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
 		s.hidden, s.models = append(s.hidden, s.models[i]), slices.Delete(s.models, i, i+1)
@@ -217,8 +223,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		_, asked, _ := strings.Cut(message, v1alpha1.AnnotationConfirm+"=")
 		s.pool(name).Annotations = map[string]string{v1alpha1.AnnotationConfirm: text("hash", asked)}
 	case "leader":
-		s.epoch++
-		s.memory, s.sent, s.inspections = Memory{}, map[string]worker.Assignment{}, map[InspectKey]Inspected{}
+		s.lead()
 	case "tick":
 		for range num("n", 1) {
 			s.tick(t)
@@ -232,6 +237,23 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		return "ok\n"
 	}
 	return s.out.String()
+}
+
+// lead: another operator takes over, which remembers nothing.
+func (s *story) lead() {
+	s.epoch++
+	s.memory, s.sent, s.inspections = Memory{}, map[string]worker.Assignment{}, map[InspectKey]Inspected{}
+}
+
+// remove a worker's pod.
+func (s *story) remove(name string) {
+	s.pods = slices.DeleteFunc(s.pods, func(p *pod) bool { return p.Name == name })
+	delete(s.sent, name)
+}
+
+// forget a Model.
+func (s *story) forget(name string) {
+	s.models = slices.DeleteFunc(s.models, func(m v1alpha1.Model) bool { return m.Name == name })
 }
 
 func (s *story) pod(name string) *pod {
@@ -491,6 +513,11 @@ func (p *pod) work(s *story) {
 	}
 	if a, ok := s.sent[p.Name]; ok && a.Instance == instance && p.stale == 0 {
 		p.take(s, a)
+	}
+	for key := range p.homes { // what it no longer holds ends its requests first
+		if !slices.ContainsFunc(p.held.Homes, func(h worker.Home) bool { return h.Model == key }) && p.asked(s, key) == 0 {
+			delete(p.homes, key)
+		}
 	}
 	if p.stale > 0 {
 		p.stale--
