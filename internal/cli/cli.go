@@ -130,7 +130,7 @@ func flagError(err error) error {
 		return err
 	}
 	want := map[string]string{
-		"int": "a whole number", "uint64": "a whole number of at least 0", "float64": "a number", "bool": "true or false",
+		"int": "a whole number", "int64": "a whole number", "uint64": "a whole number of at least 0", "float64": "a number", "bool": "true or false",
 		"duration": "a time such as 30s or 5m",
 	}[wrong.GetFlag().Value.Type()]
 	switch {

@@ -105,7 +105,7 @@ func (c chart) scale(value func(point) float64) axis {
 		most = least + 1
 	}
 	step := math.Pow(10, math.Floor(math.Log10(most-least)))
-	for _, factor := range []float64{0.1, 0.2, 0.5, 1} {
+	for _, factor := range []float64{0.1, 0.2, 0.5, 1, 2} {
 		if (most-least)/(step*factor) <= 8 {
 			step *= factor
 			break
