@@ -458,12 +458,21 @@ func (d *decision) limits(m *model) string {
 		case p.Blocked != "" && n < p.limit():
 			fmt.Fprintf(&b, " Pool %s cannot grow: %s", short(p.key), sentence(p.Blocked))
 		case p.device > 0 && likely(known(m), p.key) > p.device:
-			fmt.Fprintf(&b, " Another worker of pool %s would not help.", short(p.key))
+			fmt.Fprintf(&b, " Another worker of pool %s would not help%s.", short(p.key), p.butForHeadroom(likely(known(m), p.key)))
 		case n >= p.limit():
 			fmt.Fprintf(&b, " Pool %s has %d of at most %d workers.", short(p.key), n, p.limit())
 		}
 	}
 	return b.String()
+}
+
+// butForHeadroom says that only headroom keeps so many bytes from an empty device; empty: more does.
+func (p *pool) butForHeadroom(need int64) string {
+	kept := p.kept(p.device)
+	if need-p.device > kept {
+		return ""
+	}
+	return fmt.Sprintf(": spec.memory.headroom keeps %s of each device free (%d%%)", packing.Size(kept), p.headroom())
 }
 
 // waiting: a worker is coming, or none may come.
@@ -514,7 +523,7 @@ func (d *decision) waiting(m *model) status.Verdict {
 		case starting > 0:
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
 		case going > 0:
-			fmt.Fprintf(&b, "Pool %s replaces %s; the model comes back on the next one. ", short(p.key), count(going, "worker"))
+			fmt.Fprintf(&b, "Pool %s replaces %s; the model comes back on the next one%s. ", short(p.key), count(going, "worker"), p.stillRuns(m.key))
 		case p.barred() != "":
 			fmt.Fprintf(&b, "Pool %s makes no workers: %s ", short(p.key), sentence(p.barred()))
 		case len(p.present(d.seen.Now)) > 0:
@@ -527,6 +536,25 @@ func (d *decision) waiting(m *model) status.Verdict {
 	v.Progressing = v.Progressing && stuck < len(pools)
 	v.Message = strings.TrimSpace(b.String())
 	return v
+}
+
+// stillRuns says how many requests for a model have to end before its worker is replaced.
+func (p *pool) stillRuns(model string) string {
+	n := 0
+	for _, s := range p.stations {
+		if s.Report == nil || s.Failed {
+			continue
+		}
+		for _, h := range s.Report.Homes {
+			if h.Model == model && s.homes[model] == nil {
+				n += h.Running + h.Waiting
+			}
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" once %s %s ended", count(n, "request"), verb(n, "has", "have"))
 }
 
 // one is the worker that p would have next.
@@ -549,8 +577,13 @@ func (d *decision) placed(m *model, s v1alpha1.ModelStatus, v status.Verdict) *s
 		}
 		return &status.Part{True: true, Reason: v1alpha1.ReasonSucceeded, Message: strings.TrimSpace(b.String())}
 	}
-	if v.Ready && m.why.Devices() > 0 {
-		return &status.Part{Reason: v1alpha1.ReasonDoesNotFit, Message: fmt.Sprintf("%d of %s %s a home. %s%s", s.Replicas, count(m.wanted, "replica"), verb(int(s.Replicas), "has", "have"), m.why.String(), d.limits(m))}
+	has := fmt.Sprintf("%d of %s %s a home. ", s.Replicas, count(m.wanted, "replica"), verb(int(s.Replicas), "has", "have"))
+	switch {
+	case v.Ready && s.Replicas > 0 && m.missing > 0 && m.grows != nil:
+		w := d.waiting(m)
+		return &status.Part{Reason: w.Reason, Message: has + w.Message}
+	case v.Ready && m.why.Devices() > 0:
+		return &status.Part{Reason: v1alpha1.ReasonDoesNotFit, Message: has + m.why.String() + d.limits(m)}
 	}
 	return &status.Part{Reason: v.Reason, Message: v.Message}
 }
