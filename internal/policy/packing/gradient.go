@@ -145,13 +145,31 @@ func (m *mix) kind(d Device) *kind {
 // step is how many of a kind's needs have room in n bytes.
 func (k *kind) step(n int64) int { return reach(k.needs, n) }
 
-// fragment is the fragmentation of a worker, in bytes times unit, with that
-// much of its host left, and less free on some devices by that many bytes each.
-func (m *mix) fragment(w *worker, host Host, on []*device, less int64) int64 {
-	if m.total == 0 {
-		return 0
+// ranks is how many host ranks there are.
+func (m *mix) ranks() int { return (len(m.cpu) + 1) * (len(m.memory) + 1) }
+
+// changed: what is free on a worker is not what it was.
+func (m *mix) changed(w *worker) {
+	w.widest = 0
+	for _, d := range w.devices {
+		w.widest = max(w.widest, d.Capacity-d.awake)
 	}
-	rank := m.rank(host)
+	w.rank = m.rank(w.free)
+	for i := range w.frag {
+		w.frag[i] = -1
+	}
+}
+
+// now is the fragmentation of a worker, in bytes times unit, if its host had that rank.
+func (m *mix) now(w *worker, rank int) int64 {
+	if w.frag[rank] < 0 {
+		w.frag[rank] = m.fragment(w, rank, nil, 0)
+	}
+	return w.frag[rank]
+}
+
+// fragment is the same with less free on some devices, by that many bytes each.
+func (m *mix) fragment(w *worker, rank int, on []*device, less int64) int64 {
 	sum := int64(0)
 	for i, d := range w.devices {
 		n, step := d.idle(), d.step
@@ -161,21 +179,32 @@ func (m *mix) fragment(w *worker, host Host, on []*device, less int64) int64 {
 		}
 		sum += n * (m.total - d.kind.usable[rank][step])
 		if len(d.kind.many) > 0 && (i == 0 || w.devices[i-1].kind != d.kind) {
-			sum -= many0(w, d.kind, rank, on, less)
+			sum -= d.kind.several(w, rank, on)
 		}
 	}
 	return sum
 }
 
-// many0 is what shapes of several devices can use of a worker's devices of one kind.
-func many0(w *worker, k *kind, rank int, on []*device, less int64) (sum int64) {
+// less is how the fragmentation of a worker changes if n bytes more are taken on d.
+func (m *mix) less(w *worker, d *device, n int64, rank int) int64 {
+	idle, usable := d.idle(), d.kind.usable[rank]
+	sum := (idle-n)*(m.total-usable[d.kind.step(idle-n)]) - idle*(m.total-usable[d.step])
+	if len(d.kind.many) > 0 && d.empty() {
+		sum += d.kind.several(w, rank, nil) - d.kind.several(w, rank, []*device{d})
+	}
+	return sum
+}
+
+// several is what shapes for whole devices can use of a worker's devices of kind
+// k, but for some.
+func (k *kind) several(w *worker, rank int, but []*device) (sum int64) {
 	for _, s := range k.many {
 		if s.usable[rank] == 0 {
 			continue
 		}
 		n, bytes := 0, int64(0)
 		for _, d := range w.devices {
-			if d.kind == k && d.empty() && d.Capacity >= s.need && (less == 0 || !slices.Contains(on, d)) {
+			if d.kind == k && d.empty() && d.Capacity >= s.need && !slices.Contains(but, d) {
 				n++
 				bytes += d.Capacity
 			}
@@ -187,13 +216,28 @@ func many0(w *worker, k *kind, rank int, on []*device, less int64) (sum int64) {
 	return sum
 }
 
+// grain is what two places may differ by in fragmentation and still count as
+// equal, so that the tightest is taken: a 25th of the mean device. Without it the
+// last permille decides where to go, and ever more devices are begun.
+func grain(workers []*worker) int64 {
+	sum, n := int64(0), int64(0)
+	for _, w := range workers {
+		for _, d := range w.devices {
+			sum += d.Capacity
+			n++
+		}
+	}
+	if n == 0 {
+		return 1
+	}
+	return max(1, sum/n*unit/25)
+}
+
 // Fragmentation is what is free and cannot be used by the mix, in expected bytes.
 func (f *Fleet) Fragmentation() float64 {
 	sum := 0.0
-	for _, pool := range sortedKeys(f.pools) {
-		for _, w := range f.pools[pool] {
-			sum += float64(w.frag) / unit
-		}
+	for _, w := range f.inOrder() {
+		sum += float64(f.mix.now(w, w.rank)) / unit
 	}
 	return sum
 }

@@ -28,7 +28,7 @@ func (f *Fleet) Look(w Want) []Sight {
 	f.exclude(&w)
 	for _, pool := range sortedKeys(w.Need) {
 		need := w.Need[pool]
-		for _, at := range f.pools[pool] {
+		for _, at := range f.workersOf(pool) {
 			refused := f.refuses(at, &w)
 			for _, d := range at.devices {
 				s := Sight{pool, at.Name, d.Name, max(0, d.room()), d.Capacity, refusal(d, &w, need, refused), nil}
@@ -43,7 +43,7 @@ func (f *Fleet) Look(w Want) []Sight {
 }
 
 func refusal(d *device, w *Want, need int64, refused class) string {
-	switch c := (&Why{}).class(d, w, need, refused); c {
+	switch c := d.class(w, need, refused); c {
 	case unsuited:
 		return Unsuited
 	case tooSmall:
@@ -62,7 +62,7 @@ func refusal(d *device, w *Want, need int64, refused class) string {
 	if w.Devices == 0 && d.left(w, n) >= 0 || w.Devices > 0 && d.empty() {
 		return ""
 	}
-	if _, ok := leavers(d, w, need); !ok {
+	if _, ok := d.leavers(w, need); !ok {
 		return Pinned
 	}
 	return Full

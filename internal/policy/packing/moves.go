@@ -94,7 +94,7 @@ func (f *Fleet) Empty(name string, k int) (moves []Move, ok bool) {
 func (f *Fleet) relocate(e *held, will func(*worker) bool) (Move, bool) {
 	w := e.again()
 	w.Not = map[string]bool{}
-	for _, at := range f.pools[e.worker.Pool] {
+	for _, at := range f.workersOf(e.worker.Pool) {
 		if at.Avoid || !will(at) {
 			w.Not[at.Name] = true
 		}
@@ -105,7 +105,7 @@ func (f *Fleet) relocate(e *held, will func(*worker) bool) (Move, bool) {
 		return Move{}, false
 	}
 	from := e.Home
-	to := f.move(&w, &best)
+	to := f.settle(&w, &best)
 	reason := f.reason(&w, &best, room, nil)
 	f.leave(e)
 	return Move{from, to, reason, before - f.Fragmentation()}, true

@@ -9,7 +9,8 @@
 //  3. exclusive room before shared room;
 //  4. in exclusive room, the least increase of what the mix of shapes cannot use
 //     (gradient.go), then the tightest; in shared room, the most that is left;
-//  5. Worker.Rank, pool, worker and device, by name.
+//  5. a fixed order: Worker.Rank, pool, worker and device, by name. Whatever it
+//     is, it fills the same workers first, which beats drawing lots.
 //
 // Overcommit: homes that are awake (they do not sleep, or are busy now) take
 // their bytes alone. Homes that sleep share what is left of the device, which
@@ -21,8 +22,6 @@ package packing
 import (
 	"cmp"
 	"slices"
-	"strconv"
-	"strings"
 )
 
 // Awake shares of time, in 1/1000: of a model that nobody has seen yet, and the
@@ -108,33 +107,43 @@ type Want struct {
 // worker each.
 type Fleet struct {
 	workers map[string]*worker
-	pools   map[string][]*worker // by before
+	pools   map[string]*pool
 	models  map[string][]*held
 	mix     *mix
 	round   int // of the marks on workers
 }
 
+// pool is the workers of a pool, in the order that decides among equals.
+type pool struct {
+	workers []*worker
+	grain   int64 // below this, differences of fragmentation count as none; bytes times unit
+}
+
+// worker begins with what every decision looks at.
 type worker struct {
-	Worker
+	out     int   // the round in which it is out of the question
+	homes   int   // of models
+	alone   int   // homes that want to be
+	widest  int64 // the largest room of a device
 	free    Host
+	rank    int       // of free, by the mix
 	devices []*device // by name
+	frag    []int64   // by host rank, with what is free now: bytes times unit; below 0: not known
 	held    []*held   // by model
-	homes   int       // of models
-	alone   int       // homes that want to be
-	frag    int64     // by the mix
-	out     int       // the round in which it is out of the question
+	Worker
 }
 
 type device struct {
-	Device
+	awake   int64 // bytes of homes that are awake, and of no model
+	asleep  int64 // bytes of homes that sleep
+	share   int64 // the same, each times its awake share; 1/1000 bytes
+	largest int64 // of those that sleep, bytes
 	kind    *kind
+	step    int // of kind, at idle
+	load    int // 1/1000
+	at      *worker
 	held    []*held // by model
-	awake   int64   // bytes of homes that are awake, and of no model
-	asleep  int64   // bytes of homes that sleep
-	share   int64   // the same, each times its awake share; 1/1000 bytes
-	largest int64   // of those that sleep, bytes
-	load    int     // 1/1000
-	step    int     // of kind, at idle
+	Device
 }
 
 // held is a home where it is.
@@ -143,6 +152,9 @@ type held struct {
 	worker  *worker
 	devices []*device
 }
+
+// sleeping: the home may share its bytes.
+func (h *Home) sleeping() bool { return h.Sleeps && !h.Busy }
 
 // free is exclusive room: negative where homes share.
 func (d *device) free() int64 { return d.Capacity - d.awake - d.asleep }
@@ -177,40 +189,64 @@ func (d *device) left(w *Want, n int64) int64 {
 // have nothing to say about their hosts. mix is what is likely to come; without
 // one, the tightest device is chosen.
 func New(workers []Worker, devices []Device, mix []Shape) *Fleet {
-	f := &Fleet{workers: make(map[string]*worker, len(workers)), pools: map[string][]*worker{}, models: map[string][]*held{}, mix: newMix(mix)}
+	f := &Fleet{workers: make(map[string]*worker, len(workers)), pools: map[string]*pool{}, models: map[string][]*held{}, mix: newMix(mix)}
+	workers, devices = slices.Clone(workers), slices.Clone(devices)
+	known := make(map[string]bool, len(workers))
 	for _, w := range workers {
-		f.worker(w)
+		known[w.Name] = true
 	}
 	for _, d := range devices {
-		w := f.workers[d.Worker]
-		if w == nil {
-			w = f.worker(Worker{Name: d.Worker, Pool: d.Pool})
+		if !known[d.Worker] {
+			known[d.Worker] = true
+			workers = append(workers, Worker{Name: d.Worker, Pool: d.Pool})
 		}
-		w.devices = append(w.devices, &device{Device: d, kind: f.mix.kind(d)})
 	}
-	for _, pool := range f.pools {
-		slices.SortFunc(pool, before)
-	}
-	for _, w := range f.workers {
-		slices.SortFunc(w.devices, func(a, b *device) int { return cmp.Compare(a.Name, b.Name) })
-		for _, d := range w.devices {
-			d.step = d.kind.step(d.idle())
-		}
-		w.frag = f.mix.fragment(w, w.free, nil, 0)
-	}
+	slices.SortFunc(workers, before)
+	slices.SortFunc(devices, byPlace)
+	f.fill(workers, devices)
 	return f
 }
 
-func (f *Fleet) worker(w Worker) *worker {
-	e := &worker{Worker: w, free: w.Host}
-	f.workers[w.Name] = e
-	f.pools[w.Pool] = append(f.pools[w.Pool], e)
-	return e
+// fill lays out workers in their order, and what belongs to one side by side: a
+// decision reads all of it.
+func (f *Fleet) fill(workers []Worker, devices []Device) {
+	all, slab := make([]worker, len(workers)), make([]device, len(devices))
+	ranks := f.mix.ranks()
+	frag, list := make([]int64, ranks*len(workers)), make([]*device, len(devices))
+	for i, w := range workers {
+		n, _ := slices.BinarySearchFunc(devices, w.Name, func(d Device, name string) int { return cmp.Compare(d.Worker, name) })
+		end := n
+		for end < len(devices) && devices[end].Worker == w.Name {
+			end++
+		}
+		e := &all[i]
+		*e = worker{Worker: w, free: w.Host, devices: list[n:end:end], frag: frag[i*ranks : (i+1)*ranks : (i+1)*ranks]}
+		for j := n; j < end; j++ {
+			slab[j] = device{Device: devices[j], kind: f.mix.kind(devices[j]), at: e}
+			slab[j].step = slab[j].kind.step(slab[j].Capacity)
+			list[j] = &slab[j]
+		}
+		f.workers[w.Name] = e
+		f.mix.changed(e)
+		p := f.pools[w.Pool]
+		if p == nil {
+			p = &pool{}
+			f.pools[w.Pool] = p
+		}
+		p.workers = append(p.workers, e)
+	}
+	for _, p := range f.pools {
+		p.grain = grain(p.workers)
+	}
 }
 
 // before is a total order, so that the order of the input does not matter.
-func before(a, b *worker) int {
+func before(a, b Worker) int {
 	return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Name, b.Name))
+}
+
+func byPlace(a, b Device) int {
+	return cmp.Or(cmp.Compare(a.Worker, b.Worker), cmp.Compare(a.Name, b.Name))
 }
 
 func (w *worker) device(name string) *device {
@@ -322,12 +358,12 @@ func (f *Fleet) account(e *held, sign int64) {
 	for _, d := range e.devices {
 		n := d.fit(e.Bytes)
 		d.load += int(sign) * e.Load
-		if e.Model != "" && e.Sleeps && !e.Busy {
+		if e.Model != "" && e.sleeping() {
 			d.asleep += sign * n
 			d.share += sign * n * int64(max(e.Awake, leastAwake))
 			d.largest = 0
 			for _, o := range d.held {
-				if o.Sleeps && !o.Busy {
+				if o.sleeping() {
 					d.largest = max(d.largest, d.fit(o.Bytes))
 				}
 			}
@@ -336,7 +372,7 @@ func (f *Fleet) account(e *held, sign int64) {
 		}
 		d.step = d.kind.step(d.idle())
 	}
-	w.frag = f.mix.fragment(w, w.free, nil, 0)
+	f.mix.changed(w)
 }
 
 // Free bytes of a device by the overcommit rule; negative where more is taken
@@ -352,253 +388,47 @@ func (f *Fleet) Free(worker, name string) int64 {
 
 // Clone is a copy that shares nothing that changes.
 func (f *Fleet) Clone() *Fleet {
-	g := &Fleet{workers: make(map[string]*worker, len(f.workers)), pools: make(map[string][]*worker, len(f.pools)), models: make(map[string][]*held, len(f.models)), mix: f.mix}
-	for name, pool := range f.pools {
-		for _, w := range pool {
-			c := *w
-			c.devices, c.held, c.out = nil, nil, 0
-			for _, d := range w.devices {
-				e := *d
-				e.held = nil
-				c.devices = append(c.devices, &e)
-			}
-			for _, h := range w.held {
-				e := &held{Home: h.Home, worker: &c}
-				for _, d := range h.devices {
-					e.devices = append(e.devices, c.device(d.Name))
-				}
-				g.models[e.Model] = append(g.models[e.Model], e)
-				c.held = append(c.held, e)
-				for _, d := range e.devices {
-					d.held = append(d.held, e)
-				}
-			}
-			g.workers[c.Name] = &c
-			g.pools[name] = append(g.pools[name], &c)
+	g := &Fleet{workers: make(map[string]*worker, len(f.workers)), pools: map[string]*pool{}, models: make(map[string][]*held, len(f.models)), mix: f.mix}
+	var workers []Worker
+	var devices []Device
+	for _, w := range f.inOrder() {
+		workers = append(workers, w.Worker)
+		for _, d := range w.devices {
+			devices = append(devices, d.Device)
 		}
+	}
+	slices.SortFunc(workers, before)
+	slices.SortFunc(devices, byPlace)
+	g.fill(workers, devices)
+	for _, w := range f.inOrder() {
+		c := g.workers[w.Name]
+		c.homes, c.alone, c.free = w.homes, w.alone, w.free
+		for i, d := range w.devices {
+			e := c.devices[i]
+			e.awake, e.asleep, e.share, e.largest, e.load, e.step = d.awake, d.asleep, d.share, d.largest, d.load, d.step
+		}
+		for _, h := range w.held {
+			e := &held{Home: h.Home, worker: c}
+			for _, d := range h.devices {
+				d := c.device(d.Name)
+				e.devices = append(e.devices, d)
+				d.held = append(d.held, e)
+			}
+			c.held = append(c.held, e)
+			g.models[e.Model] = append(g.models[e.Model], e)
+		}
+		g.mix.changed(c)
 	}
 	return g
 }
 
-// tier is the part of a choice that comes before the score; lower is better.
-type tier uint8
-
-const (
-	shared tier = 1 << iota
-	hot
-	avoided
-)
-
-// choice is a place where w fits.
-type choice struct {
-	worker  *worker
-	devices []*device
-	bytes   int64
-	tier    tier
-	delta   int64 // of fragmentation; of a score, see rated
-	rated   float64
-	left    int64 // room afterwards
-}
-
-// better: a is chosen rather than b, which may be nothing.
-func (a *choice) better(b *choice) bool {
-	if b.worker == nil {
-		return true
+// inOrder are all workers: pools by name, each in its order.
+func (f *Fleet) inOrder() []*worker {
+	all := make([]*worker, 0, len(f.workers))
+	for _, name := range sortedKeys(f.pools) {
+		all = append(all, f.pools[name].workers...)
 	}
-	left := cmp.Compare(a.left, b.left)
-	if a.tier&shared != 0 {
-		left = -left
-	}
-	return cmp.Or(cmp.Compare(a.tier, b.tier), -cmp.Compare(a.rated, b.rated), cmp.Compare(a.delta, b.delta), left,
-		before(a.worker, b.worker), byName(a.devices, b.devices)) < 0
-}
-
-func byName(a, b []*device) int {
-	return slices.CompareFunc(a, b, func(a, b *device) int { return cmp.Compare(a.Name, b.Name) })
-}
-
-// Place chooses a home for w, takes it, and says why; or says, class by class,
-// why no device can be the home. With a score, that decides among the devices
-// of the best tier instead of the gradient. A model has at most one home on a
-// worker.
-func (f *Fleet) Place(w Want, score Score) (h Home, reason string, why Why) {
-	best, room := f.choose(&w, score)
-	if best.worker == nil {
-		return Home{}, "", f.why(&w)
-	}
-	return f.move(&w, &best), f.reason(&w, &best, room, score), Why{}
-}
-
-// choose finds the best place for w, and how many have room.
-func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
-	f.exclude(w)
-	for _, pool := range sortedKeys(w.Need) {
-		for _, at := range f.pools[pool] {
-			if f.refuses(at, w) == fits {
-				room += f.on(at, w, w.Need[pool], score, &best)
-			}
-		}
-	}
-	return best, room
-}
-
-// move takes what was chosen.
-func (f *Fleet) move(w *Want, c *choice) Home {
-	h := Home{
-		Model: w.Model, Pool: c.worker.Pool, Worker: c.worker.Name, Bytes: c.bytes, Host: w.Host, Kinds: w.Kinds, Capability: w.Capability,
-		Load: w.Load, Sleeps: w.Sleeps, Busy: w.Busy, Awake: w.Awake, Alone: w.Alone, Priority: w.Priority,
-	}
-	for _, d := range c.devices {
-		h.Devices = append(h.Devices, d.Name)
-	}
-	f.take(&held{Home: h, worker: c.worker, devices: slices.Clone(c.devices)})
-	return h
-}
-
-// exclude marks the workers that are out of the question for w.
-func (f *Fleet) exclude(w *Want) {
-	f.round++
-	for name, not := range w.Not {
-		if e := f.workers[name]; not && e != nil {
-			e.out = f.round
-		}
-	}
-	for _, e := range f.models[w.Model] {
-		e.worker.out = f.round
-	}
-}
-
-// refuses says why a worker cannot take w, whatever its devices have.
-func (f *Fleet) refuses(at *worker, w *Want) class {
-	switch {
-	case at.out == f.round:
-		return excluded
-	case at.alone > 0 || w.Alone && at.homes > 0:
-		return reserved
-	case !at.free.holds(w.Host):
-		return noHost
-	}
-	return fits
-}
-
-// on looks at the devices of one worker and returns how many have room.
-func (f *Fleet) on(at *worker, w *Want, need int64, score Score, best *choice) int {
-	c := choice{worker: at}
-	if at.Avoid {
-		c.tier = avoided
-	}
-	switch {
-	case need == 0:
-		if len(w.Kinds) > 0 && !slices.ContainsFunc(at.devices, w.suits) {
-			return 0
-		}
-		for _, d := range at.devices {
-			c.left += d.idle()
-		}
-		f.consider(c, w, score, best)
-		return 1
-	case w.Devices > 0:
-		c.devices = whole(at, w, need)
-		if len(c.devices) < w.Devices {
-			return 0
-		}
-		for _, d := range at.devices {
-			if d.empty() {
-				c.left += d.Capacity
-			}
-		}
-		c.bytes = c.devices[0].fit(need)
-		f.consider(c, w, score, best)
-		return len(c.devices)
-	}
-	room := 0
-	one := make([]*device, 1)
-	for _, d := range at.devices {
-		n := d.fit(need)
-		left := d.left(w, n)
-		if left < 0 || !w.suits(d) {
-			continue
-		}
-		room++
-		e := c
-		one[0] = d
-		e.devices, e.bytes, e.left = one, n, d.free()-n
-		if e.left < 0 {
-			e.tier, e.left = e.tier|shared, left
-		}
-		if w.Load > 0 && d.load+w.Load > 1000 {
-			e.tier |= hot
-		}
-		if f.consider(e, w, score, best) {
-			best.devices = []*device{d}
-		}
-	}
-	return room
-}
-
-func (w *Want) suits(d *device) bool {
-	return (len(w.Kinds) == 0 || slices.Contains(w.Kinds, d.Kind)) && (d.Capability == 0 || d.Capability >= w.Capability)
-}
-
-// whole are the devices of a worker that a Want for whole ones takes, the smallest first.
-func whole(at *worker, w *Want, need int64) []*device {
-	var empty []*device
-	for _, d := range at.devices {
-		if d.empty() && d.fit(need) <= d.Capacity && w.suits(d) {
-			empty = append(empty, d)
-		}
-	}
-	slices.SortStableFunc(empty, func(a, b *device) int { return cmp.Compare(a.Capacity, b.Capacity) })
-	return empty[:min(len(empty), w.Devices)]
-}
-
-func (f *Fleet) consider(c choice, w *Want, score Score, best *choice) bool {
-	switch {
-	case score != nil:
-		c.rated = score(View{c.worker, c.devices}, w)
-		c.left = 0
-	case c.tier&shared == 0:
-		c.delta = f.mix.fragment(c.worker, c.worker.free.add(w.Host, -1), c.devices, c.bytes) - c.worker.frag
-	}
-	if !c.better(best) {
-		return false
-	}
-	*best = c
-	return true
-}
-
-// reason says in a few words why this is the place.
-func (f *Fleet) reason(w *Want, c *choice, room int, score Score) string {
-	var b strings.Builder
-	unit := " devices with room"
-	switch {
-	case len(c.devices) == 0:
-		unit = " workers with room"
-	case len(c.devices) > 1:
-		unit = " whole devices with room"
-	}
-	switch {
-	case room == 1:
-		b.WriteString("the only device with room")
-	case c.tier&shared != 0:
-		b.WriteString("most shared room of " + strconv.Itoa(room) + unit)
-	case score != nil:
-		b.WriteString("best of " + strconv.Itoa(room) + unit)
-	case f.mix.total > 0:
-		b.WriteString("least fragmenting of " + strconv.Itoa(room) + unit)
-	default:
-		b.WriteString("tightest of " + strconv.Itoa(room) + unit)
-	}
-	if w.Alone {
-		b.WriteString(" on a worker without other models")
-	}
-	if len(c.devices) > 0 {
-		b.WriteString(": " + Size(c.devices[0].room()) + " left")
-	}
-	if c.tier&shared != 0 {
-		b.WriteString(", shared with models that sleep")
-	}
-	return b.String()
+	return all
 }
 
 func sortedKeys[V any](m map[string]V) []string {

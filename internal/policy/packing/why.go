@@ -52,65 +52,80 @@ type Why struct {
 	Leave string // "worker/device"
 }
 
-// why looks at every device once more.
-func (f *Fleet) why(w *Want) Why {
+// Why looks at every device once more, for a Want that has no home.
+func (f *Fleet) Why(w Want) Why {
 	y := Why{Alone: w.Alone, Whole: w.Devices, Need: smallest(w.Need), Kinds: w.Kinds, Capability: w.Capability, Host: w.Host}
-	f.exclude(w)
-	var least *device
-	var gone []*held
+	f.exclude(&w)
+	var most, least *device // the most free; the one that the fewest would have to leave
+	var leaves leavers
 	for _, pool := range sortedKeys(w.Need) {
 		need := w.Need[pool]
-		for _, at := range f.pools[pool] {
-			refused := f.refuses(at, w)
+		for _, at := range f.workersOf(pool) {
+			refused := f.refuses(at, &w)
 			for _, d := range at.devices {
-				c := y.class(d, w, need, refused)
+				c := d.class(&w, need, refused)
 				if c == unsuited {
 					y.Unsuited++
 					continue
 				}
 				y.LargestCapacity = max(y.LargestCapacity, d.Capacity)
-				var leaving []*held
 				if c == full {
-					var ok bool
-					if leaving, ok = leavers(d, w, need); !ok {
+					l, ok := d.leavers(&w, need)
+					switch {
+					case !ok:
 						c = pinned
 						y.stay(d)
+					case least == nil || l.fewer(leaves):
+						least, leaves = d, l
 					}
 				}
 				y.count(c)
-				y.free(c, d)
-				if len(leaving) > 0 && (least == nil || fewer(leaving, d, gone, least)) {
-					gone, least = leaving, d
+				if c != excluded && (most == nil || d.freer(most)) {
+					most = d
 				}
 			}
 		}
 	}
 	if least != nil {
 		y.Leave = least.Worker + "/" + least.Name
-		for _, e := range gone {
+		for _, e := range leaves.of(least, &w) {
 			y.Go = append(y.Go, e.Model)
 		}
 		slices.Sort(y.Go)
 	}
-	if d := f.named(y.FreeOn); d != nil && d.asleep > 0 {
-		for _, e := range d.held {
-			if (!e.Sleeps || e.Busy) && len(y.Awake) < 3 {
-				y.Awake = append(y.Awake, e.Model)
-			}
-		}
+	if most != nil {
+		y.LargestFree, y.FreeOf, y.FreeOn = max(0, most.room()), most.Capacity, most.Worker+"/"+most.Name
+		y.awake(most)
 	}
 	return y
 }
 
-func (f *Fleet) named(name string) *device {
-	worker, device, _ := strings.Cut(name, "/")
-	if at := f.workers[worker]; at != nil {
-		return at.device(device)
+// freer: d has more room than e.
+func (d *device) freer(e *device) bool {
+	return cmp.Or(cmp.Compare(max(0, e.room()), max(0, d.room())), cmp.Compare(d.Worker, e.Worker), cmp.Compare(d.Name, e.Name)) < 0
+}
+
+// awake names models that are awake where others sleep.
+func (y *Why) awake(d *device) {
+	if d.asleep == 0 {
+		return
+	}
+	for _, e := range d.held {
+		if !e.sleeping() && len(y.Awake) < 3 {
+			y.Awake = append(y.Awake, e.Model)
+		}
+	}
+}
+
+func (f *Fleet) workersOf(name string) []*worker {
+	if p := f.pools[name]; p != nil {
+		return p.workers
 	}
 	return nil
 }
 
-func (y *Why) class(d *device, w *Want, need int64, refused class) class {
+// class of a device that has no room for w, unless its worker is refused.
+func (d *device) class(w *Want, need int64, refused class) class {
 	switch {
 	case !w.suits(d):
 		return unsuited
@@ -139,15 +154,6 @@ func (y *Why) count(c class) {
 	}
 }
 
-func (y *Why) free(c class, d *device) {
-	name := d.Worker + "/" + d.Name
-	room := max(0, d.room())
-	if c == excluded || y.FreeOn != "" && (room < y.LargestFree || room == y.LargestFree && name > y.FreeOn) {
-		return
-	}
-	y.LargestFree, y.FreeOf, y.FreeOn = room, d.Capacity, name
-}
-
 func (y *Why) stay(d *device) {
 	for _, e := range d.held {
 		if e.Pinned && !slices.Contains(y.Stay, e.Model) {
@@ -158,39 +164,75 @@ func (y *Why) stay(d *device) {
 	y.Stay = y.Stay[:min(3, len(y.Stay))]
 }
 
-// leavers are the homes that would have to leave d for w, largest first until there is room; false: not even all will do.
-func leavers(d *device, w *Want, need int64) ([]*held, bool) {
+// leavers are how many homes would have to leave a device, and their bytes.
+type leavers struct {
+	n     int
+	bytes int64
+}
+
+func (l leavers) fewer(o leavers) bool {
+	return cmp.Or(cmp.Compare(l.n, o.n), cmp.Compare(l.bytes, o.bytes)) < 0
+}
+
+// leavers says how many would have to leave d so that w has room; false: not even
+// all that may go would do.
+func (d *device) leavers(w *Want, need int64) (leavers, bool) {
+	if w.Devices > 0 {
+		l, left := leavers{}, d.awake+d.asleep
+		for _, e := range d.held {
+			n := d.fit(e.Bytes)
+			if e.Pinned {
+				return l, false
+			}
+			l.n, l.bytes, left = l.n+1, l.bytes+n, left-n
+		}
+		return l, left == 0
+	}
+	gone := d.fewest(w, need)
+	l := leavers{n: len(gone)}
+	for _, e := range gone {
+		l.bytes += d.fit(e.Bytes)
+	}
+	return l, len(gone) > 0
+}
+
+// of are the homes that leavers counted.
+func (l leavers) of(d *device, w *Want) []*held {
+	if w.Devices > 0 {
+		return d.held
+	}
+	return d.fewest(w, w.Need[d.Pool])
+}
+
+// fewest are the homes that would have to leave d for w: the smallest that is
+// enough, or else the largest ones; none where even all are not enough.
+func (d *device) fewest(w *Want, need int64) []*held {
+	n := d.fit(need)
 	var may []*held
 	for _, e := range d.held {
 		if !e.Pinned {
 			may = append(may, e)
 		}
 	}
-	if w.Devices > 0 {
-		return may, len(may) == len(d.held) && d.awake+d.asleep == heldBytes(d)
-	}
-	slices.SortStableFunc(may, func(a, b *held) int { return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Model, b.Model)) })
-	n := d.fit(need)
-	for i := range may {
-		if d.without(may[:i+1]).left(w, n) >= 0 {
-			return may[:i+1], true
+	slices.SortStableFunc(may, func(a, b *held) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	for i := range slices.Backward(may) {
+		if d.without(may[i:i+1]).left(w, n) >= 0 {
+			return may[i : i+1]
 		}
 	}
-	return nil, false
-}
-
-func heldBytes(d *device) (sum int64) {
-	for _, e := range d.held {
-		sum += d.fit(e.Bytes)
+	for i := range may {
+		if d.without(may[:i+1]).left(w, n) >= 0 {
+			return may[:i+1]
+		}
 	}
-	return sum
+	return nil
 }
 
 // without is d as it would be if homes left.
 func (d *device) without(gone []*held) *device {
 	c := &device{Device: d.Device, awake: d.awake, asleep: d.asleep, share: d.share, load: d.load}
 	for _, e := range d.held {
-		n, sleeps := d.fit(e.Bytes), e.Sleeps && !e.Busy
+		n, sleeps := d.fit(e.Bytes), e.sleeping()
 		switch {
 		case !slices.Contains(gone, e):
 			if sleeps {
@@ -199,22 +241,13 @@ func (d *device) without(gone []*held) *device {
 		case sleeps:
 			c.asleep -= n
 			c.share -= n * int64(max(e.Awake, leastAwake))
+			c.load -= e.Load
 		default:
 			c.awake -= n
+			c.load -= e.Load
 		}
 	}
 	return c
-}
-
-func fewer(a []*held, on *device, b []*held, other *device) bool {
-	return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(sum(a), sum(b)), cmp.Compare(on.Worker, other.Worker), cmp.Compare(on.Name, other.Name)) < 0
-}
-
-func sum(homes []*held) (n int64) {
-	for _, e := range homes {
-		n += e.Bytes
-	}
-	return n
 }
 
 // Devices that were looked at.
