@@ -18,7 +18,7 @@ import (
 
 func operatorCommand() *cobra.Command {
 	var o controllers.RunOptions
-	var kubeconfig, metricsFrom string
+	var kubeconfig, metricsFrom, historyDir string
 	cmd := &cobra.Command{
 		Use:   "operator",
 		Short: "Decide which worker holds which model, on Kubernetes",
@@ -42,6 +42,7 @@ and says in their conditions what became of them. Several operators may run with
 	cmd.Flags().StringVar(&o.KeyFile, "key-file", "", "file with the installation key (default: the Secret estiba-key, made if it is not there)")
 	cmd.Flags().StringVar(&o.Listen, "metrics-listen", ":8082", "address of /metrics, /healthz and /readyz")
 	cmd.Flags().StringVar(&o.DebugListen, "debug-listen", fmt.Sprintf("127.0.0.1:%d", history.DefaultPort), "loopback address where the last decisions can be read, as by estiba explain through a forwarded port; empty: nowhere")
+	cmd.Flags().StringVar(&historyDir, "history-dir", "", "folder where the last decisions are kept too, up to 256 MiB of them (default: in memory only)")
 	cmd.Flags().BoolVar(&o.LeaderElect, "leader-elect", false, "lead only while holding the lease")
 	cmd.Flags().BoolVar(&o.Policy.Enabled, "network-policy", false, "make a NetworkPolicy for each pool: only operator and gateways reach its workers")
 	cmd.Flags().StringVar(&metricsFrom, "metrics-from", "[]", "with --network-policy: who else may reach workers, to read their metrics; peers as in a NetworkPolicy, in JSON or YAML")
@@ -54,7 +55,8 @@ and says in their conditions what became of them. Several operators may run with
 		if err != nil {
 			return fmt.Errorf("find the Kubernetes API: %w", err)
 		}
-		recorder := history.NewRecorder()
+		recorder := history.NewRecorder(history.RecorderOptions{Dir: historyDir, Log: o.Log})
+		go recorder.Run(cmd.Context())
 		o.Decided = recorder.Decided
 		o.Debug = func(r *controllers.Reconciler) http.Handler { return recorder.Handler(r.Inspect) }
 		return controllers.Run(cmd.Context(), config, o)

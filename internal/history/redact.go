@@ -1,7 +1,7 @@
 package history
 
 import (
-	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -47,43 +47,46 @@ func withoutExtras(m v1alpha1.Model) v1alpha1.Model {
 // redactor replaces, in JSON text, the secrets of sources' addresses, and the
 // revisions that follow from them: what is decided on the text is what was
 // decided, with other names. nil changes nothing.
-type redactor struct{ pairs [][2][]byte }
+type redactor struct{ in *strings.Replacer }
 
 // redacting is the redactor of all that stands in JSON that names these Models.
 func redacting(models []v1alpha1.Model) *redactor {
 	secrets := map[string]string{}
+	var secretive []*v1alpha1.Model
 	for i := range models {
-		for _, secret := range secretsOf(models[i].Spec.Source.URI) {
+		found := secretsOf(models[i].Spec.Source.URI)
+		for _, secret := range found {
 			secrets[secret] = standIn(secret)
+		}
+		if len(found) > 0 {
+			secretive = append(secretive, &models[i])
 		}
 	}
 	if len(secrets) == 0 {
 		return nil
 	}
-	all := &redactor{}
-	for secret, instead := range secrets {
-		all.pairs = append(all.pairs, [2][]byte{inJSON(secret), inJSON(instead)})
-	}
-	// The longest first: one may be a part of another.
-	slices.SortFunc(all.pairs, func(a, b [2][]byte) int { return len(b[0]) - len(a[0]) })
-	revisions := map[string]string{}
-	for i := range models {
-		if len(secretsOf(models[i].Spec.Source.URI)) == 0 {
-			continue
+	var pairs []string
+	// The longest first: one may begin as another does.
+	for _, secret := range slices.SortedFunc(maps.Keys(secrets), func(a, b string) int { return cmp.Or(len(b)-len(a), cmp.Compare(a, b)) }) {
+		pairs = append(pairs, inJSON(secret), secrets[secret])
+		if inJSON(secret) != secret {
+			pairs = append(pairs, secret, secrets[secret])
 		}
-		m := v1alpha1.Model{Spec: models[i].Spec}
-		old := controllers.Revision(&m)
-		m.Spec.Source.URI = all.plain(m.Spec.Source.URI)
-		revisions[old] = controllers.Revision(&m)
 	}
-	for old, instead := range revisions {
-		all.pairs = append(all.pairs, [2][]byte{[]byte(old), []byte(instead)})
+	addresses := strings.NewReplacer(pairs...)
+	for _, m := range secretive {
+		bare := v1alpha1.Model{Spec: m.Spec}
+		bare.Spec.Source.URI = addresses.Replace(m.Spec.Source.URI)
+		pairs = append(pairs, controllers.Revision(m), controllers.Revision(&bare))
 	}
-	return all
+	return &redactor{strings.NewReplacer(pairs...)}
 }
 
 // secretsOf an address are what tells its user apart: name and password, and the query, which may be signed.
 func secretsOf(address string) (secrets []string) {
+	if !strings.ContainsAny(address, "@?") {
+		return nil
+	}
 	u, err := url.Parse(address)
 	if err != nil { // no worker reads it; what it is, is not known either
 		return []string{address}
@@ -107,18 +110,9 @@ func standIn(secret string) string {
 }
 
 // inJSON is s as encoding/json writes it, without the quotes.
-func inJSON(s string) []byte {
+func inJSON(s string) string {
 	text, _ := json.Marshal(s) // of a string it never fails
-	return text[1 : len(text)-1]
-}
-
-func (r *redactor) plain(s string) string {
-	text := r.text(inJSON(s))
-	var out string
-	if json.Unmarshal(slices.Concat([]byte(`"`), text, []byte(`"`)), &out) != nil {
-		return "redacted"
-	}
-	return out
+	return string(text[1 : len(text)-1])
 }
 
 // text is JSON without the secrets.
@@ -126,8 +120,13 @@ func (r *redactor) text(b []byte) []byte {
 	if r == nil {
 		return b
 	}
-	for _, p := range r.pairs {
-		b = bytes.ReplaceAll(b, p[0], p[1])
+	return []byte(r.in.Replace(string(b)))
+}
+
+// name is the name of a part, which may have a revision in it.
+func (r *redactor) name(s string) string {
+	if r == nil {
+		return s
 	}
-	return b
+	return r.in.Replace(s)
 }

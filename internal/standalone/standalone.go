@@ -84,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	metrics := newMetrics()
 	workers := fleet.New(client, fleet.Options{Log: o.Log})
 	routes := fleet.New(client, fleet.Options{Log: o.Log})
-	s := &Server{o: o, manifests: manifests, history: history.NewRecorder()}
+	s := &Server{o: o, manifests: manifests, history: history.NewRecorder(history.RecorderOptions{Log: o.Log})}
 	s.gateway = gateway.New(routes, gateway.Options{
 		Name: gatewayName, Log: o.Log, Registry: metrics.own,
 		Token: func() string { return fleet.GatewayToken(key) },
@@ -102,6 +102,7 @@ func Run(ctx context.Context, o Options) error {
 
 	loopCtx, stopLoop := context.WithCancel(context.Background())
 	looped := make(chan struct{})
+	go s.history.Run(loopCtx)
 	go func() {
 		defer close(looped)
 		s.loop.run(loopCtx)
