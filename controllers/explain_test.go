@@ -2,16 +2,19 @@ package controllers
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/cockroachdb/datadriven"
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/status"
 )
 
 // TestExplain explains models in the stories of testdata/explain, which know these commands beside those of
@@ -137,4 +140,53 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 		return "ok\n"
 	}
 	return s.story.run(t, d)
+}
+
+// TestExplanations: of any cluster, every Model is explained in whole sentences,
+// by what Decide says of it, and one that does not answer has something to do.
+func TestExplanations(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		seen := random(r)
+		plan := Decide(seen)
+		for i := range seen.Models {
+			key := Key(&seen.Models[i])
+			e := Explain(seen, key)
+			c := status.Find(plan.Models[i].Conditions, v1alpha1.ConditionReady)
+			if e.Reason != c.Reason || e.Ready != (c.Status == metav1.ConditionTrue) {
+				t.Fatalf("seed %d: %s is %s, and explained as %s", seed, key, c.Reason, e.Reason)
+			}
+			if !e.Ready && len(e.Do) == 0 {
+				t.Fatalf("seed %d: nothing to do:\n%s", seed, e.Text(true))
+			}
+			wellFormed(t, seed, e.Answer)
+			for _, a := range e.Do {
+				wellFormed(t, seed, a.What)
+			}
+			wellFormed(t, seed, e.Text(true)+".")
+		}
+		for _, p := range StowageOf(seen) {
+			for _, q := range p.Pending {
+				wellFormed(t, seed, q.Why)
+			}
+		}
+		m := fixture.NewModel("proposed")
+		after := Propose(seen, m, map[string]worker.Inspection{"default/p": {Footprint: worker.Footprint{WeightsBytes: int64(r.IntN(100)) * gib, KVFloorBytes: gib}, MaxTokens: 512}})
+		wellFormed(t, seed, ExplainProposal(seen, after, Key(&m)).Answer)
+		if diff := cmp.Diff(plan, Decide(seen)); diff != "" {
+			t.Fatalf("seed %d: an explanation changes what it is about: %s", seed, diff)
+		}
+	}
+}
+
+func wellFormed(t *testing.T, seed uint64, text string) {
+	t.Helper()
+	for _, bad := range []string{"%!", "..", " .", ",,", ": .", "()", "<nil>", "-1 "} {
+		if strings.Contains(text, bad) {
+			t.Fatalf("seed %d: %q in\n%s", seed, bad, text)
+		}
+	}
+	if !strings.HasSuffix(text, ".") && !strings.HasSuffix(text, "?") {
+		t.Fatalf("seed %d: no sentence: %s", seed, text)
+	}
 }

@@ -198,7 +198,7 @@ func (d *decision) switchedOff(m *model) (status.Verdict, bool) {
 	case v1alpha1.ReasonQuarantined:
 		v.Stalled = true
 		v.Message = fmt.Sprintf("%d workers died while they were loading or running this model, the last one (%s) at %s. Change the spec (source, precision or context) to try again.",
-			m.trial.Deaths, m.trial.Worker, m.trial.Since.UTC().Format(time.RFC3339))
+			m.trial.Deaths, cmp.Or(m.trial.Worker, "unknown"), m.trial.Since.UTC().Format(time.RFC3339))
 	case v1alpha1.ReasonNameConflict:
 		v.Stalled = true
 		v.Message = m.conflict + " No name is left for this Model; give it another one."
