@@ -231,7 +231,7 @@ func (d *decision) lacks(m *model) bool {
 
 func (d *decision) statusOf(m *model) v1alpha1.ModelStatus {
 	for i := range d.seen.Models {
-		if Key(&d.seen.Models[i]) == m.key {
+		if &d.seen.Models[i] == m.Model {
 			return d.plan.Models[i]
 		}
 	}

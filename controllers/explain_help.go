@@ -390,6 +390,9 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 		return append(wait, all...)
 	}
 	if a, ok := d.adviseMoves(e); ok {
+		if e.Moves.UnderWay {
+			return []Action{a}
+		}
 		all = append([]Action{a}, all...)
 	}
 	if s, ok := d.headroom(m); ok {
