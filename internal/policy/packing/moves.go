@@ -3,9 +3,11 @@ package packing
 import (
 	"cmp"
 	"slices"
+	"strconv"
 )
 
-// Move is a home that goes elsewhere: first it is loaded at To, then it leaves Home.
+// Move is a home that goes elsewhere: first it is loaded at To, then it leaves
+// Home. So both have room at once, and a plan is carried out in its order.
 type Move struct {
 	Home   Home
 	To     Home
@@ -13,113 +15,610 @@ type Move struct {
 	Gain   float64 // how much less is free that the mix cannot use, in expected bytes
 }
 
+// effort bounds how many ways a search for several moves tries, and branches how
+// many places for each home.
+const (
+	effort   = 2000
+	branches = 8
+)
+
 // again is the Want of a home that is to be placed once more, in its own pool.
 func (e *held) again() Want {
 	w := Want{
 		Model: e.Model, Need: map[string]int64{e.worker.Pool: e.Bytes}, Host: e.Host, Kinds: e.Kinds, Capability: e.Capability,
 		Load: e.Load, Sleeps: e.Sleeps, Busy: e.Busy, Awake: e.Awake, Alone: e.Alone, Priority: e.Priority,
 	}
-	if len(e.devices) > 1 {
+	switch {
+	case len(e.devices) > 1:
 		w.Devices = len(e.devices)
+	case len(e.devices) == 0:
+		w.Need[e.worker.Pool] = 0
 	}
 	return w
 }
 
 func (e *held) movable() bool { return !e.Pinned && !e.Young && !e.Alone }
 
-// find is where a home of this kind is.
-func (f *Fleet) find(h Home) *held {
-	for _, e := range f.models[h.Model] {
-		if e.same(h) {
-			return e
-		}
+// total is what e takes of all its devices.
+func (e *held) total() int64 { return e.Bytes * int64(len(e.devices)) }
+
+func total(homes []*held) (sum int64) {
+	for _, e := range homes {
+		sum += e.total()
 	}
-	return nil
+	return sum
 }
 
-// MakeRoom finds the fewest moves, at most k, then the fewest bytes, after which w fits; applies them and the
-// placement, and says so. Where nothing helps, the fleet is as it was. Pinned and young homes
-// do not move, and no model moves twice.
+// MakeRoom finds the fewest moves, at most k, and of those the ones of the fewest
+// bytes, after which w fits; applies them and the placement to the fleet, and says so. Where nothing
+// helps, the fleet is as it was. Pinned and young homes do not move, no model
+// moves twice, and nothing moves to a worker to be avoided.
 func (f *Fleet) MakeRoom(w Want, k int) (moves []Move, h Home, reason string, ok bool) {
-	if h, reason, _ = f.Place(w, nil); h.Worker != "" {
+	if h, reason, ok = f.Put(w, nil); ok {
 		return nil, h, reason, true
 	}
-	for n := 1; n <= k; n++ {
-		if moves = f.clear(&w, n); moves != nil {
-			h, reason, _ = f.Place(w, nil)
-			return moves, h, reason, true
+	for n := 1; n <= k && !ok; n++ {
+		if n == 1 {
+			moves, ok = f.moveOne(&w)
+		} else {
+			moves, ok = f.moveSome(&w, n)
 		}
 	}
-	return nil, Home{}, "", false
+	if !ok {
+		return nil, Home{}, "", false
+	}
+	h, _, _ = f.Put(w, nil)
+	return moves, h, "room made by moving " + names(moves), true
 }
 
-func (f *Fleet) clear(w *Want, k int) []Move {
-	return nil
+// names says what moves: "a and b to w1".
+func names(moves []Move) (s string) {
+	for i, m := range moves {
+		switch {
+		case i > 0 && i == len(moves)-1:
+			s += " and "
+		case i > 0:
+			s += ", "
+		}
+		s += m.Home.Model + " to " + m.To.Worker
+	}
+	return s
 }
 
-// Displace finds homes of a lower priority whose going makes room for w: of the lowest priorities, then the fewest,
-// then the smallest. Applied to the fleet.
+// room is homes of one worker whose going would make room for a Want there.
+type room struct {
+	worker *worker
+	homes  []*held
+	bytes  int64
+}
+
+// rooms are, for each device, the sets of at most k homes whose going makes
+// room for w, and none of which could stay: fewest first, then the smallest.
+func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
+	f.exclude(w)
+	var all []room
+	for _, name := range f.asks(w) {
+		need := w.Need[name]
+		for _, at := range f.pools[name].workers {
+			if at.Avoid || at.out == f.round || at.alone > 0 || w.Alone || !at.Host.holds(w.Host) {
+				continue
+			}
+			for _, homes := range at.rooms(w, need, k, may) {
+				all = append(all, room{at, homes, total(homes)})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b room) int { return cmp.Or(cmp.Compare(len(a.homes), len(b.homes)), cmp.Compare(a.bytes, b.bytes)) })
+	return all
+}
+
+// rooms of one worker.
+func (at *worker) rooms(w *Want, need int64, k int, may func(*held) bool) (all [][]*held) {
+	short := !at.free.holds(w.Host)
+	if need == 0 || w.Devices > 0 || short {
+		if need > 0 && !slices.ContainsFunc(at.devices, func(d *device) bool { return d.fit(need) <= d.Capacity && w.suits(d) }) {
+			return nil
+		}
+		return smallestSets(filter(at.held, may), k, func(gone []*held) bool { return at.fitsWithout(w, need, gone) })
+	}
+	for _, d := range at.devices {
+		n := d.fit(need)
+		if n > d.Capacity || !w.suits(d) || len(d.held) == 0 {
+			continue
+		}
+		if k == 1 && d.asleep == 0 {
+			for _, e := range d.held {
+				if d.fit(e.Bytes) >= n-d.room() && may(e) {
+					all = append(all, []*held{e})
+				}
+			}
+			continue
+		}
+		all = append(all, smallestSets(filter(d.held, may), k, func(gone []*held) bool { return d.without(gone).left(w, n) >= 0 })...)
+	}
+	return all
+}
+
+func filter(homes []*held, may func(*held) bool) (some []*held) {
+	for _, e := range homes {
+		if may(e) {
+			some = append(some, e)
+		}
+	}
+	return some
+}
+
+// fitsWithout: w has room on the worker once some homes are gone.
+func (at *worker) fitsWithout(w *Want, need int64, gone []*held) bool {
+	free := at.free
+	for _, e := range gone {
+		free = free.add(e.Host, 1)
+	}
+	if !free.holds(w.Host) {
+		return false
+	}
+	empty := 0
+	for _, d := range at.devices {
+		if d.fit(need) > d.Capacity || !w.suits(d) {
+			continue
+		}
+		left := d.without(gone)
+		if w.Devices == 0 && left.left(w, d.fit(need)) >= 0 {
+			return true
+		}
+		if left.awake == 0 && left.asleep == 0 {
+			empty++
+		}
+	}
+	return need == 0 || w.Devices > 0 && empty >= w.Devices
+}
+
+// smallestSets are sets of at most k homes that are enough while no smaller part of them is: the fewest first, then by bytes; no more than a
+// few of each size.
+func smallestSets(homes []*held, k int, enough func([]*held) bool) (sets [][]*held) {
+	homes = slices.Clone(homes)
+	slices.SortStableFunc(homes, func(a, b *held) int { return cmp.Compare(a.total(), b.total()) })
+	var pick func(from, n int, chosen []*held)
+	tried := 0
+	pick = func(from, n int, chosen []*held) {
+		if n == 0 {
+			tried++
+			if enough(chosen) && !slices.ContainsFunc(sets, func(s []*held) bool { return within(s, chosen) }) {
+				sets = append(sets, slices.Clone(chosen))
+			}
+			return
+		}
+		for i := from; i+n <= len(homes) && tried < effort; i++ {
+			pick(i+1, n-1, append(chosen, homes[i]))
+		}
+	}
+	for n := 1; n <= min(k, len(homes)); n++ {
+		pick(0, n, nil)
+	}
+	return sets
+}
+
+// within: all of a are in b.
+func within(a, b []*held) bool {
+	for _, e := range a {
+		if !slices.Contains(b, e) {
+			return false
+		}
+	}
+	return true
+}
+
+// moveOne finds the smallest home whose going makes room for w and that has room elsewhere, and moves it.
+func (f *Fleet) moveOne(w *Want) ([]Move, bool) {
+	rooms := f.rooms(w, 1, (*held).movable)
+	elsewhere := map[string][]*worker{} // what is alike -> two workers with room for it
+	for _, r := range rooms {
+		e := r.homes[0]
+		again := e.again()
+		key := e.class()
+		where, known := elsewhere[key]
+		if !known || len(f.models[e.Model]) > 1 {
+			where = f.two(&again)
+			if len(f.models[e.Model]) == 1 {
+				elsewhere[key] = where
+			}
+		}
+		if !slices.ContainsFunc(where, func(at *worker) bool { return at != e.worker }) {
+			continue
+		}
+		if best, n := f.elsewhere(&again, nil); best.worker != nil {
+			return []Move{f.moveTo(e, &again, &best, n)}, true
+		}
+	}
+	return nil, false
+}
+
+// class is the same for homes that fit the same places, but for their own.
+func (e *held) class() string {
+	b := strconv.AppendInt(nil, e.Bytes, 10)
+	for _, n := range []int64{e.Host.CPU, e.Host.Memory, int64(len(e.devices)), int64(e.Capability), int64(e.Awake)} {
+		b = strconv.AppendInt(append(b, ' '), n, 10)
+	}
+	b = strconv.AppendBool(append(b, ' '), e.sleeping())
+	b = append(append(b, ' '), e.worker.Pool...)
+	for _, k := range e.Kinds {
+		b = append(append(b, ' '), k...)
+	}
+	return string(b)
+}
+
+// two are the first workers that have room for w, wherever w is now.
+func (f *Fleet) two(w *Want) (some []*worker) {
+	model := w.Model
+	if len(f.models[model]) == 1 {
+		w.Model = ""
+		defer func() { w.Model = model }()
+	}
+	f.exclude(w)
+	for _, name := range f.asks(w) {
+		for _, at := range f.pools[name].workers {
+			if at.Avoid || w.Need[name] > at.widest || f.refuses(at, w) != fits {
+				continue
+			}
+			s := search{f: f, w: w, score: func(View, *Want) float64 { return 0 }}
+			if s.look(at, w.Need[name]); s.best.worker != nil {
+				if some = append(some, at); len(some) == 2 {
+					return some
+				}
+			}
+		}
+	}
+	return some
+}
+
+// elsewhere is the best place for w on workers that are not to be avoided.
+func (f *Fleet) elsewhere(w *Want, will func(*worker) bool) (choice, int) {
+	options := f.options(w, will)
+	if len(options) == 0 {
+		return choice{}, 0
+	}
+	return options[0], len(options)
+}
+
+// options are the best places for w on each worker that may have it, the best first.
+func (f *Fleet) options(w *Want, will func(*worker) bool) (all []choice) {
+	f.exclude(w)
+	s := search{f: f, w: w, grain: f.grain(w)}
+	for _, name := range f.asks(w) {
+		for _, at := range f.pools[name].workers {
+			if at.Avoid || w.Need[name] > at.widest || f.refuses(at, w) != fits || will != nil && !will(at) {
+				continue
+			}
+			s.best = choice{}
+			if s.look(at, w.Need[name]); s.best.worker != nil {
+				all = append(all, s.best)
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b choice) int {
+		left := cmp.Compare(a.left, b.left)
+		if a.tier&shared != 0 {
+			left = -left
+		}
+		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.grains, b.grains), left)
+	})
+	return all
+}
+
+// moveTo carries a move out and says why it goes there.
+func (f *Fleet) moveTo(e *held, w *Want, c *choice, room int) Move {
+	before := f.mix.now(e.worker, e.worker.rank) + f.mix.now(c.worker, c.worker.rank)
+	m := Move{Home: e.Home, To: f.settle(w, c)}
+	m.To.Priority = e.Priority
+	f.leave(e)
+	after := f.mix.now(e.worker, e.worker.rank) + f.mix.now(c.worker, c.worker.rank)
+	m.Reason, m.Gain = f.reason(w, c, room, nil), float64(before-after)/unit
+	return m
+}
+
+// clearing tries ways to place homes, each in turn, with moves of others.
+type clearing struct {
+	f      *Fleet
+	will   func(*worker) bool // may be a target; nil: all
+	moving []*held
+	moves  []Move
+	left   int // effort
+	bytes  int64
+	best   []Move
+	limit  int64 // bytes of best
+}
+
+// moveSome finds n moves, or fewer, of the fewest bytes after which w fits.
+func (f *Fleet) moveSome(w *Want, n int) ([]Move, bool) {
+	c := clearing{f: f, left: effort, limit: -1}
+	c.clear(w, n, func(int) { c.found() })
+	return f.replay(c.best)
+}
+
+// found keeps the moves if they are the smallest so far.
+func (c *clearing) found() {
+	if c.limit < 0 || c.bytes < c.limit {
+		c.best, c.limit = slices.Clone(c.moves), c.bytes
+	}
+}
+
+// replay carries out what was found.
+func (f *Fleet) replay(moves []Move) ([]Move, bool) {
+	for _, m := range moves {
+		f.Take(m.To)
+		f.Undo(m.Home)
+	}
+	return moves, len(moves) > 0
+}
+
+// clear calls then for every way in which at most k moves make room for w. When it returns, the fleet is as it was.
+func (c *clearing) clear(w *Want, k int, then func(k int)) {
+	may := func(e *held) bool { return e.movable() && !slices.ContainsFunc(c.moving, func(m *held) bool { return m.Model == e.Model }) }
+	for _, r := range c.f.rooms(w, k, may) {
+		if c.left <= 0 || c.limit >= 0 && c.bytes+r.bytes >= c.limit {
+			continue
+		}
+		homes := slices.Clone(r.homes)
+		slices.Reverse(homes) // the largest first: it has the fewest places
+		c.relocate(homes, k-len(homes), func(k int) {
+			if c.f.fitsAt(w, r.worker) {
+				then(k)
+			}
+		})
+	}
+}
+
+// fitsAt: w has room on this worker.
+func (f *Fleet) fitsAt(w *Want, at *worker) bool {
+	f.exclude(w)
+	if f.refuses(at, w) != fits {
+		return false
+	}
+	s := search{f: f, w: w, score: func(View, *Want) float64 { return 0 }}
+	s.look(at, w.Need[at.Pool])
+	return s.best.worker != nil
+}
+
+// relocate calls then for every way in which the homes go elsewhere, with at most k moves of others.
+func (c *clearing) relocate(homes []*held, k int, then func(k int)) {
+	if len(homes) == 0 {
+		then(k)
+		return
+	}
+	e := homes[0]
+	w := e.again()
+	c.moving, c.bytes = append(c.moving, e), c.bytes+e.total()
+	options := c.f.options(&w, c.will)
+	for i := range options[:min(len(options), branches)] {
+		if c.left--; c.left <= 0 {
+			break
+		}
+		c.try(e, &w, &options[i], len(options), func() { c.relocate(homes[1:], k, then) })
+		if len(homes) == 1 && len(c.moving) == 1 && c.limit >= 0 {
+			break // another place makes no difference
+		}
+	}
+	if len(options) == 0 && k > 0 {
+		c.clear(&w, k, func(k int) {
+			for _, o := range c.f.options(&w, c.will) {
+				if c.left--; c.left <= 0 {
+					return
+				}
+				c.try(e, &w, &o, 1, func() { c.relocate(homes[1:], k, then) })
+			}
+		})
+	}
+	c.moving, c.bytes = c.moving[:len(c.moving)-1], c.bytes-e.total()
+}
+
+// try moves a home, calls then, and moves it back.
+func (c *clearing) try(e *held, w *Want, to *choice, room int, then func()) {
+	m := c.f.moveTo(e, w, to, room)
+	c.moves = append(c.moves, m)
+	then()
+	c.moves = c.moves[:len(c.moves)-1]
+	c.f.Undo(m.To)
+	c.f.take(e)
+}
+
+// Displace finds homes of a lower priority whose going makes room for w: of the
+// lowest priorities, then the fewest, then the smallest. Applied to the fleet.
 func (f *Fleet) Displace(w Want) (gone []Home, h Home, reason string, ok bool) {
-	return nil, Home{}, "", false
+	if h, reason, ok = f.Put(w, nil); ok {
+		return nil, h, reason, true
+	}
+	var best room
+	for _, p := range f.priorities(w.Priority) {
+		if best = f.displaced(&w, p); best.worker != nil {
+			break
+		}
+	}
+	if best.worker == nil {
+		return nil, Home{}, "", false
+	}
+	for _, e := range best.homes {
+		gone = append(gone, e.Home)
+		f.leave(e)
+	}
+	slices.SortFunc(gone, func(a, b Home) int { return cmp.Compare(a.Model, b.Model) })
+	h, reason, _ = f.Put(w, nil)
+	return gone, h, reason, true
 }
 
-// Empty finds at most k moves after which the worker holds nothing that is awake. Applied to the fleet.
+// priorities of homes below p, ascending.
+func (f *Fleet) priorities(p int) []int {
+	seen := map[int]bool{}
+	for _, at := range f.workers {
+		for _, e := range at.held {
+			if e.Priority < p && !e.Pinned {
+				seen[e.Priority] = true
+			}
+		}
+	}
+	var all []int
+	for q := range seen {
+		all = append(all, q)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// displaced are the fewest homes of at most that priority that must go for w.
+func (f *Fleet) displaced(w *Want, priority int) (best room) {
+	may := func(e *held) bool { return e.Priority <= priority && !e.Pinned && !e.Alone }
+	for k := 1; k <= 3; k++ {
+		if all := f.rooms(w, k, may); len(all) > 0 {
+			return all[0]
+		}
+	}
+	f.exclude(w)
+	for _, name := range f.asks(w) {
+		need := w.Need[name]
+		for _, at := range f.pools[name].workers {
+			if at.Avoid || at.out == f.round || at.alone > 0 || w.Alone || !at.Host.holds(w.Host) {
+				continue
+			}
+			homes := at.many(w, need, filter(at.held, may))
+			if r := (room{at, homes, total(homes)}); len(homes) > 0 && (best.worker == nil ||
+				cmp.Or(cmp.Compare(len(r.homes), len(best.homes)), cmp.Compare(r.bytes, best.bytes)) < 0) {
+				best = r
+			}
+		}
+	}
+	return best
+}
+
+// many are homes whose going makes room for w on a worker, where more than a few
+// must: the largest go until it is enough, then those stay that can. None: not even
+// all are enough.
+func (at *worker) many(w *Want, need int64, homes []*held) []*held {
+	var best []*held
+	sets := [][]*held{homes}
+	if w.Devices == 0 && at.free.holds(w.Host) {
+		sets = nil
+		for _, d := range at.devices {
+			sets = append(sets, filter(homes, func(e *held) bool { return slices.Contains(e.devices, d) }))
+		}
+	}
+	for _, set := range sets {
+		if !at.fitsWithout(w, need, set) {
+			continue
+		}
+		set = slices.Clone(set)
+		slices.SortStableFunc(set, func(a, b *held) int { return cmp.Compare(b.total(), a.total()) })
+		for n := range set {
+			if at.fitsWithout(w, need, set[:n+1]) {
+				set = set[:n+1]
+				break
+			}
+		}
+		for i := 0; i < len(set); {
+			if rest := slices.Concat(set[:i], set[i+1:]); at.fitsWithout(w, need, rest) {
+				set = rest
+			} else {
+				i++
+			}
+		}
+		if best == nil || cmp.Or(cmp.Compare(len(set), len(best)), cmp.Compare(total(set), total(best))) < 0 {
+			best = set
+		}
+	}
+	return best
+}
+
+// Empty finds at most k moves after which the worker holds nothing that is awake;
+// they go to workers that hold something already. Applied to the fleet; false: there are none such, and the fleet
+// is as it was.
 func (f *Fleet) Empty(name string, k int) (moves []Move, ok bool) {
 	at := f.workers[name]
 	if at == nil {
 		return nil, false
 	}
-	var awake []*held
-	for _, e := range at.held {
-		if !e.Sleeps || e.Busy {
-			awake = append(awake, e)
-		}
+	awake := filter(at.held, func(e *held) bool { return !e.sleeping() })
+	if len(awake) == 0 {
+		return nil, true
 	}
 	if len(awake) > k || slices.ContainsFunc(awake, func(e *held) bool { return !e.movable() }) {
 		return nil, false
 	}
-	slices.SortStableFunc(awake, func(a, b *held) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	for _, e := range awake {
-		m, ok := f.relocate(e, func(at *worker) bool { return at.homes > 0 })
+	slices.SortStableFunc(awake, func(a, b *held) int { return cmp.Compare(b.total(), a.total()) })
+	c := clearing{f: f, left: effort, limit: -1, will: (*worker).inUse}
+	c.relocate(awake, 0, func(int) {
+		c.found()
+		c.left = 0
+	})
+	return f.replay(c.best)
+}
+
+// inUse: something is awake on the worker.
+func (at *worker) inUse() bool {
+	return slices.ContainsFunc(at.held, func(e *held) bool { return !e.sleeping() })
+}
+
+// Defragment finds at most n moves, one after the other, each of which lowers the
+// fragmentation most and by at least minGain, in expected bytes. Applied to the fleet.
+func (f *Fleet) Defragment(n int, minGain float64) (moves []Move) {
+	moved := map[string]bool{}
+	for len(moves) < n {
+		m, ok := f.gain(moved, minGain)
 		if !ok {
-			f.revert(moves)
-			return nil, false
+			break
 		}
+		moved[m.Home.Model] = true
 		moves = append(moves, m)
 	}
-	return moves, true
+	return moves
 }
 
-// relocate moves one home to its best place among the workers that will do.
-func (f *Fleet) relocate(e *held, will func(*worker) bool) (Move, bool) {
-	w := e.again()
-	w.Not = map[string]bool{}
-	for _, at := range f.workersOf(e.worker.Pool) {
-		if at.Avoid || !will(at) {
-			w.Not[at.Name] = true
+// gain makes the one move that lowers the fragmentation most.
+func (f *Fleet) gain(moved map[string]bool, least float64) (Move, bool) {
+	type leaver struct {
+		home  *held
+		bound int64 // of the gain: as if all it takes elsewhere were of no use there
+		going int64 // of the gain: what its own worker gets
+	}
+	var leavers []leaver
+	for _, at := range f.inOrder() {
+		for _, e := range at.held {
+			if !e.movable() || moved[e.Model] || len(e.devices) == 0 {
+				continue
+			}
+			going := f.mix.now(at, at.rank) - f.mix.fragment(at, f.mix.rank(at.free.add(e.Host, 1)), e.devices, -e.devices[0].fit(e.Bytes))
+			bound := going + f.mix.total*e.devices[0].fit(e.Bytes)*int64(len(e.devices))
+			if float64(bound)/unit >= least && bound > 0 {
+				leavers = append(leavers, leaver{e, bound, going})
+			}
 		}
 	}
-	before := f.Fragmentation()
-	best, room := f.choose(&w, nil)
-	if best.worker == nil {
+	slices.SortStableFunc(leavers, func(a, b leaver) int { return cmp.Compare(b.bound, a.bound) })
+	var best leaver
+	var to choice
+	most, room := int64(0), 0
+	for _, l := range leavers {
+		if l.bound <= most {
+			break
+		}
+		w := l.home.again()
+		options := f.options(&w, nil)
+		for _, o := range options {
+			if o.tier != 0 {
+				continue
+			}
+			gain := l.going - f.delta(&w, &o)
+			if gain > most && float64(gain)/unit >= least {
+				best, to, most, room = l, o, gain, len(options)
+			}
+		}
+	}
+	if best.home == nil {
 		return Move{}, false
 	}
-	from := e.Home
-	to := f.settle(&w, &best)
-	reason := f.reason(&w, &best, room, nil)
-	f.leave(e)
-	return Move{from, to, reason, before - f.Fragmentation()}, true
+	w := best.home.again()
+	return f.moveTo(best.home, &w, &to, room), true
 }
 
-// revert takes moves back, the last first.
-func (f *Fleet) revert(moves []Move) {
-	for _, m := range slices.Backward(moves) {
-		f.Undo(m.To)
-		f.Take(m.Home)
-	}
-}
-
-// Defragment finds at most n moves that lower the fragmentation by at least minGain each. Applied to the fleet.
-func (f *Fleet) Defragment(n int, minGain float64) []Move {
-	return nil
+// delta is what the fragmentation grows by if w comes to a place.
+func (f *Fleet) delta(w *Want, c *choice) int64 {
+	at := c.worker
+	return f.mix.fragment(at, f.mix.rank(at.free.add(w.Host, -1)), c.devices(), c.bytes) - f.mix.now(at, at.rank)
 }
