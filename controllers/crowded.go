@@ -78,13 +78,13 @@ func (d *decision) relocate(m *model, h *home) bool {
 	}
 	want := d.want(m, nil)
 	want.Busy = want.Sleeps
-	at, reason, _ := d.fleet.Place(want, nil)
+	at, reason, _ := d.fleet.Place(want, d.seen.Score)
 	if at.Worker == "" && !d.grows(m) {
 		want.Not = map[string]bool{}
 		for _, o := range m.homes {
 			want.Not[o.station.Name] = true
 		}
-		if at, reason, _ = d.awakeOnly().Place(want, nil); at.Worker != "" {
+		if at, reason, _ = d.awakeOnly().Place(want, d.seen.Score); at.Worker != "" {
 			d.fleet.Take(at)
 		}
 	}

@@ -222,12 +222,12 @@ func (d *decision) want(m *model, p *pool) packing.Want {
 // where it can wake at once; else where it waits for its neighbours.
 func (d *decision) find(m *model) (at packing.Home, reason string, why packing.Why) {
 	want := d.want(m, nil)
-	if at, reason, why = d.fleet.Place(want, nil); at.Worker != "" {
+	if at, reason, why = d.fleet.Place(want, d.seen.Score); at.Worker != "" {
 		return at, reason, why
 	}
 	if want.Busy && !d.grows(m) {
 		want.Busy = false
-		if at, reason, _ = d.fleet.Place(want, nil); at.Worker != "" {
+		if at, reason, _ = d.fleet.Place(want, d.seen.Score); at.Worker != "" {
 			return at, reason, packing.Why{}
 		}
 	}
@@ -242,7 +242,7 @@ func (d *decision) find(m *model) (at packing.Home, reason string, why packing.W
 			want.Not[s.Name], waits = true, true
 		}
 	}
-	if at, reason, full := d.fleet.Place(want, nil); at.Worker != "" || !waits {
+	if at, reason, full := d.fleet.Place(want, d.seen.Score); at.Worker != "" || !waits {
 		return at, reason, full
 	}
 	return at, reason, why

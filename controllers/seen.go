@@ -10,6 +10,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/policy/packing"
 	"github.com/estiba/estiba/internal/policy/scaling"
 )
 
@@ -40,6 +41,9 @@ type Seen struct {
 	Missing map[string]bool `json:"missing,omitzero"` // "namespace/name"
 
 	Memory Memory `json:"memory,omitzero"`
+
+	// Score chooses among the devices with room, for simulations; nil: Estiba's own.
+	Score packing.Score `json:"-"`
 }
 
 // Pool is an InferencePool and what its template makes of it.
