@@ -174,12 +174,12 @@ func (m *mix) fragment(w *worker, rank int, on []*device, less int64) int64 {
 	for i, d := range w.devices {
 		n, step := d.idle(), d.step
 		if slices.Contains(on, d) {
-			n -= less
+			n = max(0, d.free()-less)
 			step = d.kind.step(n)
 		}
 		sum += n * (m.total - d.kind.usable[rank][step])
 		if len(d.kind.many) > 0 && (i == 0 || w.devices[i-1].kind != d.kind) {
-			sum -= d.kind.several(w, rank, on)
+			sum -= d.kind.several(w, rank, on, less)
 		}
 	}
 	return sum
@@ -190,21 +190,25 @@ func (m *mix) less(w *worker, d *device, n int64, rank int) int64 {
 	idle, usable := d.idle(), d.kind.usable[rank]
 	sum := (idle-n)*(m.total-usable[d.kind.step(idle-n)]) - idle*(m.total-usable[d.step])
 	if len(d.kind.many) > 0 && d.empty() {
-		sum += d.kind.several(w, rank, nil) - d.kind.several(w, rank, []*device{d})
+		sum += d.kind.several(w, rank, nil, 0) - d.kind.several(w, rank, []*device{d}, n)
 	}
 	return sum
 }
 
 // several is what shapes for whole devices can use of a worker's devices of kind
-// k, but for some.
-func (k *kind) several(w *worker, rank int, but []*device) (sum int64) {
+// k, if less bytes more were taken on some, or so many fewer.
+func (k *kind) several(w *worker, rank int, on []*device, less int64) (sum int64) {
 	for _, s := range k.many {
 		if s.usable[rank] == 0 {
 			continue
 		}
 		n, bytes := 0, int64(0)
 		for _, d := range w.devices {
-			if d.kind == k && d.empty() && d.Capacity >= s.need && !slices.Contains(but, d) {
+			empty := d.empty()
+			if slices.Contains(on, d) {
+				empty = d.free()-less == d.Capacity
+			}
+			if d.kind == k && empty && d.Capacity >= s.need {
 				n++
 				bytes += d.Capacity
 			}

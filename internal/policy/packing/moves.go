@@ -108,7 +108,9 @@ func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
 			}
 		}
 	}
-	slices.SortStableFunc(all, func(a, b room) int { return cmp.Or(cmp.Compare(len(a.homes), len(b.homes)), cmp.Compare(a.bytes, b.bytes)) })
+	slices.SortStableFunc(all, func(a, b room) int {
+		return cmp.Or(cmp.Compare(len(a.homes), len(b.homes)), cmp.Compare(a.bytes, b.bytes))
+	})
 	return all
 }
 
@@ -134,7 +136,10 @@ func (at *worker) rooms(w *Want, need int64, k int, may func(*held) bool) (all [
 			}
 			continue
 		}
-		all = append(all, smallestSets(filter(d.held, may), k, func(gone []*held) bool { return d.without(gone).left(w, n) >= 0 })...)
+		all = append(all, smallestSets(filter(d.held, may), k, func(gone []*held) bool {
+			a := d.without(gone)
+			return a.left(w, n) >= 0
+		})...)
 	}
 	return all
 }
@@ -162,7 +167,10 @@ func (at *worker) fitsWithout(w *Want, need int64, gone []*held) bool {
 		if d.fit(need) > d.Capacity || !w.suits(d) {
 			continue
 		}
-		left := d.without(gone)
+		left := d.account
+		if slices.ContainsFunc(gone, func(e *held) bool { return slices.Contains(e.devices, d) }) {
+			left = d.without(gone)
+		}
 		if w.Devices == 0 && left.left(w, d.fit(need)) >= 0 {
 			return true
 		}
@@ -353,7 +361,9 @@ func (f *Fleet) replay(moves []Move) ([]Move, bool) {
 
 // clear calls then for every way in which at most k moves make room for w. When it returns, the fleet is as it was.
 func (c *clearing) clear(w *Want, k int, then func(k int)) {
-	may := func(e *held) bool { return e.movable() && !slices.ContainsFunc(c.moving, func(m *held) bool { return m.Model == e.Model }) }
+	may := func(e *held) bool {
+		return e.movable() && !slices.ContainsFunc(c.moving, func(m *held) bool { return m.Model == e.Model })
+	}
 	for _, r := range c.f.rooms(w, k, may) {
 		if c.left <= 0 || c.limit >= 0 && c.bytes+r.bytes >= c.limit {
 			continue

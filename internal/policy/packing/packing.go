@@ -101,6 +101,8 @@ type Want struct {
 	Priority   int
 	// Not are workers that are out of the question, besides those that hold the model already.
 	Not map[string]bool
+	// Draw is for simulations: if it is not 0, equals go by a number drawn from it for each worker, instead of by rank and name.
+	Draw uint64
 }
 
 // Fleet is a snapshot that answers "what if": Place, Take and Undo touch one
@@ -134,16 +136,22 @@ type worker struct {
 }
 
 type device struct {
-	awake   int64 // bytes of homes that are awake, and of no model
-	asleep  int64 // bytes of homes that sleep
-	share   int64 // the same, each times its awake share; 1/1000 bytes
-	largest int64 // of those that sleep, bytes
-	kind    *kind
-	step    int // of kind, at idle
-	load    int // 1/1000
-	at      *worker
-	held    []*held // by model
+	account
+	kind *kind
+	step int // of kind, at idle
+	load int // 1/1000
+	at   *worker
+	held []*held // by model
 	Device
+}
+
+// account of a device, in bytes.
+type account struct {
+	capacity int64
+	awake    int64 // homes that are awake, and what is of no model
+	asleep   int64 // homes that sleep
+	share    int64 // the same, each times its awake share; 1/1000 bytes
+	largest  int64 // of those that sleep
 }
 
 // held is a home where it is.
@@ -157,15 +165,15 @@ type held struct {
 func (h *Home) sleeping() bool { return h.Sleeps && !h.Busy }
 
 // free is exclusive room: negative where homes share.
-func (d *device) free() int64 { return d.Capacity - d.awake - d.asleep }
+func (a *account) free() int64 { return a.capacity - a.awake - a.asleep }
 
 // idle is what the gradient counts as free.
-func (d *device) idle() int64 { return max(0, d.free()) }
+func (a *account) idle() int64 { return max(0, a.free()) }
 
 func (d *device) empty() bool { return d.awake == 0 && d.asleep == 0 && len(d.held) == 0 }
 
 // room is what is left by the overcommit rule.
-func (d *device) room() int64 { return d.Capacity - d.awake - max(d.largest, thousandth(d.share)) }
+func (a *account) room() int64 { return a.capacity - a.awake - max(a.largest, thousandth(a.share)) }
 
 func thousandth(n int64) int64 { return (n + 999) / 1000 }
 
@@ -178,11 +186,11 @@ func (d *device) fit(n int64) int64 {
 }
 
 // left is the room by the overcommit rule after n bytes for w came; negative: they must not.
-func (d *device) left(w *Want, n int64) int64 {
+func (a *account) left(w *Want, n int64) int64 {
 	if !w.Sleeps || w.Busy {
-		return d.room() - n
+		return a.room() - n
 	}
-	return d.Capacity - d.awake - max(d.largest, n, thousandth(d.share+n*int64(max(w.Awake, leastAwake))))
+	return a.capacity - a.awake - max(a.largest, n, thousandth(a.share+n*int64(max(w.Awake, leastAwake))))
 }
 
 // New takes a snapshot of the devices, all empty. Workers that only devices name
@@ -222,7 +230,7 @@ func (f *Fleet) fill(workers []Worker, devices []Device) {
 		e := &all[i]
 		*e = worker{Worker: w, free: w.Host, devices: list[n:end:end], frag: frag[i*ranks : (i+1)*ranks : (i+1)*ranks]}
 		for j := n; j < end; j++ {
-			slab[j] = device{Device: devices[j], kind: f.mix.kind(devices[j]), at: e}
+			slab[j] = device{account: account{capacity: devices[j].Capacity}, Device: devices[j], kind: f.mix.kind(devices[j]), at: e}
 			slab[j].step = slab[j].kind.step(slab[j].Capacity)
 			list[j] = &slab[j]
 		}
@@ -405,7 +413,7 @@ func (f *Fleet) Clone() *Fleet {
 		c.homes, c.alone, c.free = w.homes, w.alone, w.free
 		for i, d := range w.devices {
 			e := c.devices[i]
-			e.awake, e.asleep, e.share, e.largest, e.load, e.step = d.awake, d.asleep, d.share, d.largest, d.load, d.step
+			e.account, e.load, e.step = d.account, d.load, d.step
 		}
 		for _, h := range w.held {
 			e := &held{Home: h.Home, worker: c}

@@ -60,27 +60,24 @@ func (f *Fleet) Put(w Want, score Score) (h Home, reason string, ok bool) {
 // choose finds the best place for w, and how many devices have room.
 func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
 	f.exclude(w)
-	s := search{f: f, w: w, score: score}
-	for _, name := range f.asks(w) {
-		s.grain = max(s.grain, f.pools[name].grain)
-	}
+	s := search{f: f, w: w, score: score, grain: f.grain(w)}
 	for _, name := range f.asks(w) {
 		need := w.Need[name]
 		for _, at := range f.pools[name].workers {
-			if need > at.widest || f.refuses(at, w) != fits {
-				continue
-			}
-			switch {
-			case need == 0:
-				s.hostOnly(at)
-			case w.Devices > 0:
-				s.several(at, need)
-			default:
-				s.share(at, need)
+			if need <= at.widest && f.refuses(at, w) == fits {
+				s.look(at, need)
 			}
 		}
 	}
 	return s.best, s.room
+}
+
+// grain of the pools that w asks: the coarsest, so that all places are measured alike.
+func (f *Fleet) grain(w *Want) (n int64) {
+	for _, name := range f.asks(w) {
+		n = max(n, f.pools[name].grain)
+	}
+	return n
 }
 
 // asks are the pools of w that there are, by name.
@@ -148,6 +145,18 @@ type search struct {
 	grain int64
 	best  choice
 	room  int
+}
+
+// look considers a worker that is not out of the question.
+func (s *search) look(at *worker, need int64) {
+	switch {
+	case need == 0:
+		s.hostOnly(at)
+	case s.w.Devices > 0:
+		s.several(at, need)
+	default:
+		s.share(at, need)
+	}
 }
 
 // share looks at each device of a worker for a share of one.
@@ -244,8 +253,7 @@ func (at *worker) idle() (sum int64) {
 
 // like: whatever comes to d or e, it is the same, but for their names.
 func (d *device) like(e *device) bool {
-	return d.awake == e.awake && d.asleep == e.asleep && d.share == e.share && d.largest == e.largest && d.load == e.load &&
-		d.kind == e.kind && d.Capacity == e.Capacity && d.Capability == e.Capability && len(d.held) == len(e.held)
+	return d.account == e.account && d.load == e.load && d.kind == e.kind && d.Capability == e.Capability && len(d.held) == len(e.held)
 }
 
 // whole are the devices of a worker that a Want for whole ones may take, the smallest first.

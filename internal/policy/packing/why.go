@@ -216,38 +216,37 @@ func (d *device) fewest(w *Want, need int64) []*held {
 	}
 	slices.SortStableFunc(may, func(a, b *held) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	for i := range slices.Backward(may) {
-		if d.without(may[i:i+1]).left(w, n) >= 0 {
+		if a := d.without(may[i : i+1]); a.left(w, n) >= 0 {
 			return may[i : i+1]
 		}
 	}
 	for i := range may {
-		if d.without(may[:i+1]).left(w, n) >= 0 {
+		if a := d.without(may[:i+1]); a.left(w, n) >= 0 {
 			return may[:i+1]
 		}
 	}
 	return nil
 }
 
-// without is d as it would be if homes left.
-func (d *device) without(gone []*held) *device {
-	c := &device{Device: d.Device, awake: d.awake, asleep: d.asleep, share: d.share, load: d.load}
+// without is d's account as it would be if homes left.
+func (d *device) without(gone []*held) account {
+	a := d.account
+	a.largest = 0
 	for _, e := range d.held {
 		n, sleeps := d.fit(e.Bytes), e.sleeping()
 		switch {
 		case !slices.Contains(gone, e):
 			if sleeps {
-				c.largest = max(c.largest, n)
+				a.largest = max(a.largest, n)
 			}
 		case sleeps:
-			c.asleep -= n
-			c.share -= n * int64(max(e.Awake, leastAwake))
-			c.load -= e.Load
+			a.asleep -= n
+			a.share -= n * int64(max(e.Awake, leastAwake))
 		default:
-			c.awake -= n
-			c.load -= e.Load
+			a.awake -= n
 		}
 	}
-	return c
+	return a
 }
 
 // Devices that were looked at.
