@@ -28,6 +28,8 @@ const (
 	reapply = 10 * time.Minute
 	// retry is how long after a refusal the API server is asked again.
 	retry = 5 * time.Second
+	// forgetting is how often what is remembered of objects that are gone is looked for.
+	forgetting = 10 * time.Second
 )
 
 // apply carries a plan out. Each part is tried, whatever becomes of the others.
@@ -93,7 +95,10 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	if begun < len(last) {
 		later(seen.Now)
 	}
-	r.forget(seen)
+	if seen.Now.Sub(r.forgot) >= forgetting {
+		r.forget(seen)
+		r.forgot = seen.Now
+	}
 	return due, errors.Join(errs...)
 }
 

@@ -35,6 +35,9 @@ const (
 	// between two decisions at least, and at most.
 	between = 100 * time.Millisecond
 	resync  = 30 * time.Second
+	// clocks is how old those in reports may be: a third of the silence after which a
+	// worker gets nothing new, which counts from a report that was read.
+	clocks = 3 * time.Second
 	// pauses is how many times as long as a decision took the next one waits for,
 	// so that a large cluster does not take a processor: with 10,000 Models and
 	// 50 ms, decisions are 0.25 s apart.
@@ -73,6 +76,7 @@ type Reconciler struct {
 	began     time.Time     // to lead
 	confirmed time.Time     // that this process leads
 	last      time.Time     // decision
+	forgot    time.Time     // what is gone
 	took      time.Duration // to observe and decide
 	models    map[uid]written[v1alpha1.ModelStatus]
 	pools     map[uid]written[v1alpha1.InferencePoolStatus]
@@ -96,7 +100,7 @@ type Reconciler struct {
 func NewReconciler(mgr ctrl.Manager, o Options) (*Reconciler, error) {
 	r := &Reconciler{
 		options: o, client: mgr.GetClient(), live: mgr.GetAPIReader(), events: mgr.GetEventRecorder("estiba-operator"),
-		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
+		fleet: fleet.New(fleet.NewClient(nil), fleet.Options{Log: o.Log, Clocks: clocks}), gateways: fleet.NewGateways(fleet.NewClient(nil), fleet.Options{Log: o.Log}),
 		log: o.Log, metrics: newMetrics(o.Registerer), now: time.Now, changed: make(chan event.GenericEvent, 1),
 		models: map[uid]written[v1alpha1.ModelStatus]{}, pools: map[uid]written[v1alpha1.InferencePoolStatus]{},
 		furnished: map[uid]furnished{}, refused: map[uid]refusal{}, checked: map[uid]checked{}, made: map[uid]made{}, deleted: map[uid]bool{},

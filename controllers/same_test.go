@@ -1,7 +1,6 @@
 package controllers
 
 import (
-	"reflect"
 	"testing"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 func TestSameModelStatus(t *testing.T) {
 	fill := func() v1alpha1.ModelStatus {
 		var s v1alpha1.ModelStatus
-		leaves(reflect.ValueOf(&s).Elem(), "", func(string, func()) {})
+		fixture.Leaves(&s, func(string, func()) {})
 		return s
 	}
 	a, b := fill(), fill()
@@ -27,13 +26,13 @@ func TestSameModelStatus(t *testing.T) {
 		t.Error("the same status is another one")
 	}
 	var names []string
-	leaves(reflect.ValueOf(&a).Elem(), "status", func(name string, _ func()) { names = append(names, name) })
+	fixture.Leaves(&a, func(name string, _ func()) { names = append(names, name) })
 	if len(names) < 30 {
 		t.Errorf("only %d fields are looked at: %v", len(names), names)
 	}
 	for i := range names {
 		changed, n := fill(), 0
-		leaves(reflect.ValueOf(&changed).Elem(), "status", func(_ string, change func()) {
+		fixture.Leaves(&changed, func(_ string, change func()) {
 			if n == i {
 				change()
 			}
@@ -49,45 +48,29 @@ func TestSameModelStatus(t *testing.T) {
 	}
 }
 
-// leaves fills everything below v that is empty, one element to a list, and
-// gives each value that has no parts with a function that changes it.
-func leaves(v reflect.Value, name string, each func(name string, change func())) {
-	switch at := v.Addr().Interface().(type) {
-	case *metav1.Time:
-		if at.IsZero() {
-			*at = metav1.NewTime(fixture.Epoch)
-		}
-		each(name, func() { *at = metav1.NewTime(at.Add(time.Second)) })
-		return
-	case *resource.Quantity:
-		if at.IsZero() {
-			*at = *resource.NewQuantity(1<<30, resource.BinarySI)
-		}
-		each(name, func() { at.Add(*resource.NewQuantity(1, resource.BinarySI)) })
-		return
+// A revision is the hash of a form in JSON, whatever strings it has and fields there will be.
+func TestRevision(t *testing.T) {
+	slow := func(m v1alpha1.Model) string {
+		return hash(struct {
+			URI, Digest string
+			Format      v1alpha1.Format
+			Context     v1alpha1.Context
+		}{m.Spec.Source.URI, m.Spec.Source.Digest, m.Spec.Precision.Format, m.Spec.Context})
 	}
-	switch v.Kind() {
-	case reflect.Struct:
-		for i := range v.NumField() {
-			leaves(v.Field(i), name+"."+v.Type().Field(i).Name, each)
+	for _, uri := range []string{"", "file:///models/a", `https://x/y?a="b"&c=<d>\`, "file:///modèle/\x00\xff\u2028"} {
+		for _, context := range []v1alpha1.Context{{}, {MaxTokens: 512}, {Sequences: 4}, {MaxTokens: 1 << 24, Sequences: 4096}} {
+			m := fixture.NewModel("x")
+			m.Spec.Source.URI, m.Spec.Context = uri, context
+			if got, want := Revision(&m), slow(m); got != want {
+				t.Errorf("revision of %q, %+v is %s, want %s", uri, context, got, want)
+			}
 		}
-	case reflect.Slice:
-		if v.Len() == 0 {
-			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
-		}
-		leaves(v.Index(0), name+"[0]", each)
-	case reflect.Pointer:
-		if v.IsNil() {
-			v.Set(reflect.New(v.Type().Elem()))
-		}
-		leaves(v.Elem(), name, each)
-	case reflect.String:
-		each(name, func() { v.SetString(v.String() + "x") })
-	case reflect.Bool:
-		each(name, func() { v.SetBool(!v.Bool()) })
-	case reflect.Int32, reflect.Int64:
-		each(name, func() { v.SetInt(v.Int() + 1) })
-	default:
-		panic("leaves: no way to fill a " + v.Kind().String() + " at " + name)
 	}
+	m := fixture.NewModel("x")
+	fixture.Leaves(&m.Spec.Context, func(name string, change func()) {
+		before := Revision(&m)
+		if change(); Revision(&m) == before {
+			t.Errorf("a change of %s is no new revision", name)
+		}
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -160,13 +161,41 @@ func broken(kind string, o metav1.ObjectMeta, rules []rule) error {
 }
 
 // Revision names what of a Model's spec makes its weights on a device: source,
-// precision and context. Another one means loading anew.
+// precision and context. Another one means loading anew. Each decision asks for
+// all of them, so the JSON is written by hand; a test compares it.
 func Revision(m *v1alpha1.Model) string {
-	return hash(struct {
-		URI, Digest string
-		Format      v1alpha1.Format
-		Context     v1alpha1.Context
-	}{m.Spec.Source.URI, m.Spec.Source.Digest, m.Spec.Precision.Format, m.Spec.Context})
+	s := &m.Spec
+	b := make([]byte, 0, 512)
+	b = appendString(append(b, `{"URI":`...), s.Source.URI)
+	b = appendString(append(b, `,"Digest":`...), s.Source.Digest)
+	b = appendString(append(b, `,"Format":`...), string(s.Precision.Format))
+	b = append(b, `,"Context":{`...)
+	if n := s.Context.MaxTokens; n != 0 {
+		b = strconv.AppendInt(append(b, `"maxTokens":`...), int64(n), 10)
+	}
+	if n := s.Context.Sequences; n != 0 {
+		if s.Context.MaxTokens != 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(append(b, `"sequences":`...), int64(n), 10)
+	}
+	return digits(append(b, "}}"...))
+}
+
+// appendString appends s as JSON.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			text, err := json.Marshal(s)
+			if err != nil {
+				panic(fmt.Sprintf("controllers: write %q: %v", s, err)) // any string can be written
+			}
+			return append(b, text...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
 }
 
 // hash of a value's JSON: 16 hexadecimal digits.
@@ -175,6 +204,10 @@ func hash(v any) string {
 	if err != nil {
 		panic(fmt.Sprintf("controllers: hash %T: %v", v, err)) // only values of ours come here
 	}
+	return digits(text)
+}
+
+func digits(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8])
 }

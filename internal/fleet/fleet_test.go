@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fixture"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -89,6 +91,10 @@ func (f *fake) report(t *testing.T, s worker.State) {
 
 // world runs a test in a bubble with a fleet of one worker, "w0".
 func world(t *testing.T, test func(t *testing.T, f *Fleet, w *fake, target Target)) {
+	worldWith(t, Options{}, test)
+}
+
+func worldWith(t *testing.T, o Options, test func(t *testing.T, f *Fleet, w *fake, target Target)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &fake{token: "secret", lines: make(chan string)}
 		listener := Listen()
@@ -103,7 +109,7 @@ func world(t *testing.T, test func(t *testing.T, f *Fleet, w *fake, target Targe
 			}
 			return nil, errors.New("no route")
 		})
-		f := New(client, Options{})
+		f := New(client, o)
 		defer func() {
 			f.Sync(nil)
 			client.CloseIdleConnections()
@@ -390,5 +396,40 @@ func TestTokens(t *testing.T) {
 	}
 	if PoolToken(key, "a/b") == PoolToken(key, "a/c") || PoolToken(key, "a/b") == PoolToken([]byte("other"), "a/b") || GatewayToken(key) == PoolToken(key, "") {
 		t.Error("tokens coincide")
+	}
+}
+
+// What moves by itself is no change; any other field is, whatever fields there will be.
+func TestSameState(t *testing.T) {
+	moves := map[string]bool{}
+	for _, path := range []string{"State.Time", "State.Devices[0].Load", "State.Homes[0].Load", "State.Homes[0].BusySeconds", "State.Homes[0].Awake",
+		"State.Homes[0].IdleSeconds", "State.Homes[0].ResidentSeconds"} {
+		moves[path] = true
+	}
+	var was worker.State
+	var paths []string
+	fixture.Leaves(&was, func(path string, _ func()) { paths = append(paths, path) })
+	for i, path := range paths {
+		var is worker.State
+		n := 0
+		fixture.Leaves(&is, func(_ string, change func()) {
+			if n == i {
+				change()
+			}
+			n++
+		})
+		if got := sameState(was, is); got != moves[path] {
+			t.Errorf("with another %s it is the same: %v", path, got)
+		}
+		delete(moves, path)
+	}
+	if len(moves) > 0 {
+		t.Errorf("no such fields: %v", moves)
+	}
+	further := was
+	further.Homes = slices.Clone(was.Homes)
+	was.Homes[0].Progress, further.Homes[0].Progress = 0.41, 0.48
+	if !sameState(was, further) {
+		t.Error("each step of a load is a change")
 	}
 }

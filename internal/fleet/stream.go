@@ -29,6 +29,7 @@ const (
 type peers[T any] struct {
 	client *http.Client
 	log    *slog.Logger
+	clocks time.Duration // as in Options
 	path   string
 	name   func(T) string              // who reports
 	same   func(old, new T) bool       // nothing but clocks differs
@@ -170,9 +171,21 @@ func (p *peers[T]) read(ctx context.Context, t Target, take func(T) error) error
 		}
 		lines := bufio.NewScanner(res.Body)
 		lines.Buffer(make([]byte, 0, 16<<10), maxLine)
+		var last struct { // report that was read
+			print uint64
+			at    time.Time
+		}
 		for lines.Scan() {
 			if len(lines.Bytes()) == 0 {
 				continue
+			}
+			if p.clocks > 0 {
+				print := fingerprint(lines.Bytes())
+				if print == last.print && time.Since(last.at) < p.clocks {
+					quiet.Reset(silence)
+					continue
+				}
+				last.print, last.at = print, time.Now()
 			}
 			var report T
 			if err := json.Unmarshal(lines.Bytes(), &report); err != nil {
