@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test-kubernetes.sh [GO TEST FLAGS]: the tests that need a real API server
-# (test/api), then those that need a real cluster (test/kubernetes), in which
+# (test/api, test/scale), then those that need a real cluster (test/kubernetes), in which
 # they bring up what they need and take it down. For one of them alone:
 #   hack/test-kubernetes.sh -run TestFailover
 # ESTIBA_TEST_KEEP=1 leaves the cluster for a look.
@@ -23,6 +23,8 @@ if [ -d test/api ]; then
 	echo "test-kubernetes: the API server's part" >&2
 	KUBEBUILDER_ASSETS=$programs go test -count=1 ./test/api/...
 fi
+echo "test-kubernetes: 300 Models on 30 simulated workers" >&2
+KUBEBUILDER_ASSETS=$programs go test -count=1 ./test/scale
 echo "test-kubernetes: the cluster's part; what it does is printed as it goes" >&2
 folder=$(mktemp -d)
 export ESTIBA_TEST_KUBERNETES=$folder/cluster
