@@ -54,7 +54,7 @@ var rules = map[string]rule{
 	"internal/file":       {deny: kubernetes},
 	"internal/top":        {ours: []string{"api/...", "controllers", "internal/history"}},
 	"internal/explain":    {ours: []string{"api/...", "controllers", "internal/history", "internal/standalone"}},
-	"internal/simulate":   {ours: []string{"internal/policy/packing", "internal/file"}, deny: kubernetes},
+	"internal/simulate":   {ours: []string{"api/worker", "controllers", "internal/policy/packing", "internal/file", "internal/history"}, deny: kubernetes},
 	"internal/simworker":  {ours: []string{"api/worker", "runtime/residency"}, deny: kubernetes},
 	"internal/fixture":    {ours: []string{"api/...", "runtime/tensor"}},
 	"internal/archtest":   {ours: []string{"internal/fixture"}},

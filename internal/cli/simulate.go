@@ -5,7 +5,7 @@ import (
 )
 
 // simulations lists what can be simulated; a new one is a line here.
-var simulations = []func() *cobra.Command{churnCommand, packingCommand}
+var simulations = []func() *cobra.Command{churnCommand, packingCommand, replayCommand}
 
 func simulateCommand() *cobra.Command {
 	cmd := &cobra.Command{

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -303,7 +304,7 @@ func parts(seen controllers.Seen, plan controllers.Plan, put func(kind, name str
 		key := controllers.Key(m)
 		put(kindModel, key, m)
 		if i < len(plan.Models) {
-			put(kindVerdict, key, verdict(plan.Models[i]))
+			put(kindVerdict, key, Verdict(plan.Models[i]))
 		}
 	}
 	for i := range seen.Pools {
@@ -343,8 +344,8 @@ func putAll[V any](put func(kind, name string, value any), kind string, m map[st
 	}
 }
 
-// verdict is the reason of a Model's condition Ready.
-func verdict(s v1alpha1.ModelStatus) string {
+// Verdict is the reason of a Model's condition Ready.
+func Verdict(s v1alpha1.ModelStatus) string {
 	for i := range s.Conditions {
 		if s.Conditions[i].Type == v1alpha1.ConditionReady {
 			return s.Conditions[i].Reason
@@ -485,4 +486,14 @@ func (d *decoder) assemble() Decision {
 		}
 	}
 	return out
+}
+
+// Write writes one decision as a line that needs none before it.
+func Write(w io.Writer, seq int64, seen controllers.Seen, plan controllers.Plan) error {
+	line, err := newEncoder().line(seq, seen, plan, true)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(line)
+	return err
 }

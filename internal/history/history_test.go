@@ -68,7 +68,7 @@ func TestReadDecidesTheSame(t *testing.T) {
 			t.Errorf("decision %d leaves another memory: %s", n, diff)
 		}
 		for i, m := range seens[n].Models {
-			if d.Verdicts[controllers.Key(&m)] != verdict(plans[n].Models[i]) {
+			if d.Verdicts[controllers.Key(&m)] != Verdict(plans[n].Models[i]) {
 				t.Errorf("decision %d: %s has verdict %s", n, m.Name, d.Verdicts[controllers.Key(&m)])
 			}
 		}
