@@ -91,8 +91,12 @@ func (d *decision) relocate(m *model, h *home) bool {
 	if at.Worker == "" {
 		return false
 	}
+	d.fleet.Undo(at) // start takes it, and more
+	if !d.may([]packing.Move{{Home: h.taken[0], To: at}}, MoveRelieves) {
+		return false
+	}
 	why := fmt.Sprintf("requests wait, and models in use keep it off its device on worker %s", h.station.Name)
-	return d.begin([]packing.Move{{Home: h.taken[0], To: at, Reason: reason}}, MoveRelieves, "", why)
+	return d.start(d.asMove(m, h.taken[0], at, MoveRelieves, "", why), reason)
 }
 
 // awakeOnly is the fleet without what sleeps now.

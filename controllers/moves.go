@@ -252,22 +252,23 @@ func (m *model) lacks() int {
 	return max(0, n)
 }
 
-// begin starts moves that the fleet has made, and reports whether it did: they
-// are taken back where the pool may not move so much. What moves takes room in
-// both places until it has gone.
-func (d *decision) begin(moves []packing.Move, kind MoveKind, waits, why string) bool {
+// begin starts moves that the fleet has made, in their order, as far as there is
+// room for what moves in both places until it has gone. It returns those that
+// have to wait for others to end, and whether any began: none do where a pool may
+// not move so much.
+func (d *decision) begin(moves []packing.Move, kind MoveKind, waits, why string) (rest []Move, ok bool) {
+	d.takeBack(moves)
 	if !d.may(moves, kind) {
-		d.takeBack(moves)
-		return false
+		return nil, false
 	}
 	for _, v := range moves {
-		d.fleet.Undo(v.To)
-		v.To.Pinned, v.Home.Pinned = true, true
-		d.fleet.Take(v.To)
-		d.fleet.Take(v.Home)
-		d.start(v, kind, waits, why)
+		m := d.byKey[v.Home.Model]
+		is := d.asMove(m, v.Home, v.To, kind, waits, why)
+		if len(rest) > 0 || !d.start(is, v.Reason) {
+			rest = append(rest, is)
+		}
 	}
-	return true
+	return rest, len(rest) < len(moves)
 }
 
 // takeBack undoes moves in the fleet, the last first.
@@ -278,28 +279,58 @@ func (d *decision) takeBack(moves []packing.Move) {
 	}
 }
 
-// start one move whose new home the fleet has.
-func (d *decision) start(v packing.Move, kind MoveKind, waits, why string) {
-	m := d.byKey[v.Home.Model]
-	from := m.on(v.Home.Worker)
-	to := d.add(m, v.To, v.Reason)
-	to.taken = []packing.Home{v.To}
-	to.extra = true
-	is := Move{
-		Model: m.key, Pool: v.To.Pool, From: v.Home.Worker, To: v.To.Worker, Devices: v.To.Devices, Bytes: v.To.Bytes,
+func (d *decision) asMove(m *model, at, to packing.Home, kind MoveKind, waits, why string) Move {
+	from := m.on(at.Worker)
+	return Move{
+		Model: m.key, Pool: to.Pool, From: at.Worker, To: to.Worker, Devices: to.Devices, Bytes: to.Bytes,
 		Kind: kind, For: waits, Reason: why, At: d.seen.Now.Truncate(time.Second),
 		Resident: kind == MoveRelieves || from.told != nil && from.told.Resident || from.busy(),
 		Free:     !from.onDevice(),
 	}
-	to.awake = is.Resident
-	m.move = &is
-	d.moving[m.key] = is
-	d.touched[is.From]++
-	d.touched[is.To]++
-	d.spend(is)
-	d.recent = append(d.recent, is)
-	d.plan.Memory.Moves[m.key] = is
-	d.plan.Moves = append(d.plan.Moves, is)
+}
+
+// start begins a move if there is room for it now beside everything that is there.
+func (d *decision) start(v Move, reason string) bool {
+	m := d.byKey[v.Model]
+	from := m.on(v.From)
+	at := from.taken[0]
+	at.Pool, at.Worker, at.Devices, at.Bytes, at.Pinned = v.Pool, v.To, v.Devices, v.Bytes, true
+	if v.Resident {
+		at.Sleeps, at.Busy = false, false
+	}
+	d.fleet.Take(at)
+	if v.Kind != MoveRelieves && d.over(at) {
+		d.fleet.Undo(at)
+		return false
+	}
+	d.pin(from)
+	to := d.add(m, at, reason)
+	to.taken = []packing.Home{at}
+	to.extra, to.awake = true, v.Resident
+	m.move = &v
+	d.moving[m.key] = v
+	d.touched[v.From]++
+	d.touched[v.To]++
+	d.spend(v)
+	d.recent = append(d.recent, v)
+	d.plan.Memory.Moves[m.key] = v
+	d.plan.Moves = append(d.plan.Moves, v)
+	return true
+}
+
+// over: more is taken of a home's devices than there is.
+func (d *decision) over(h packing.Home) bool {
+	return slices.ContainsFunc(h.Devices, func(device string) bool { return d.fleet.Free(h.Worker, device) < 0 })
+}
+
+// pin keeps a home out of other moves of this decision.
+func (d *decision) pin(h *home) {
+	for i, at := range h.taken {
+		d.fleet.Undo(at)
+		at.Pinned = true
+		d.fleet.Take(at)
+		h.taken[i] = at
+	}
 }
 
 // may reports whether moves are within what pools may move and workers do at once.
@@ -307,7 +338,7 @@ func (d *decision) may(moves []packing.Move, kind MoveKind) bool {
 	n, bytes, touched := map[string]int{}, map[string]int64{}, map[string]int{}
 	for _, v := range moves {
 		m := d.byKey[v.Home.Model]
-		if m == nil || m.move != nil || m.on(v.Home.Worker) == nil {
+		if m == nil || m.move != nil || m.on(v.Home.Worker) == nil || len(m.on(v.Home.Worker).taken) != 1 {
 			return false
 		}
 		for _, at := range []string{v.Home.Worker, v.To.Worker} {
@@ -381,8 +412,13 @@ func (d *decision) makeRoom(m *model) bool {
 				break
 			}
 			d.fleet.Undo(at)
-			if d.begin(moves, MoveMakesRoom, m.key, fmt.Sprintf("makes room for %s, which needs %s", m.key, packing.Size(m.needs[p.key]))) {
+			if len(moves) == 0 { // there is room by now
 				d.reserve(m, Room{Worker: at.Worker, Devices: at.Devices, Bytes: at.Bytes, Reason: reason, Since: d.seen.Now})
+				return true
+			}
+			rest, ok := d.begin(moves, MoveMakesRoom, m.key, fmt.Sprintf("makes room for %s, which needs %s", m.key, packing.Size(m.needs[p.key])))
+			if ok {
+				d.reserve(m, Room{Worker: at.Worker, Devices: at.Devices, Bytes: at.Bytes, Reason: reason, Since: d.seen.Now, Then: rest})
 				return true
 			}
 			if most = min(most-1, p.left.moves); most == 0 {
@@ -463,11 +499,20 @@ func (d *decision) remember(m *model) {
 func (d *decision) reserve(m *model, r Room) {
 	m.room = &r
 	d.plan.Memory.Rooms[m.key] = r
-	if len(r.Devices) != 1 {
+	d.hold(r.Worker, r.Devices, r.Bytes)
+	for _, v := range r.Then {
+		d.hold(v.To, v.Devices, v.Bytes)
+	}
+}
+
+// hold takes up to n bytes of what is free, so that nobody else does.
+func (d *decision) hold(worker string, devices []string, n int64) {
+	s := d.byName[worker]
+	if s == nil || len(devices) != 1 {
 		return
 	}
-	if n := min(r.Bytes, d.fleet.Free(r.Worker, r.Devices[0])); n > 0 {
-		d.fleet.Take(packing.Home{Pool: d.byName[r.Worker].pool.key, Worker: r.Worker, Devices: r.Devices, Bytes: n})
+	if n = min(n, d.fleet.Free(worker, devices[0])); n > 0 {
+		d.fleet.Take(packing.Home{Pool: s.pool.key, Worker: worker, Devices: devices, Bytes: n})
 	}
 }
 
@@ -490,10 +535,24 @@ func (d *decision) claim() {
 				Sleeps: w.Sleeps, Busy: w.Busy, Awake: w.Awake, Priority: w.Priority}
 			d.fleet.Take(at)
 			d.add(m, at, r.Reason).taken = []packing.Home{at}
-		case d.coming(m, r):
+		case d.coming(m, &r):
 			d.reserve(m, r)
 		}
 	}
+}
+
+// next begins a move that waited for others to end, if it still can.
+func (d *decision) next(v Move) bool {
+	m, to := d.byKey[v.Model], d.byName[v.To]
+	if m == nil || m.move != nil || m.trial != nil || to == nil || !to.usable || m.homeOn(to) != nil || to.holds(v.Model) {
+		return false
+	}
+	from := m.on(v.From)
+	if from == nil || from.leaving() || len(from.taken) != 1 || from.taken[0].Pinned || !v.Free && !d.pools[v.Pool].left.admits(v.Bytes) {
+		return false
+	}
+	v.At = d.seen.Now.Truncate(time.Second)
+	return d.start(v, "room made by an earlier move")
 }
 
 // holds reports whether the worker says that it has a model.
@@ -501,9 +560,13 @@ func (s *station) holds(key string) bool {
 	return s.Report != nil && slices.ContainsFunc(s.Report.Homes, func(h worker.HomeState) bool { return h.Model == key })
 }
 
-// coming: what is in the way of m's room is on its way out.
-func (d *decision) coming(m *model, r Room) bool {
+// coming: what is in the way of m's room is on its way out. What waits for moves
+// that have ended begins to move.
+func (d *decision) coming(m *model, r *Room) bool {
 	s := d.byName[r.Worker]
+	for len(r.Then) > 0 && d.next(r.Then[0]) {
+		r.Then = r.Then[1:]
+	}
 	if d.seen.Now.Sub(r.Since) > moveFor+orElse(s.pool.Spec.Update.Drain, defaultDrain) {
 		return false
 	}
@@ -567,12 +630,13 @@ func (d *decision) tidy() {
 	if least == 0 {
 		return
 	}
-	for _, v := range d.fleet.Defragment(movesForOne, float64(least)/gain) {
-		if !quiet[v.Home.Pool] || d.spare(v.To.Worker) {
-			d.takeBack([]packing.Move{v})
-			continue
+	moves := d.fleet.Defragment(movesForOne, float64(least)/gain)
+	d.takeBack(moves)
+	for _, v := range moves {
+		if quiet[v.Home.Pool] && !d.spare(v.To.Worker) && d.may([]packing.Move{v}, MoveDefragments) {
+			why := fmt.Sprintf("makes %s usable that is free", packing.Size(int64(v.Gain)))
+			d.start(d.asMove(d.byKey[v.Home.Model], v.Home, v.To, MoveDefragments, "", why), v.Reason)
 		}
-		d.begin([]packing.Move{v}, MoveDefragments, "", fmt.Sprintf("makes %s usable that is free", packing.Size(int64(v.Gain))))
 	}
 }
 
@@ -641,7 +705,7 @@ func (d *decision) consolidate(p *pool) bool {
 		if !ok || len(moves) == 0 {
 			continue
 		}
-		if d.begin(moves, MoveConsolidates, "", fmt.Sprintf("empties worker %s, so that it is given back", s.Name)) {
+		if _, ok := d.begin(moves, MoveConsolidates, "", fmt.Sprintf("empties worker %s, so that it is given back", s.Name)); ok {
 			return true
 		}
 	}

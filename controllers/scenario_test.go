@@ -357,13 +357,13 @@ func (s *story) check(t *testing.T, seen Seen, plan Plan) {
 		var used int64
 		counted := map[string]bool{}
 		for _, h := range a.Homes {
-			if h.Resident {
+			if h.Resident && !s.sleeps(h.Model) {
 				used += s.sources[h.Source.URI].Footprint.Total()
 				counted[h.Model] = true
 			}
 		}
-		for _, h := range p.Report.Homes { // what the worker would not let go for them
-			if occupies(&h) && !counted[h.Model] && h.Running+h.Waiting > 0 {
+		for _, h := range p.Report.Homes { // what is still there
+			if occupies(&h) && !counted[h.Model] && !s.sleeps(h.Model) {
 				used += h.Footprint.Total()
 			}
 		}
@@ -371,6 +371,13 @@ func (s *story) check(t *testing.T, seen Seen, plan Plan) {
 			t.Errorf("%s is given %d GiB: %+v", p.Name, used/gib, a)
 		}
 	}
+}
+
+// sleeps: the model may leave its device, so that others have its room.
+func (s *story) sleeps(key string) bool {
+	return slices.ContainsFunc(s.models, func(m v1alpha1.Model) bool {
+		return Key(&m) == key && m.Spec.Autoscaling != nil && m.Spec.Autoscaling.Min == 0
+	})
 }
 
 func (s *story) carryOut(plan Plan) {

@@ -192,6 +192,7 @@ type Room struct {
 	Reason  string    `json:"reason"`         // for people: why there
 	Since   time.Time `json:"since"`
 	Leave   []string  `json:"leave,omitzero"` // models that give up their homes for it
+	Then    []Move    `json:"then,omitzero"`  // moves that begin when those before them have ended
 }
 
 // Gave says to whom a model gave its room.
