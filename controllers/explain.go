@@ -213,9 +213,14 @@ func (d *decision) explain(m *model, proposed bool) Explanation {
 		e.Refused = d.refused(m)
 	}
 	if d.lacks(m) {
-		e.Growth = d.growth(m)
 		if len(m.need) > 0 && !m.tooLarge() {
-			e.InTheWay, e.Moves = d.inTheWay(m), d.repacking(m)
+			e.Moves = d.repacking(m)
+		}
+		if m.room == nil {
+			e.Growth = d.growth(m)
+		}
+		if e.Moves != nil && m.room == nil {
+			e.InTheWay = d.inTheWay(m)
 		}
 	}
 	e.Times = d.times(m, e)
@@ -277,6 +282,9 @@ func (h *home) stay() Stay {
 	if h.state == nil {
 		return s
 	}
+	if h.draining {
+		s.State = v1alpha1.PlacementDraining
+	}
 	s.Bytes = max(s.Bytes, h.state.Footprint.Total())
 	s.Progress, s.Load, s.Running, s.Waiting = h.state.Progress, h.state.Load, h.state.Running, h.state.Waiting
 	s.ResidentSeconds, s.IdleSeconds = h.state.ResidentSeconds, h.state.IdleSeconds
@@ -305,7 +313,7 @@ func (d *decision) refused(m *model) []Refused {
 	}
 	if len(m.need) > 0 {
 		for _, v := range d.fleet.Look(d.want(m, nil)) {
-			if m.at(v.Worker, v.Device) {
+			if m.at(v.Worker, v.Device) || m.room != nil && m.room.Worker == v.Worker && slices.Contains(m.room.Devices, v.Device) {
 				continue
 			}
 			add(cmp.Or(v.Refused, alsoFits), Berth{Pool: v.Pool, Worker: v.Worker, Device: v.Device, Free: v.Free, Capacity: v.Capacity, Detail: occupants(v)})

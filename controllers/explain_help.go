@@ -380,6 +380,9 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 			continue
 		}
 		a, waits := d.adviseGrowth(g)
+		if e.DryRun && (g.State == GrowthStarting || g.State == GrowthPossible) {
+			continue // Effects have it
+		}
 		if waits {
 			wait = append(wait, a)
 		} else if a.What != "" {
@@ -390,7 +393,9 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 		return append(wait, all...)
 	}
 	if a, ok := d.adviseMoves(e); ok {
-		if e.Moves.UnderWay {
+		if e.Moves.UnderWay && e.DryRun {
+			return nil // Effects have it
+		} else if e.Moves.UnderWay {
 			return []Action{a}
 		}
 		all = append([]Action{a}, all...)

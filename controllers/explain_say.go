@@ -24,6 +24,8 @@ func (d *decision) sentence(m *model, e Explanation) string {
 		return name + " has no home: " + d.why(m, e)
 	case !has && m.room != nil:
 		return name + " is nowhere yet: " + lower(e.Message)
+	case !has && e.Ready:
+		return name + " has no home, and needs none now: " + lower(e.Message)
 	case !has:
 		return name + " is nowhere: " + d.why(m, e)
 	case e.Ready && e.Reason == v1alpha1.ReasonScaledToZero:
@@ -46,6 +48,8 @@ func (d *decision) would(m *model, e Explanation) string {
 		return name + " would have no home: " + d.why(m, e)
 	case len(m.homes) == 0 && m.room != nil:
 		return fmt.Sprintf("%s would get room on %s/%s as soon as others have left it: %s", name, m.room.Worker, strings.Join(m.room.Devices, ","), lower(e.Message))
+	case len(m.homes) == 0 && e.Ready:
+		return name + " would have no home, and need none at first: " + lower(e.Message)
 	case len(m.homes) == 0 && (e.Reason == v1alpha1.ReasonWaitingForNode || e.Reason == v1alpha1.ReasonWaitingForWorker):
 		return name + " would be nowhere at first: " + d.why(m, e)
 	case len(m.homes) == 0:
@@ -65,7 +69,7 @@ func (d *decision) would(m *model, e Explanation) string {
 // changes says that m moves.
 func (d *decision) changes(m *model) string {
 	if moves := d.moves(m); moves != nil {
-		return " " + moves.Message
+		return " It" + strings.TrimPrefix(lower(moves.Message), "it")
 	}
 	return ""
 }
@@ -78,15 +82,20 @@ func (d *decision) fewer(m *model, e Explanation) string {
 	return fmt.Sprintf(" It wants %s and has %d: %s", count(m.wanted, "home"), m.wanted-m.missing, d.crowded(m))
 }
 
+// places are where a model is: homes on their way in or out only if there are no others.
 func places(stays []Stay) string {
-	var at []string
+	var at, other []string
 	for _, s := range stays {
-		if s.State != v1alpha1.PlacementDraining || len(stays) == 1 {
-			at = append(at, s.at()+" ("+packing.Size(s.Bytes)+")")
+		here := s.at() + " (" + packing.Size(s.Bytes) + ")"
+		switch s.State {
+		case v1alpha1.PlacementDraining, v1alpha1.PlacementAssigned, v1alpha1.PlacementLoading:
+			other = append(other, here)
+		default:
+			at = append(at, here)
 		}
 	}
-	if len(at) == 0 && len(stays) > 0 {
-		at = []string{stays[0].at()}
+	if len(at) == 0 {
+		at = other
 	}
 	return list(at)
 }
@@ -109,6 +118,10 @@ func (d *decision) why(m *model, e Explanation) string {
 		return fmt.Sprintf("none of the %d InferencePools may hold it.", len(d.pools))
 	case v1alpha1.ReasonDoesNotFit:
 		return d.crowded(m)
+	case v1alpha1.ReasonEvicted:
+		if g := m.gave; g != nil {
+			return fmt.Sprintf("it gave up %s on worker %s to %s (priority %d, this one %d); %s", packing.Size(g.Bytes), g.Worker, g.To, g.Priority, g.Own, d.crowded(m))
+		}
 	case v1alpha1.ReasonWaitingForNode, v1alpha1.ReasonWaitingForWorker:
 		if n := len(m.need); n > 0 {
 			return "it needs " + packing.Size(smallestNeed(m)) + ". " + e.Message
@@ -138,12 +151,15 @@ func (d *decision) crowded(m *model) string {
 	return fmt.Sprintf("it needs %s, and the largest free device, %s, has %s of %s%s.", need, y.FreeOn, packing.Size(y.LargestFree), packing.Size(y.FreeOf), headroom)
 }
 
-// lower begins a sentence that goes on after a colon: "Needs" is "needs", names and numbers stay.
+// lower begins a sentence that goes on after a colon: "Needs" is "it needs", "The" is "the", names stay.
 func lower(s string) string {
 	word, _, _ := strings.Cut(s, " ")
+	small := strings.ToLower(s[:min(1, len(s))]) + s[min(1, len(s)):]
 	switch word {
-	case "A", "An", "The", "None", "Needs", "There", "Running", "Requests", "Refused", "Fetching", "Loading", "Waits", "Worker", "Pool", "Pod", "No", "Nothing", "Assigned", "Another", "Gave", "Moves", "Waiting", "Room":
-		return strings.ToLower(s[:1]) + s[1:]
+	case "Needs", "Gave", "Moves":
+		return "it " + small
+	case "A", "An", "The", "None", "There", "Running", "Requests", "Refused", "Fetching", "Loading", "Waits", "Worker", "Pool", "Pod", "No", "Nothing", "Assigned", "Another":
+		return small
 	}
 	return s
 }
@@ -169,7 +185,9 @@ func (d *decision) times(m *model, e Explanation) []Span {
 		case h.leaving():
 		case state == v1alpha1.PlacementLoading && known:
 			add("until it is loaded, about", s*(1-h.state.Progress), because)
-		case (state == v1alpha1.PlacementHost || state == v1alpha1.PlacementDisk || state == v1alpha1.PlacementAssigned) && known:
+		case state == v1alpha1.PlacementAssigned && known:
+			add("to load it, about", s, because)
+		case (state == v1alpha1.PlacementHost || state == v1alpha1.PlacementDisk) && known:
 			add("to wake it, about", s, because)
 		case state == v1alpha1.PlacementResident && m.sleeps() && h.state.Running+h.state.Waiting == 0 && !h.awake:
 			add("until it may go to sleep", m.idleAfter().Seconds()-h.state.IdleSeconds, fmt.Sprintf("spec.autoscaling.idleAfter is %v, and the last request ended %s ago", m.idleAfter(), span(h.state.IdleSeconds)))
@@ -224,7 +242,7 @@ func (d *decision) loads(m *model, p *pool) (seconds float64, because string, kn
 func span(seconds float64) string {
 	switch t := time.Duration(seconds * float64(time.Second)); {
 	case seconds < 0.05:
-		return "under 0.1 s"
+		return "0.1 s"
 	case seconds < 10:
 		return strings.Replace(fmt.Sprintf("%.1f s", seconds), ".0 ", " ", 1)
 	case seconds < 120:

@@ -107,7 +107,7 @@ func (s Stay) line() string {
 	if s.Message != "" {
 		fmt.Fprintf(&b, "; %s", strings.TrimSuffix(s.Message, "."))
 	} else if s.Reason != "" {
-		fmt.Fprintf(&b, "; chosen as %s", strings.TrimSuffix(s.Reason, "."))
+		fmt.Fprintf(&b, "; chosen: %s", strings.TrimSuffix(s.Reason, "."))
 	}
 	return b.String()
 }
@@ -156,6 +156,8 @@ func (r Repacking) String() string {
 	switch {
 	case r.UnderWay && len(r.Leave) > 0:
 		return fmt.Sprintf("%s %s up %s for it", list(r.Leave), verb(len(r.Leave), "gives", "give"), verb(len(r.Leave), "its home", "their homes"))
+	case r.UnderWay && len(all) == 0:
+		return "under way for it: what was there leaves its device"
 	case r.UnderWay:
 		return "under way for it: " + list(all)
 	case r.Helps && r.Spent:

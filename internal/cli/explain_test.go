@@ -47,7 +47,7 @@ func TestExplainAndTop(t *testing.T) {
 		code        int
 		says        []string // on standard output, or for a failure on standard error
 	}{
-		"placed":         {"explain model stories", "", 0, []string{"Model default/stories answers requests on default-", "home ", "resident", "chosen as "}},
+		"placed":         {"explain model stories", "", 0, []string{"Model default/stories answers requests on default-", "home ", "resident", "chosen: "}},
 		"its full name":  {"explain model default/stories", "", 0, []string{"Model default/stories answers requests"}},
 		"does not fit":   {"explain model large", "", 0, []string{"Model default/large is nowhere: it needs ", "KV floor", "What you can do:", "Lower spec.context.sequences of the Model from 64 to "}},
 		"unknown":        {"explain model storys", "", 1, []string{"there is no Model default/storys. Did you mean default/stories?"}},

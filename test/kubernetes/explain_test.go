@@ -31,7 +31,7 @@ func TestExplain(t *testing.T) {
 		code        int
 		says        []string
 	}{
-		{"explain model explained", "", 0, []string{"Model " + s.namespace + "/explained answers requests on explain-", "chosen as the only device with room"}},
+		{"explain model explained", "", 0, []string{"Model " + s.namespace + "/explained answers requests on explain-", "chosen: the only device with room"}},
 		{"explain model explained-large", "", 0, []string{"is nowhere: it needs ", "Lower spec.context.sequences", "kubectl patch model explained-large -n " + s.namespace}},
 		{"explain model explaned", "", 1, []string{"there is no Model " + s.namespace + "/explaned. Did you mean " + s.namespace + "/explained"}},
 		{"explain pool explain", "", 0, []string{"Pool " + s.namespace + "/explain: 1 of 1 worker ready", "# " + s.namespace + "/explained ", "? " + s.namespace + "/explained-large"}},
