@@ -229,9 +229,16 @@ func (d *decision) explain(m *model, proposed bool) Explanation {
 	return e
 }
 
-// lacks reports whether m is to have a home that it has not.
+// lacks reports whether m is to have a home that it has not. One that sleeps, and
+// that a request would give a home to, lacks none; one that nobody can read is not placed.
 func (d *decision) lacks(m *model) bool {
-	return m.off() == "" && (m.missing > 0 || m.wanted > 0 && len(m.need) == 0 && len(m.homes) == 0)
+	return m.off() == "" && m.missing > 0 && m.failure == nil && (len(m.homes) > 0 || !d.sleepsWell(m))
+}
+
+// sleepsWell: m has no home, and a request starts a worker that wakes it.
+func (d *decision) sleepsWell(m *model) bool {
+	_, well := d.asleep(m)
+	return well
 }
 
 func (d *decision) statusOf(m *model) v1alpha1.ModelStatus {

@@ -24,9 +24,10 @@ import (
 //	stowage                 what estiba top prints of pools
 //	propose NAME size=GIB [priority=N] [min=0 max=1]
 //	set-model NAME [never] [kv=GIB tokens=N sequences=N] [selector=VALUE]
-//	set-pool NAME [headroom=5%] [moves=N] [namespace=NAME]
+//	set-pool NAME [headroom=5%] [moves=N] [device=GIB]
+//	set-pool NAME blocked=WHY          no worker can be made; _ stands for a space
 //	took NAME model=MODEL seconds=N    how long its last load took
-//	template NAME invalid=WHY | blocked=WHY
+//	spoil URI reason=REASON message=TEXT
 func TestExplain(t *testing.T) {
 	datadriven.Walk(t, "testdata/explain", func(t *testing.T, path string) {
 		s := &explained{story: story{now: fixture.Epoch, epoch: 1, capacity: 80, sources: map[string]worker.Inspection{}, sent: map[string]worker.Assignment{},
@@ -133,6 +134,9 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 			}
 			s.blocked[name] = strings.ReplaceAll(text("blocked"), "_", " ")
 		}
+		return "ok\n"
+	case "spoil":
+		s.sources[name] = worker.Inspection{Error: &worker.InspectError{Reason: text("reason"), Message: strings.ReplaceAll(text("message"), "_", " ")}}
 		return "ok\n"
 	case "took":
 		s.pod(name).homes["default/"+text("model")].LoadSeconds = float64(num("seconds", 0))
