@@ -78,6 +78,8 @@ type decision struct {
 	stations []*station // workers, by name
 	byName   map[string]*station
 	fleet    *packing.Fleet
+	wired    []worker.Home        // used again for each worker
+	listed   []v1alpha1.Placement // and for each model
 
 	noted    map[string][]note    // of placements in statuses, by worker
 	moving   map[string]Move      // model -> its move under way
@@ -398,7 +400,7 @@ func (d *decision) footprint(m *model, p *pool) {
 	}
 	for _, f := range m.Status.Footprints {
 		if f.Pool == p.key && f.Revision == m.revision {
-			m.need[p.key] = worker.Footprint{WeightsBytes: f.Weights.Value(), KVFloorBytes: f.KVFloor.Value(), WorkspaceBytes: f.Workspace.Value(), Measured: f.Measured}
+			m.need[p.key] = footprintOf(&f)
 			m.tokens[p.key] = int(f.MaxTokens)
 		}
 	}

@@ -315,14 +315,20 @@ func (d *decision) assign() {
 
 func (d *decision) assignTo(s *station) {
 	r := s.Report
-	a := worker.Assignment{Epoch: d.seen.Epoch, Instance: r.Instance, Drain: s.hard, Homes: []worker.Home{}}
+	a := worker.Assignment{Epoch: d.seen.Epoch, Instance: r.Instance, Drain: s.hard, Homes: d.wired[:0]}
 	for _, key := range sortedKeys(s.homes) {
 		if h := s.homes[key]; (h.model != nil || h.braked) && !s.hard {
 			a.Homes = append(a.Homes, d.wire(h))
 		}
 	}
+	d.wired = a.Homes // most of the time it is only compared
 	last := s.memory.Assigned
 	same := last.Epoch == a.Epoch && last.Instance == a.Instance
+	if last.Homes != nil && sameContent(last, a) {
+		a.Homes = last.Homes
+	} else {
+		a.Homes = append([]worker.Home{}, a.Homes...)
+	}
 	switch {
 	case same && sameContent(last, a):
 		a.Generation = last.Generation

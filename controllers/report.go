@@ -58,25 +58,39 @@ func (d *decision) modelStatus(m *model) v1alpha1.ModelStatus {
 	return s
 }
 
+// footprints are those of the status that m has, if they say the same: most do, and
+// ten thousand of them are not made anew each time.
 func (d *decision) footprints(m *model) []v1alpha1.FootprintStatus {
-	var all []v1alpha1.FootprintStatus
+	was, n, same := m.Status.Footprints, 0, true
 	for _, p := range m.pools {
-		f, known := m.need[p.key]
-		if !known {
-			continue
+		if f, known := m.need[p.key]; known {
+			same = same && n < len(was) && was[n].Pool == p.key && was[n].Revision == m.revision && int(was[n].MaxTokens) == m.tokens[p.key] && footprintOf(&was[n]) == f
+			n++
 		}
-		all = append(all, v1alpha1.FootprintStatus{
-			Pool: p.key, Weights: quantity(f.WeightsBytes), KVFloor: quantity(f.KVFloorBytes), Workspace: quantity(f.WorkspaceBytes),
-			Measured: f.Measured, MaxTokens: int32(m.tokens[p.key]), Revision: m.revision,
-		})
+	}
+	if same && n == len(was) {
+		return was
+	}
+	all := make([]v1alpha1.FootprintStatus, 0, n)
+	for _, p := range m.pools {
+		if f, known := m.need[p.key]; known {
+			all = append(all, v1alpha1.FootprintStatus{
+				Pool: p.key, Weights: quantity(f.WeightsBytes), KVFloor: quantity(f.KVFloorBytes), Workspace: quantity(f.WorkspaceBytes),
+				Measured: f.Measured, MaxTokens: int32(m.tokens[p.key]), Revision: m.revision,
+			})
+		}
 	}
 	return all
+}
+
+func footprintOf(f *v1alpha1.FootprintStatus) worker.Footprint {
+	return worker.Footprint{WeightsBytes: f.Weights.Value(), KVFloorBytes: f.KVFloor.Value(), WorkspaceBytes: f.Workspace.Value(), Measured: f.Measured}
 }
 
 func quantity(n int64) resource.Quantity { return *resource.NewQuantity(n, resource.BinarySI) }
 
 func (d *decision) placements(m *model) []v1alpha1.Placement {
-	var all []v1alpha1.Placement
+	all := d.listed[:0]
 	for _, h := range m.homes {
 		p := v1alpha1.Placement{Pool: h.station.pool.key, Worker: h.station.Name, Devices: h.devices, State: h.placement(), Reason: h.reason}
 		if p.State == v1alpha1.PlacementFailed {
@@ -90,8 +104,13 @@ func (d *decision) placements(m *model) []v1alpha1.Placement {
 		}
 		all = append(all, p)
 	}
+	d.listed = all
 	slices.SortFunc(all, func(a, b v1alpha1.Placement) int { return cmp.Compare(a.Worker, b.Worker) })
-	return all[:min(len(all), maxPlacements)]
+	all = all[:min(len(all), maxPlacements)]
+	if slices.EqualFunc(all, m.Status.Placements, samePlacement) {
+		return m.Status.Placements
+	}
+	return slices.Clone(all)
 }
 
 func (h *home) placement() v1alpha1.PlacementState {

@@ -36,10 +36,20 @@ type Part struct {
 	Message string
 }
 
-// Conditions are those of the verdict. What was true before keeps its time.
+// Conditions are those of the verdict. What was true before keeps its time; if
+// nothing else is said either, they are those from before.
 func (v Verdict) Conditions(before []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
+	var room [4]metav1.Condition
+	c := v.conditions(room[:0], before, generation, now)
+	if slices.Equal(c, before) {
+		return before
+	}
+	return slices.Clone(c)
+}
+
+// conditions appends them to c.
+func (v Verdict) conditions(c, before []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
 	own := Part{v.Ready, v.Reason, v.Message}
-	var c []metav1.Condition
 	c = set(c, before, v1alpha1.ConditionReady, own, generation, now)
 	if v.Placed != nil {
 		c = set(c, before, v1alpha1.ConditionPlaced, *v.Placed, generation, now)
