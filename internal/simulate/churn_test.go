@@ -55,3 +55,23 @@ func TestChurn(t *testing.T) {
 		t.Error(err)
 	}
 }
+// TestChurnMoves: shares that are spread over two nodes are brought together, and a whole GPU that would wait is made free.
+func TestChurnMoves(t *testing.T) {
+	dir := t.TempDir()
+	o := ChurnOptions{Nodes: filepath.Join(dir, "nodes.csv"), Instances: filepath.Join(dir, "pods.csv"), Policies: []string{Own}, MovesPerHour: 2, Seed: 1, JSON: true}
+	fixture.WriteFile(t, o.Nodes, []byte(nodesHead+"x,64000,65536,1,T4\ny,64000,65536,1,T4\n"))
+	// a fills one node with p, b the other with q; p and q go, and whole comes.
+	fixture.WriteFile(t, o.Instances, []byte("name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,creation_time,deletion_time\n"+
+		"a,1000,1024,1,400,,0,\np,1000,1024,1,600,,1,1000\nb,1000,1024,1,400,,2,\nq,1000,1024,1,600,,3,1000\nwhole,1000,1024,1,1000,,2000,7200\n"))
+	var out bytes.Buffer
+	if err := Churn(t.Context(), &out, io.Discard, o); err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Policies []ChurnReport }
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if with, without := got.Policies[0], got.Policies[1]; with.Moves != 1 || with.Never != 0 || with.Served != 100 || without.Never != 1 || without.Moves != 0 {
+		t.Errorf("with moves %+v\nwithout %+v", with, without)
+	}
+}
