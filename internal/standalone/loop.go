@@ -8,7 +8,6 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"maps"
-	"reflect"
 	"strings"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/estiba/estiba/internal/gateway"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -428,7 +428,7 @@ func carryOver(old, fresh Manifests) Manifests {
 	for i := range fresh.Models {
 		m := &fresh.Models[i]
 		if was, ok := models[controllers.Key(m)]; ok {
-			same := reflect.DeepEqual(was.Spec, m.Spec)
+			same := equality.Semantic.DeepEqual(was.Spec, m.Spec) // a quantity is the same however it is written
 			m.UID, m.CreationTimestamp, m.Status = was.UID, was.CreationTimestamp, was.Status
 			m.Generation = generation(was.Generation, same)
 		}
@@ -440,7 +440,7 @@ func carryOver(old, fresh Manifests) Manifests {
 	for i := range fresh.Pools {
 		p := &fresh.Pools[i]
 		if was, ok := pools[p.Namespace+"/"+p.Name]; ok {
-			same := reflect.DeepEqual(was.Spec, p.Spec)
+			same := equality.Semantic.DeepEqual(was.Spec, p.Spec)
 			p.UID, p.CreationTimestamp, p.Status = was.UID, was.CreationTimestamp, was.Status
 			p.Generation = generation(was.Generation, same)
 		}
