@@ -86,7 +86,7 @@ func result(h model.Header) Result {
 		Footprint: Footprint{
 			WeightsBytes:    h.WeightsBytes,
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
-			WorkspaceBytes:  residency.Workspace(h.Config, c),
+			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, c),
 		},
 	}
 }

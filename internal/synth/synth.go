@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -64,11 +65,7 @@ func Run(ctx context.Context, stdout, stderr io.Writer, shape string, o Options)
 func Write(ctx context.Context, progress io.Writer, name string, s Shape, o Options) (Result, error) {
 	start := time.Now()
 	parts := s.parts()
-	infos := make([]weights.Info, len(parts))
-	for i, p := range parts {
-		infos[i] = p.info(o.Quant)
-	}
-	header, err := weights.GGUFHeader(s.fields(name, o.Quant), infos)
+	header, infos, err := s.header(name, o.Quant)
 	if err != nil {
 		return Result{}, err
 	}
@@ -95,6 +92,34 @@ func Write(ctx context.Context, progress io.Writer, name string, s Shape, o Opti
 	}
 	result.Seconds = time.Since(start).Seconds()
 	return result, w.err
+}
+
+// header is what a file begins with, and where its tensors are.
+func (s Shape) header(name string, d tensor.DType) ([]byte, []weights.Info, error) {
+	var infos []weights.Info
+	for _, p := range s.parts() {
+		infos = append(infos, p.info(d))
+	}
+	header, err := weights.GGUFHeader(s.fields(name, d), infos)
+	return header, infos, err
+}
+
+// Hollow writes a file of a shape whose weights are a hole, which reads as zeros: it has
+// all that headers tell, and takes no room on a disk.
+func Hollow(path, shape string, d tensor.DType) error {
+	s, ok := shapes[shape]
+	if !ok {
+		return fmt.Errorf("no shape %q: give one of %v", shape, Shapes())
+	}
+	header, infos, err := s.header(shape, d)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, header, 0o644); err != nil {
+		return err
+	}
+	last := infos[len(infos)-1]
+	return os.Truncate(path, padded(last.Offset+last.Size))
 }
 
 func padded(n int64) int64 {

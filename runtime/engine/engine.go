@@ -432,6 +432,8 @@ func (e *Engine) step(ctx context.Context) bool {
 		e.commit(w)
 	}
 	e.finish(w.replica)
+	w.batch, w.replica = batching.Batch{}, nil // which may go now, with all it has
+	clear(w.requests)
 	return true
 }
 

@@ -80,6 +80,31 @@ func NewVocabulary(size int, token func(id int32) ([]byte, bool), end []int32) *
 	return v
 }
 
+// VocabularyBytes is about what NewVocabulary takes for tokens.
+func VocabularyBytes(size int, token func(id int32) ([]byte, bool)) int64 {
+	texts := make([][]byte, 0, size)
+	n := int64(0)
+	for t := range int32(size) {
+		if b, ok := token(t); ok && 0 < len(b) && len(b) <= maxToken {
+			texts = append(texts, b)
+			n += int64(len(b))
+		}
+	}
+	slices.SortFunc(texts, bytes.Compare)
+	nodes, last := int64(1), []byte(nil)
+	for _, b := range texts {
+		common := 0
+		for common < len(b) && common < len(last) && b[common] == last[common] {
+			common++
+		}
+		nodes += int64(len(b) - common)
+		last = b
+	}
+	const perNode = 20 // char, depth, after, parent, token, byChar, quotes
+	// What grows by appending has a tenth too much on average.
+	return (n+perNode*nodes)*11/10 + 5*int64(size)
+}
+
 // AddSpecial says that a special token is called by this text, for grammars
 // that ask for it. It is to be called before there are matchers.
 func (v *Vocabulary) AddSpecial(text string, id int32) {

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -21,12 +20,6 @@ import (
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/model"
 )
-
-// base are fields of every decoder below; the names of the cases give its model_type before a slash.
-var base = fixture.Config{
-	"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
-	"vocab_size": 61, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
-}
 
 // families are the shapes that every family is checked in.
 var families = map[string]fixture.Config{
@@ -80,20 +73,7 @@ var families = map[string]fixture.Config{
 
 func config(name string) fixture.Config {
 	kind, _, _ := strings.Cut(name, "/")
-	return complete(kind, families[name])
-}
-
-// complete adds to fields what a config.json of a model_type needs besides.
-func complete(kind string, fields fixture.Config) fixture.Config {
-	c := maps.Clone(base)
-	c["model_type"] = kind
-	if kind == "bert" {
-		for _, field := range []string{"rms_norm_eps", "rope_theta", "num_key_value_heads", "tie_word_embeddings"} {
-			delete(c, field)
-		}
-	}
-	maps.Copy(c, fields)
-	return c
+	return fixture.Complete(kind, families[name])
 }
 
 // TestFamilies compares what the parts that serve compute, from every form that a checkpoint may have, with the reference.
@@ -105,73 +85,11 @@ func TestFamilies(t *testing.T) {
 
 // TestRandomFamilies does the same with sizes drawn by a seed.
 func TestRandomFamilies(t *testing.T) {
-	kinds := []string{"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "bert"}
+	kinds := fixture.Kinds()
 	for seed := range uint64(54) {
 		kind := kinds[seed%uint64(len(kinds))]
-		t.Run(fmt.Sprintf("%s %d", kind, seed), func(t *testing.T) { family(t, draw(kind, seed), seed) })
+		t.Run(fmt.Sprintf("%s %d", kind, seed), func(t *testing.T) { family(t, fixture.Draw(kind, seed), seed) })
 	}
-}
-
-// draw gives a configuration of random sizes.
-func draw(kind string, seed uint64) fixture.Config {
-	r := rand.New(rand.NewPCG(seed, 4))
-	one := func(of ...int) int { return of[r.IntN(len(of))] }
-	maybe := func() bool { return r.IntN(2) == 0 }
-	heads := 1 + r.IntN(8)
-	kv := heads
-	for kv = 1 + r.IntN(heads); heads%kv != 0; kv = 1 + r.IntN(heads) {
-	}
-	dim := 2 * (1 + r.IntN(10))
-	c := fixture.Config{
-		"num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": dim, "hidden_size": heads * 2 * (1 + r.IntN(6)), "intermediate_size": 1 + r.IntN(50),
-		"num_hidden_layers": 1 + r.IntN(4), "vocab_size": 2 + r.IntN(90), "tie_word_embeddings": maybe(), "rope_theta": float64(one(100, 10000, 1000000)),
-		"rms_norm_eps": []float64{1e-5, 1e-6, 1e-3}[r.IntN(3)],
-	}
-	window := one(1, 2, 3, 7, 16, 28, 29, 30, 64)
-	switch kind {
-	case "llama":
-		c["attention_bias"], c["mlp_bias"] = maybe(), maybe()
-		factor, original := float64(one(2, 4, 8)), one(32, 64, 100)
-		switch r.IntN(4) {
-		case 0:
-			c["rope_scaling"] = map[string]any{"rope_type": "linear", "factor": factor}
-		case 1:
-			c["rope_scaling"] = map[string]any{"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-		case 2:
-			c["rope_scaling"] = map[string]any{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
-		}
-	case "mistral":
-		c["sliding_window"] = window
-	case "mixtral":
-		c["num_local_experts"] = 1 + r.IntN(8)
-		c["num_experts_per_tok"] = 1 + r.IntN(c.Int("num_local_experts", 0))
-	case "qwen2":
-		delete(c, "head_dim")
-		c["use_sliding_window"], c["sliding_window"], c["max_window_layers"] = maybe(), window, r.IntN(4)
-	case "qwen3":
-		c["attention_bias"], c["use_sliding_window"], c["sliding_window"], c["max_window_layers"] = maybe(), maybe(), window, r.IntN(4)
-	case "qwen3_moe":
-		c["num_experts"], c["moe_intermediate_size"], c["norm_topk_prob"], c["decoder_sparse_step"] = 1+r.IntN(9), 1+r.IntN(20), maybe(), 1+r.IntN(2)
-		c["num_experts_per_tok"], c["mlp_only_layers"] = 1+r.IntN(c.Int("num_experts", 0)), []int{r.IntN(4)}
-		c["attention_bias"], c["use_sliding_window"], c["sliding_window"] = maybe(), maybe(), window
-	case "phi3":
-		delete(c, "head_dim")
-		if maybe() {
-			c["sliding_window"] = window
-		}
-		if dim := c["hidden_size"].(int) / heads; dim%4 == 0 {
-			c["partial_rotary_factor"] = 0.5
-		}
-	case "gemma2":
-		c["sliding_window"], c["query_pre_attn_scalar"] = window, dim
-		c["attn_logit_softcapping"], c["final_logit_softcapping"] = float64(one(1, 5, 50)), float64(one(1, 5, 30))
-	case "bert":
-		c = fixture.Config{
-			"num_attention_heads": heads, "hidden_size": heads * (1 + r.IntN(9)), "intermediate_size": 1 + r.IntN(50), "num_hidden_layers": 1 + r.IntN(4),
-			"vocab_size": 2 + r.IntN(90), "layer_norm_eps": 1e-12, "hidden_act": "gelu", "max_position_embeddings": one(29, 64, 512), "type_vocab_size": 1 + r.IntN(3),
-		}
-	}
-	return complete(kind, c)
 }
 
 // family checks a configuration in every form that its checkpoint may have.

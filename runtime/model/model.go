@@ -36,6 +36,7 @@ type Header struct {
 	Config       arch.Config
 	Parameters   int64    // numbers in the weights; a table that is used twice counts once
 	WeightsBytes int64    // that the weights take, as stored
+	HostBytes    int64    // about what the process holds beside those for a loaded model
 	Stored       []string // formats of the weights, such as "F16"; the one with most bytes first
 	// Pooling is how the checkpoint's embeddings are made of hidden states: "mean", "cls", "last",
 	// or a name of what cannot be done here. Empty if it does not say.
@@ -158,6 +159,7 @@ func read(path string, w *weights.Header, text bool) (*Model, error) {
 	if err := m.check(configOf(path, w), w); err != nil {
 		return nil, err
 	}
+	m.HostBytes = m.hostBytes()
 	return m, nil
 }
 

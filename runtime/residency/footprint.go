@@ -106,13 +106,14 @@ func StepOf(cfg arch.Config, c worker.Context) Step {
 
 // Estimate is the footprint of a checkpoint on a device with extents of extent
 // bytes: each part is a whole number of extents. weights are the bytes of its
-// tensors; c has been clamped. The error is a *CutError.
-func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) (worker.Footprint, error) {
+// tensors, host what the process holds beside them (model.Header); c has been
+// clamped. The error is a *CutError.
+func Estimate(cfg arch.Config, weights, host int64, c worker.Context, extent int64) (worker.Footprint, error) {
 	cut, err := CutExtent(cfg, extent)
 	if err != nil {
 		return worker.Footprint{}, err
 	}
-	f := worker.Footprint{WeightsBytes: RoundUp(weights, extent), WorkspaceBytes: RoundUp(Workspace(cfg, c), extent)}
+	f := worker.Footprint{WeightsBytes: RoundUp(weights, extent), WorkspaceBytes: RoundUp(Workspace(cfg, host, c), extent)}
 	if arch.KVBytesPerToken(cfg) > 0 {
 		f.KVFloorBytes = RoundUp(mul(cut.Floor(c), extent), extent)
 	}
@@ -121,15 +122,17 @@ func Estimate(cfg arch.Config, weights int64, c worker.Context, extent int64) (w
 
 // Workspace is what a replica needs beside weights and KV cache: what its program
 // works in, and what the process holds for it.
-func Workspace(cfg arch.Config, c worker.Context) int64 {
+func Workspace(cfg arch.Config, host int64, c worker.Context) int64 {
 	s := StepOf(cfg, c)
-	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, c))
+	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, host, c))
 }
 
-// Host is what the process holds for a replica: its tokenizer, names, and hidden
-// states of a step that are to become embeddings.
-func Host(cfg arch.Config, c worker.Context) int64 {
-	return add(arch.HostBytes(cfg), mul(4*int64(StepOf(cfg, c).Rows), int64(cfg.Hidden)))
+// Host is what the process holds for a replica beside its program: host of the model,
+// hidden states of a step that are to become embeddings, and a step's tokens.
+func Host(cfg arch.Config, host int64, c worker.Context) int64 {
+	const token = 64 // bytes: its id, position, block table and span
+	s := StepOf(cfg, c)
+	return add(host, add(mul(4*int64(s.Rows), int64(cfg.Hidden)), mul(token, int64(s.Tokens))))
 }
 
 // Need is the whole of a footprint in bytes; it stops at the largest int64,

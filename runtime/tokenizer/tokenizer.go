@@ -178,7 +178,10 @@ func (t *Tokenizer) TokenBytes(id int32) (bytes []byte, ok bool) {
 
 // Bytes is about the memory that the tokenizer takes.
 func (t *Tokenizer) Bytes() int64 {
-	n := t.vocabulary.bytes() + t.raw.bytes() + t.normalized.bytes() + t.model.memory() + patternBytes
+	n := t.vocabulary.bytes() + t.raw.bytes() + t.normalized.bytes() + t.model.memory()
+	if len(t.splits) > 0 {
+		n += patternBytes
+	}
 	if t.chat != nil {
 		n += t.chat.bytes()
 	}

@@ -59,7 +59,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			m.Close()
 		}
 	}()
-	now, err := residency.Estimate(m.Config, m.WeightsBytes, c, d.Extent)
+	now, err := residency.Estimate(m.Config, m.WeightsBytes, m.HostBytes, c, d.Extent)
 	if err != nil || residency.Need(now) > residency.Need(admitted) {
 		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
 	}
@@ -98,7 +98,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		footprint: api.Footprint{
 			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
 			KVFloorBytes:   now.KVFloorBytes,
-			WorkspaceBytes: residency.RoundUp(held.Workspace+residency.Host(m.Config, c), d.Extent),
+			WorkspaceBytes: residency.RoundUp(held.Workspace+residency.Host(m.Config, m.HostBytes, c), d.Extent),
 			Measured:       true,
 		},
 	}, nil
@@ -273,7 +273,7 @@ func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspecti
 		return bad(err)
 	}
 	c, _ := residency.Clamp(r.Context, h.Config.MaxPositions)
-	f, err := residency.Estimate(h.Config, h.WeightsBytes, c, w.devices[0].Extent)
+	f, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, c, w.devices[0].Extent)
 	if err != nil {
 		return bad(&fault{api.ReasonDoesNotFit, err.Error()})
 	}

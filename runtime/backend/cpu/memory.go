@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"os"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +36,7 @@ func claim(sizes ...int) (memory, error) {
 	if err != nil {
 		return memory{}, fmt.Errorf("claim %d bytes: %w", n, err)
 	}
+	claimed.Add(int64(len(b)))
 	return memory{unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), n/4), b}, nil
 }
 
@@ -41,9 +44,38 @@ func (m *memory) free() error {
 	if m.bytes == nil {
 		return nil
 	}
+	claimed.Add(-int64(len(m.bytes)))
 	err := unix.Munmap(m.bytes)
 	*m = memory{}
 	return err
+}
+
+// claimed are the bytes of all memory that has not been freed.
+var claimed atomic.Int64
+
+// Held is what the process holds, as it is and not as it was reckoned: bytes that the
+// programs of all backends have claimed for themselves, and of this one's slab those
+// whose pages are there.
+func (b *Backend) Held() (programs, slab int64) {
+	b.slab.mu.Lock()
+	defer b.slab.mu.Unlock()
+	page := os.Getpagesize()
+	there := make([]byte, (len(b.slab.all)+page-1)/page)
+	if len(there) > 0 && mincore(b.slab.all, there) == nil {
+		for _, p := range there {
+			slab += int64(p&1) * int64(page)
+		}
+	}
+	return claimed.Load(), slab
+}
+
+// mincore says of each page whether it is there.
+func mincore(memory, there []byte) error {
+	_, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&memory[0])), uintptr(len(memory)), uintptr(unsafe.Pointer(&there[0])))
+	if e != 0 {
+		return e
+	}
+	return nil
 }
 
 // slab is the memory of the device's KV extents: one mapping, reserved when the first

@@ -83,7 +83,7 @@ func (p *program) claim(s *slab) (err error) {
 	}
 	p.writer = map[int32]int{}
 	p.bytes.KV = int64(len(p.kv.bytes))
-	p.bytes.Workspace = p.graph.WorkspaceBytes(l.MaxTokens, l.MaxRows) // with the logits, which Out holds
+	p.bytes.Workspace = int64(len(p.workspace.bytes)) + 4*int64(l.MaxRows)*int64(p.graph.Vocabulary()) // with the logits, which Out holds
 	return nil
 }
 
