@@ -1,7 +1,6 @@
 package packing
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -31,6 +30,7 @@ type mix struct {
 	total  int64
 	cpu    []int64 // what shapes need of a host, ascending, each once
 	memory []int64
+	many   []many
 	kinds  map[kindKey]*kind
 }
 
@@ -39,20 +39,22 @@ const unit = 1 << 16
 
 type kindKey struct {
 	pool, kind string
+	capability int
 	extent     int64
 }
 
-// kind are devices that the mix cannot tell apart but by what is free.
+// kind are devices that differ by what is free alone.
 type kind struct {
+	kindKey
+	id     int
 	needs  []int64   // of shapes for a share, in whole extents, ascending, each once
 	usable [][]int64 // host rank -> step -> weight of the shapes that can use it
-	many   []many
+	many   []int64   // what each of mix.many needs of a device; 0: it cannot come here
 }
 
 // many is a shape for whole devices.
 type many struct {
-	need   int64
-	n      int
+	Shape
 	usable []int64 // host rank -> weight, or zero
 }
 
@@ -68,7 +70,32 @@ func newMix(shapes []Shape) *mix {
 		m.total += m.weight[len(m.weight)-1]
 	}
 	m.cpu, m.memory = ascending(m.cpu), ascending(m.memory)
+	for i, s := range m.shapes {
+		if s.Devices > 0 {
+			m.many = append(m.many, many{s, m.each(func(c, r int) int64 {
+				if m.fits(s, c, r) {
+					return m.weight[i]
+				}
+				return 0
+			})})
+		}
+	}
 	return m
+}
+
+// each has a number for every host rank.
+func (m *mix) each(of func(cpu, memory int) int64) (all []int64) {
+	for c := range len(m.cpu) + 1 {
+		for r := range len(m.memory) + 1 {
+			all = append(all, of(c, r))
+		}
+	}
+	return all
+}
+
+// fits: a host of that rank has room for s.
+func (m *mix) fits(s Shape, cpu, memory int) bool {
+	return reach(m.cpu, s.Host.CPU) <= cpu && reach(m.memory, s.Host.Memory) <= memory
 }
 
 func ascending(n []int64) []int64 {
@@ -90,31 +117,24 @@ func (m *mix) rank(h Host) int {
 }
 
 func (m *mix) kind(d Device) *kind {
-	key := kindKey{d.Pool, d.Kind, d.Extent}
+	key := kindKey{d.Pool, d.Kind, d.Capability, d.Extent}
 	if k := m.kinds[key]; k != nil {
 		return k
 	}
-	e := &device{Device: d}
-	k := &kind{}
+	k := &kind{kindKey: key, id: len(m.kinds)}
 	m.kinds[key] = k
-	var can []int // shapes that may come here
-	for i, s := range m.shapes {
-		if s.Need[d.Pool] <= 0 || len(s.Kinds) > 0 && !slices.Contains(s.Kinds, d.Kind) {
-			continue
-		}
-		can = append(can, i)
-		if s.Devices == 0 {
-			k.needs = append(k.needs, e.fit(s.Need[d.Pool]))
+	for _, s := range m.shapes {
+		if n := k.wants(s); n > 0 && s.Devices == 0 {
+			k.needs = append(k.needs, n)
 		}
 	}
 	k.needs = ascending(k.needs)
 	for c := range len(m.cpu) + 1 {
 		for r := range len(m.memory) + 1 {
 			u := make([]int64, len(k.needs)+1)
-			for _, i := range can {
-				s := m.shapes[i]
-				if s.Devices == 0 && reach(m.cpu, s.Host.CPU) <= c && reach(m.memory, s.Host.Memory) <= r {
-					u[reach(k.needs, e.fit(s.Need[d.Pool]))] += m.weight[i]
+			for i, s := range m.shapes {
+				if n := k.wants(s); n > 0 && s.Devices == 0 && m.fits(s, c, r) {
+					u[reach(k.needs, n)] += m.weight[i]
 				}
 			}
 			for i := 1; i < len(u); i++ {
@@ -123,23 +143,26 @@ func (m *mix) kind(d Device) *kind {
 			k.usable = append(k.usable, u)
 		}
 	}
-	for _, i := range can {
-		if s := m.shapes[i]; s.Devices > 0 {
-			e := many{need: e.fit(s.Need[d.Pool]), n: s.Devices}
-			for c := range len(m.cpu) + 1 {
-				for r := range len(m.memory) + 1 {
-					weight := int64(0)
-					if reach(m.cpu, s.Host.CPU) <= c && reach(m.memory, s.Host.Memory) <= r {
-						weight = m.weight[i]
-					}
-					e.usable = append(e.usable, weight)
-				}
-			}
-			k.many = append(k.many, e)
-		}
+	for _, s := range m.many {
+		k.many = append(k.many, k.wants(s.Shape))
 	}
-	slices.SortFunc(k.many, func(a, b many) int { return cmp.Or(cmp.Compare(a.need, b.need), cmp.Compare(a.n, b.n)) })
 	return k
+}
+
+// wants is what a shape takes of such a device; 0: it does not come here.
+func (k *kind) wants(s Shape) int64 {
+	if s.Need[k.pool] <= 0 || len(s.Kinds) > 0 && !slices.Contains(s.Kinds, k.kind) {
+		return 0
+	}
+	return k.fit(s.Need[k.pool])
+}
+
+// fit is what n bytes take on such a device: whole extents.
+func (k *kind) fit(n int64) int64 {
+	if k.extent <= 1 {
+		return n
+	}
+	return (n + k.extent - 1) / k.extent * k.extent
 }
 
 // step is how many of a kind's needs have room in n bytes.
@@ -148,57 +171,51 @@ func (k *kind) step(n int64) int { return reach(k.needs, n) }
 // ranks is how many host ranks there are.
 func (m *mix) ranks() int { return (len(m.cpu) + 1) * (len(m.memory) + 1) }
 
-// changed: what is free on a worker is not what it was.
-func (m *mix) changed(w *worker) {
-	w.widest = 0
-	for _, d := range w.devices {
-		w.widest = max(w.widest, d.Capacity-d.awake)
-	}
-	w.rank = m.rank(w.free)
-	for i := range w.frag {
-		w.frag[i] = -1
-	}
-}
-
 // now is the fragmentation of a worker, in bytes times unit, if its host had that rank.
-func (m *mix) now(w *worker, rank int) int64 {
-	if w.frag[rank] < 0 {
-		w.frag[rank] = m.fragment(w, rank, nil, 0)
+func (m *mix) now(s *state, rank int) int64 {
+	if s.frag[rank] >= 0 {
+		return s.frag[rank]
 	}
-	return w.frag[rank]
+	sum := int64(0)
+	for i := range s.spots {
+		e := &s.spots[i]
+		sum += int64(e.n) * e.idle() * (m.total - e.kind.usable[rank][e.step])
+	}
+	sum -= m.several(s.workers[0], rank, nil, 0)
+	s.frag[rank] = sum
+	return sum
 }
 
-// fragment is the same with less free on some devices, by that many bytes each.
+// fragment is the same of a worker with less free on some devices, by that many bytes each.
 func (m *mix) fragment(w *worker, rank int, on []*device, less int64) int64 {
 	sum := int64(0)
-	for i, d := range w.devices {
+	for _, d := range w.devices {
 		n, step := d.idle(), d.step
 		if slices.Contains(on, d) {
 			n = max(0, d.free()-less)
 			step = d.kind.step(n)
 		}
 		sum += n * (m.total - d.kind.usable[rank][step])
-		if len(d.kind.many) > 0 && (i == 0 || w.devices[i-1].kind != d.kind) {
-			sum -= d.kind.several(w, rank, on, less)
-		}
 	}
+	sum -= m.several(w, rank, on, less)
 	return sum
 }
 
-// less is how the fragmentation of a worker changes if n bytes more are taken on d.
-func (m *mix) less(w *worker, d *device, n int64, rank int) int64 {
+// more is how the fragmentation of a worker grows if n bytes are taken on a device.
+func (m *mix) more(w *worker, d *spot, n int64, rank int) int64 {
 	idle, usable := d.idle(), d.kind.usable[rank]
 	sum := (idle-n)*(m.total-usable[d.kind.step(idle-n)]) - idle*(m.total-usable[d.step])
-	if len(d.kind.many) > 0 && d.empty() {
-		sum += d.kind.several(w, rank, nil, 0) - d.kind.several(w, rank, []*device{d}, n)
+	if len(m.many) > 0 && d.empty {
+		sum += m.several(w, rank, nil, 0) - m.several(w, rank, w.devices[d.first:d.first+1], n)
 	}
 	return sum
 }
 
-// several is what shapes for whole devices can use of a worker's devices of kind
-// k, if less bytes more were taken on some, or so many fewer.
-func (k *kind) several(w *worker, rank int, on []*device, less int64) (sum int64) {
-	for _, s := range k.many {
+// several is what shapes for whole devices can use of a worker, if less bytes
+// more were taken on some of its devices, or so many fewer.
+func (m *mix) several(w *worker, rank int, on []*device, less int64) (sum int64) {
+	for i := range m.many {
+		s := &m.many[i]
 		if s.usable[rank] == 0 {
 			continue
 		}
@@ -206,14 +223,14 @@ func (k *kind) several(w *worker, rank int, on []*device, less int64) (sum int64
 		for _, d := range w.devices {
 			empty := d.empty()
 			if slices.Contains(on, d) {
-				empty = d.free()-less == d.Capacity
+				empty = d.free()-less == d.capacity
 			}
-			if d.kind == k && empty && d.Capacity >= s.need {
+			if need := d.kind.many[i]; need > 0 && empty && d.capacity >= need {
 				n++
-				bytes += d.Capacity
+				bytes += d.capacity
 			}
 		}
-		if n >= s.n {
+		if n >= s.Devices {
 			sum += s.usable[rank] * bytes
 		}
 	}
@@ -241,7 +258,7 @@ func grain(workers []*worker) int64 {
 func (f *Fleet) Fragmentation() float64 {
 	sum := 0.0
 	for _, w := range f.inOrder() {
-		sum += float64(f.mix.now(w, w.rank)) / unit
+		sum += float64(f.mix.now(w.state, w.state.rank)) / unit
 	}
 	return sum
 }

@@ -45,7 +45,9 @@ func TestLook(t *testing.T) {
 			if got := strings.Join(says, ", "); got != c.says {
 				t.Errorf("%s\nwant %s", got, c.says)
 			}
-			if h, _, _ := f.Place(c.want, nil); h.Worker != "" && !free[h.Worker] || h.Worker == "" && strings.Contains(c.says, ": ,") {
+			h, _, _ := f.Place(c.want, nil)
+			f.Undo(h)
+			if h.Worker != "" && !free[h.Worker] || h.Worker == "" && strings.Contains(c.says, ": ,") {
 				t.Errorf("Place chooses %q", h.Worker)
 			}
 		})

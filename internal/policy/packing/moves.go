@@ -118,14 +118,14 @@ func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
 func (at *worker) rooms(w *Want, need int64, k int, may func(*held) bool) (all [][]*held) {
 	short := !at.free.holds(w.Host)
 	if need == 0 || w.Devices > 0 || short {
-		if need > 0 && !slices.ContainsFunc(at.devices, func(d *device) bool { return d.fit(need) <= d.Capacity && w.suits(d) }) {
+		if need > 0 && !slices.ContainsFunc(at.devices, func(d *device) bool { return d.fit(need) <= d.Capacity && w.suits(d.kind) }) {
 			return nil
 		}
 		return smallestSets(filter(at.held, may), k, func(gone []*held) bool { return at.fitsWithout(w, need, gone) })
 	}
 	for _, d := range at.devices {
 		n := d.fit(need)
-		if n > d.Capacity || !w.suits(d) || len(d.held) == 0 {
+		if n > d.Capacity || !w.suits(d.kind) || len(d.held) == 0 {
 			continue
 		}
 		if k == 1 && d.asleep == 0 {
@@ -164,7 +164,7 @@ func (at *worker) fitsWithout(w *Want, need int64, gone []*held) bool {
 	}
 	empty := 0
 	for _, d := range at.devices {
-		if d.fit(need) > d.Capacity || !w.suits(d) {
+		if d.fit(need) > d.Capacity || !w.suits(d.kind) {
 			continue
 		}
 		left := d.account
@@ -263,13 +263,16 @@ func (f *Fleet) two(w *Want) (some []*worker) {
 		defer func() { w.Model = model }()
 	}
 	f.exclude(w)
+	s := f.search(w, nil)
+	s.grain = 0
 	for _, name := range f.asks(w) {
+		s.ask(name)
 		for _, at := range f.pools[name].workers {
-			if at.Avoid || w.Need[name] > at.widest || f.refuses(at, w) != fits {
+			if at.Avoid || s.need > at.state.widest || f.refuses(at, w) != fits {
 				continue
 			}
-			s := search{f: f, w: w, score: func(View, *Want) float64 { return 0 }}
-			if s.look(at, w.Need[name]); s.best.worker != nil {
+			s.best = choice{}
+			if s.look(at, 1); s.best.worker != nil {
 				if some = append(some, at); len(some) == 2 {
 					return some
 				}
@@ -291,14 +294,15 @@ func (f *Fleet) elsewhere(w *Want, will func(*worker) bool) (choice, int) {
 // options are the best places for w on each worker that may have it, the best first.
 func (f *Fleet) options(w *Want, will func(*worker) bool) (all []choice) {
 	f.exclude(w)
-	s := search{f: f, w: w, grain: f.grain(w)}
+	s := f.search(w, nil)
 	for _, name := range f.asks(w) {
+		s.ask(name)
 		for _, at := range f.pools[name].workers {
-			if at.Avoid || w.Need[name] > at.widest || f.refuses(at, w) != fits || will != nil && !will(at) {
+			if at.Avoid || w.Need[name] > at.state.widest || f.refuses(at, w) != fits || will != nil && !will(at) {
 				continue
 			}
 			s.best = choice{}
-			if s.look(at, w.Need[name]); s.best.worker != nil {
+			if s.look(at, 1); s.best.worker != nil {
 				all = append(all, s.best)
 			}
 		}
@@ -313,13 +317,16 @@ func (f *Fleet) options(w *Want, will func(*worker) bool) (all []choice) {
 	return all
 }
 
+// now is the fragmentation of a worker.
+func (f *Fleet) now(at *worker) int64 { return f.mix.now(at.state, at.state.rank) }
+
 // moveTo carries a move out and says why it goes there.
 func (f *Fleet) moveTo(e *held, w *Want, c *choice, room int) Move {
-	before := f.mix.now(e.worker, e.worker.rank) + f.mix.now(c.worker, c.worker.rank)
+	before := f.now(e.worker) + f.now(c.worker)
 	m := Move{Home: e.Home, To: f.settle(w, c)}
 	m.To.Priority = e.Priority
 	f.leave(e)
-	after := f.mix.now(e.worker, e.worker.rank) + f.mix.now(c.worker, c.worker.rank)
+	after := f.now(e.worker) + f.now(c.worker)
 	m.Reason, m.Gain = f.reason(w, c, room, nil), float64(before-after)/unit
 	return m
 }
@@ -384,8 +391,10 @@ func (f *Fleet) fitsAt(w *Want, at *worker) bool {
 	if f.refuses(at, w) != fits {
 		return false
 	}
-	s := search{f: f, w: w, score: func(View, *Want) float64 { return 0 }}
-	s.look(at, w.Need[at.Pool])
+	s := f.search(w, nil)
+	s.grain = 0
+	s.ask(at.Pool)
+	s.look(at, 1)
 	return s.best.worker != nil
 }
 
@@ -593,7 +602,7 @@ func (f *Fleet) gain(moved map[string]bool, least float64) (Move, bool) {
 			if !e.movable() || moved[e.Model] || len(e.devices) == 0 {
 				continue
 			}
-			going := f.mix.now(at, at.rank) - f.mix.fragment(at, f.mix.rank(at.free.add(e.Host, 1)), e.devices, -e.devices[0].fit(e.Bytes))
+			going := f.now(at) - f.mix.fragment(at, f.mix.rank(at.free.add(e.Host, 1)), e.devices, -e.devices[0].fit(e.Bytes))
 			bound := going + f.mix.total*e.devices[0].fit(e.Bytes)*int64(len(e.devices))
 			if float64(bound)/unit >= least && bound > 0 {
 				leavers = append(leavers, leaver{e, bound, going})
@@ -630,5 +639,5 @@ func (f *Fleet) gain(moved map[string]bool, least float64) (Move, bool) {
 // delta is what the fragmentation grows by if w comes to a place.
 func (f *Fleet) delta(w *Want, c *choice) int64 {
 	at := c.worker
-	return f.mix.fragment(at, f.mix.rank(at.free.add(w.Host, -1)), c.devices(), c.bytes) - f.mix.now(at, at.rank)
+	return f.mix.fragment(at, f.mix.rank(at.free.add(w.Host, -1)), c.devices(), c.bytes) - f.now(at)
 }

@@ -106,6 +106,11 @@ func readCSV(t testing.TB, path string) []row {
 	return rows
 }
 
+var epoch = time.Now()
+
+// clock is what decisions are timed by.
+var clock = func() time.Duration { return time.Since(epoch) }
+
 // run draws pods until they ask for 130 % of the GPUs and places them one by one.
 func (o *openb) run(seed uint64, ties string, score Score, move bool, took func(time.Duration)) float64 {
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -138,10 +143,10 @@ func (o *openb) run(seed uint64, ties string, score Score, move bool, took func(
 	for i, p := range pods {
 		w := p.want
 		w.Model = "m" + strconv.Itoa(i)
-		start := time.Now()
+		start := clock()
 		h, _, _ := f.Put(w, score)
 		if took != nil {
-			took(time.Since(start))
+			took(clock() - start)
 		}
 		if h.Worker == "" && move {
 			_, h, _, _ = f.MakeRoom(w, 1)

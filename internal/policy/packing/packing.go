@@ -118,21 +118,22 @@ type Fleet struct {
 // pool is the workers of a pool, in the order that decides among equals.
 type pool struct {
 	workers []*worker
-	grain   int64 // below this, differences of fragmentation count as none; bytes times unit
+	grain   int64    // below this, differences of fragmentation count as none; bytes times unit
+	states  []*state // in no order
+	byHash  map[uint64][]*state
+	unused  []*state
 }
 
-// worker begins with what every decision looks at.
 type worker struct {
-	out     int   // the round in which it is out of the question
-	homes   int   // of models
-	alone   int   // homes that want to be
-	widest  int64 // the largest room of a device
-	free    Host
-	rank    int       // of free, by the mix
-	devices []*device // by name
-	frag    []int64   // by host rank, with what is free now: bytes times unit; below 0: not known
-	held    []*held   // by model
 	Worker
+	order   int // among all
+	out     int // the round in which it is out of the question
+	homes   int // of models
+	alone   int // homes that want to be
+	free    Host
+	state   *state
+	devices []*device // by name
+	held    []*held   // by model
 }
 
 type device struct {
@@ -178,12 +179,7 @@ func (a *account) room() int64 { return a.capacity - a.awake - max(a.largest, th
 func thousandth(n int64) int64 { return (n + 999) / 1000 }
 
 // fit is what a home of n bytes takes on this device: whole extents.
-func (d *device) fit(n int64) int64 {
-	if d.Extent <= 1 {
-		return n
-	}
-	return (n + d.Extent - 1) / d.Extent * d.Extent
-}
+func (d *device) fit(n int64) int64 { return d.kind.fit(n) }
 
 // left is the room by the overcommit rule after n bytes for w came; negative: they must not.
 func (a *account) left(w *Want, n int64) int64 {
@@ -219,8 +215,7 @@ func New(workers []Worker, devices []Device, mix []Shape) *Fleet {
 // decision reads all of it.
 func (f *Fleet) fill(workers []Worker, devices []Device) {
 	all, slab := make([]worker, len(workers)), make([]device, len(devices))
-	ranks := f.mix.ranks()
-	frag, list := make([]int64, ranks*len(workers)), make([]*device, len(devices))
+	list := make([]*device, len(devices))
 	for i, w := range workers {
 		n, _ := slices.BinarySearchFunc(devices, w.Name, func(d Device, name string) int { return cmp.Compare(d.Worker, name) })
 		end := n
@@ -228,20 +223,20 @@ func (f *Fleet) fill(workers []Worker, devices []Device) {
 			end++
 		}
 		e := &all[i]
-		*e = worker{Worker: w, free: w.Host, devices: list[n:end:end], frag: frag[i*ranks : (i+1)*ranks : (i+1)*ranks]}
+		*e = worker{Worker: w, order: i, free: w.Host, devices: list[n:end:end]}
 		for j := n; j < end; j++ {
 			slab[j] = device{account: account{capacity: devices[j].Capacity}, Device: devices[j], kind: f.mix.kind(devices[j]), at: e}
 			slab[j].step = slab[j].kind.step(slab[j].Capacity)
 			list[j] = &slab[j]
 		}
 		f.workers[w.Name] = e
-		f.mix.changed(e)
 		p := f.pools[w.Pool]
 		if p == nil {
-			p = &pool{}
+			p = &pool{byHash: map[uint64][]*state{}}
 			f.pools[w.Pool] = p
 		}
 		p.workers = append(p.workers, e)
+		f.changed(e)
 	}
 	for _, p := range f.pools {
 		p.grain = grain(p.workers)
@@ -380,7 +375,7 @@ func (f *Fleet) account(e *held, sign int64) {
 		}
 		d.step = d.kind.step(d.idle())
 	}
-	f.mix.changed(w)
+	f.changed(w)
 }
 
 // Free bytes of a device by the overcommit rule; negative where more is taken
@@ -425,7 +420,7 @@ func (f *Fleet) Clone() *Fleet {
 			c.held = append(c.held, e)
 			g.models[e.Model] = append(g.models[e.Model], e)
 		}
-		g.mix.changed(c)
+		g.changed(c)
 	}
 	return g
 }

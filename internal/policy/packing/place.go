@@ -19,8 +19,8 @@ const (
 // choice is a place where w fits.
 type choice struct {
 	worker *worker
-	device *device   // nil: whole ones, or none
-	whole  []*device // the smallest empty ones
+	first  int       // the device, in worker.devices; below 0: none
+	whole  []*device // for a Want of whole ones
 	bytes  int64     // on each device
 	tier   tier
 	grains int64   // of more fragmentation
@@ -29,10 +29,13 @@ type choice struct {
 }
 
 func (c *choice) devices() []*device {
-	if c.device != nil {
-		return []*device{c.device}
+	switch {
+	case c.whole != nil:
+		return c.whole
+	case c.first < 0:
+		return nil
 	}
-	return c.whole
+	return []*device{c.worker.devices[c.first]}
 }
 
 // Place chooses a home for w, takes it, and says why; or says, class by class,
@@ -59,13 +62,40 @@ func (f *Fleet) Put(w Want, score Score) (h Home, reason string, ok bool) {
 
 // choose finds the best place for w, and how many devices have room.
 func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
+	if score != nil {
+		return f.chooseOfAll(w, score)
+	}
 	f.exclude(w)
-	s := search{f: f, w: w, score: score, grain: f.grain(w)}
+	s := f.search(w, nil)
 	for _, name := range f.asks(w) {
-		need := w.Need[name]
+		s.ask(name)
+		for _, st := range f.pools[name].states {
+			if s.need > st.widest || st.alone || w.Alone && st.occupied || !st.free.holds(w.Host) {
+				continue
+			}
+			at := st.workers[0]
+			workers := len(st.workers)
+			if st.round == f.round {
+				if workers -= st.out; workers == 0 {
+					continue
+				}
+				at = st.first(f.round)
+			}
+			s.look(at, workers)
+		}
+	}
+	return s.best, s.room
+}
+
+// chooseOfAll looks at every worker.
+func (f *Fleet) chooseOfAll(w *Want, score Score) (best choice, room int) {
+	f.exclude(w)
+	s := f.search(w, score)
+	for _, name := range f.asks(w) {
+		s.ask(name)
 		for _, at := range f.pools[name].workers {
-			if need <= at.widest && f.refuses(at, w) == fits {
-				s.look(at, need)
+			if s.need <= at.state.widest && f.refuses(at, w) == fits {
+				s.look(at, 1)
 			}
 		}
 	}
@@ -112,12 +142,23 @@ func (f *Fleet) exclude(w *Want) {
 	f.round++
 	for name, not := range w.Not {
 		if e := f.workers[name]; not && e != nil {
-			e.out = f.round
+			f.out(e)
 		}
 	}
 	for _, e := range f.models[w.Model] {
-		e.worker.out = f.round
+		f.out(e.worker)
 	}
+}
+
+func (f *Fleet) out(at *worker) {
+	if at.out == f.round {
+		return
+	}
+	at.out = f.round
+	if st := at.state; st.round != f.round {
+		st.round, st.out = f.round, 0
+	}
+	at.state.out++
 }
 
 // refuses says why a worker cannot take w, whatever its devices have.
@@ -133,107 +174,174 @@ func (f *Fleet) refuses(at *worker, w *Want) class {
 	return fits
 }
 
-func (w *Want) suits(d *device) bool {
-	return (len(w.Kinds) == 0 || slices.Contains(w.Kinds, d.Kind)) && (d.Capability == 0 || d.Capability >= w.Capability)
-}
-
 // search is the best place so far.
 type search struct {
 	f     *Fleet
 	w     *Want
 	score Score
 	grain int64
+	pool  string
+	need  int64
+	kinds []answer // of kinds, by their id
 	best  choice
 	room  int
 }
 
-// look considers a worker that is not out of the question.
-func (s *search) look(at *worker, need int64) {
-	switch {
-	case need == 0:
-		s.hostOnly(at)
-	case s.w.Devices > 0:
-		s.several(at, need)
-	default:
-		s.share(at, need)
+// answer says whether devices of a kind will do, and what w takes there.
+type answer struct {
+	suits bool
+	bytes int64
+}
+
+func (f *Fleet) search(w *Want, score Score) *search {
+	return &search{f: f, w: w, score: score, grain: f.grain(w), kinds: make([]answer, len(f.mix.kinds))}
+}
+
+// ask turns to another pool.
+func (s *search) ask(pool string) {
+	s.pool, s.need = pool, s.w.Need[pool]
+	for _, k := range s.f.mix.kinds {
+		s.kinds[k.id] = answer{s.w.suits(k), k.fit(s.need)}
 	}
 }
 
-// share looks at each device of a worker for a share of one.
-func (s *search) share(at *worker, need int64) {
-	w := s.w
-	rank, before, after := s.rank(at)
-	var last *device // what is equal to it in all that counts need not be looked at again
-	for _, d := range at.devices {
-		n := d.fit(need)
-		left := d.left(w, n)
-		if left < 0 || !w.suits(d) {
+func (w *Want) suits(k *kind) bool {
+	return (len(w.Kinds) == 0 || slices.Contains(w.Kinds, k.kind)) && (k.capability == 0 || k.capability >= w.Capability)
+}
+
+// look considers a worker, which stands for so many that are like it.
+func (s *search) look(at *worker, workers int) {
+	switch {
+	case s.need == 0:
+		s.hostOnly(at, workers)
+	case s.w.Devices > 0:
+		s.several(at, workers)
+	case s.score != nil:
+		s.rate(at)
+	default:
+		s.share(at, workers)
+	}
+}
+
+// share looks at the devices of a worker for a share of one.
+func (s *search) share(at *worker, workers int) {
+	w, st := s.w, at.state
+	rank, before, after := 0, int64(0), int64(-1)
+	for i := range st.spots {
+		d := &st.spots[i]
+		a := s.kinds[d.kind.id]
+		left := d.left(w, a.bytes)
+		if left < 0 || !a.suits {
 			continue
 		}
-		s.room++
-		if last != nil && s.score == nil && d.like(last) {
-			continue
-		}
-		last = d
-		c := choice{worker: at, device: d, bytes: n, left: d.free() - n, tier: at.tier()}
-		if w.Load > 0 && d.load+w.Load > 1000 {
-			c.tier |= hot
+		s.room += d.n * workers
+		c := choice{worker: at, first: d.first, bytes: a.bytes, left: d.free() - a.bytes, tier: d.tier(w)}
+		if st.avoid {
+			c.tier |= avoided
 		}
 		if c.left < 0 {
 			c.tier, c.left = c.tier|shared, left
-		} else if s.score == nil && s.grain > 0 {
-			c.grains = floor(after+s.f.mix.less(at, d, n, rank)-before, s.grain)
+		} else if s.grain > 0 {
+			if after < 0 {
+				rank, before, after = s.rank(st)
+			}
+			c.grains = floor(after+s.f.mix.more(at, d, a.bytes, rank)-before, s.grain)
+		}
+		s.consider(&c)
+	}
+}
+
+// tier of a device that has room, as far as it is hot.
+func (d *spot) tier(w *Want) tier {
+	if w.Load > 0 && d.load+w.Load > 1000 {
+		return hot
+	}
+	return 0
+}
+
+// rate looks at each device of a worker for a share of one, by the score.
+func (s *search) rate(at *worker) {
+	for i, d := range at.devices {
+		a := s.kinds[d.kind.id]
+		left := d.left(s.w, a.bytes)
+		if left < 0 || !a.suits {
+			continue
+		}
+		s.room++
+		e := d.spot()
+		c := choice{worker: at, first: i, bytes: a.bytes, tier: at.tier() | e.tier(s.w)}
+		if d.free() < a.bytes {
+			c.tier |= shared
 		}
 		s.consider(&c)
 	}
 }
 
 // several looks for whole devices of a worker.
-func (s *search) several(at *worker, need int64) {
-	whole := whole(at, s.w, need)
-	if len(whole) < s.w.Devices {
-		return
-	}
-	s.room += len(whole)
-	whole = whole[:s.w.Devices]
-	c := choice{worker: at, whole: whole, bytes: whole[0].fit(need), tier: at.tier()}
-	for _, d := range at.devices {
-		if d.empty() {
-			c.left += d.Capacity
+func (s *search) several(at *worker, workers int) {
+	n := 0
+	for i := range at.state.spots {
+		if d := &at.state.spots[i]; d.empty && s.kinds[d.kind.id].suits && s.kinds[d.kind.id].bytes <= d.capacity {
+			n += d.n
 		}
 	}
+	if n < s.w.Devices {
+		return
+	}
+	s.room += n * workers
+	whole := s.whole(at)
+	c := choice{worker: at, whole: whole, bytes: whole[0].fit(s.need), tier: at.tier(), left: at.state.unused()}
 	if s.score == nil && s.grain > 0 {
-		rank, before, _ := s.rank(at)
+		rank, before, _ := s.rank(at.state)
 		c.grains = floor(s.f.mix.fragment(at, rank, whole, c.bytes)-before, s.grain)
 	}
 	s.consider(&c)
 }
 
+// unused is the capacity of the empty devices.
+func (st *state) unused() (sum int64) {
+	for i := range st.spots {
+		if d := &st.spots[i]; d.empty {
+			sum += d.capacity * int64(d.n)
+		}
+	}
+	return sum
+}
+
+// whole are the devices of a worker that a Want for whole ones takes, the smallest first.
+func (s *search) whole(at *worker) []*device {
+	var empty []*device
+	for _, d := range at.devices {
+		if a := s.kinds[d.kind.id]; d.empty() && a.suits && a.bytes <= d.capacity {
+			empty = append(empty, d)
+		}
+	}
+	slices.SortStableFunc(empty, func(a, b *device) int { return cmp.Compare(a.capacity, b.capacity) })
+	return empty[:s.w.Devices]
+}
+
 // hostOnly looks at a worker for what needs no device.
-func (s *search) hostOnly(at *worker) {
-	if len(s.w.Kinds) > 0 && !slices.ContainsFunc(at.devices, s.w.suits) {
+func (s *search) hostOnly(at *worker, workers int) {
+	if len(s.w.Kinds) > 0 && !slices.ContainsFunc(at.state.spots, func(d spot) bool { return s.kinds[d.kind.id].suits }) {
 		return
 	}
-	s.room++
-	c := choice{worker: at, tier: at.tier(), left: at.idle()}
+	s.room += workers
+	c := choice{worker: at, first: -1, tier: at.tier(), left: at.state.idle}
 	if s.score == nil && s.grain > 0 {
-		_, before, after := s.rank(at)
+		_, before, after := s.rank(at.state)
 		c.grains = floor(after-before, s.grain)
 	}
 	s.consider(&c)
 }
 
 // rank is what is left of the host after w came, as the mix counts, and the
-// worker's fragmentation now and with so much of the host.
-func (s *search) rank(at *worker) (rank int, before, after int64) {
-	if s.grain == 0 || s.score != nil {
-		return 0, 0, 0
-	}
-	rank = at.rank
+// fragmentation of the worker now and with so much of the host.
+func (s *search) rank(st *state) (rank int, before, after int64) {
+	rank = st.rank
 	if s.w.Host != (Host{}) {
-		rank = s.f.mix.rank(at.free.add(s.w.Host, -1))
+		rank = s.f.mix.rank(st.free.add(s.w.Host, -1))
 	}
-	return rank, s.f.mix.now(at, at.rank), s.f.mix.now(at, rank)
+	return rank, s.f.mix.now(st, st.rank), s.f.mix.now(st, rank)
 }
 
 func (at *worker) tier() tier {
@@ -241,31 +349,6 @@ func (at *worker) tier() tier {
 		return avoided
 	}
 	return 0
-}
-
-// idle is what is free on all devices.
-func (at *worker) idle() (sum int64) {
-	for _, d := range at.devices {
-		sum += d.idle()
-	}
-	return sum
-}
-
-// like: whatever comes to d or e, it is the same, but for their names.
-func (d *device) like(e *device) bool {
-	return d.account == e.account && d.load == e.load && d.kind == e.kind && d.Capability == e.Capability && len(d.held) == len(e.held)
-}
-
-// whole are the devices of a worker that a Want for whole ones may take, the smallest first.
-func whole(at *worker, w *Want, need int64) []*device {
-	var empty []*device
-	for _, d := range at.devices {
-		if d.empty() && d.fit(need) <= d.Capacity && w.suits(d) {
-			empty = append(empty, d)
-		}
-	}
-	slices.SortStableFunc(empty, func(a, b *device) int { return cmp.Compare(a.Capacity, b.Capacity) })
-	return empty
 }
 
 // consider keeps c if it is better than the best so far.
@@ -278,8 +361,7 @@ func (s *search) consider(c *choice) {
 	}
 }
 
-// better: c rather than the best so far. Workers come in the order that decides
-// among equals, and so do the devices of one.
+// better: c rather than the best so far.
 func (s *search) better(c *choice) bool {
 	b := &s.best
 	switch {
@@ -291,8 +373,10 @@ func (s *search) better(c *choice) bool {
 		return c.grains < b.grains
 	case c.left != b.left:
 		return (c.left < b.left) != (c.tier&shared != 0)
+	case c.worker != b.worker:
+		return c.worker.order < b.worker.order
 	}
-	return false
+	return c.first < b.first
 }
 
 // floor divides and rounds down.
@@ -309,9 +393,9 @@ func (f *Fleet) reason(w *Want, c *choice, room int, score Score) string {
 	var b strings.Builder
 	unit := " devices with room"
 	switch {
-	case c.device == nil && len(c.whole) == 0:
+	case c.first < 0:
 		unit = " workers with room"
-	case c.device == nil:
+	case c.whole != nil:
 		unit = " whole devices with room"
 	}
 	switch {

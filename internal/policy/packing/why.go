@@ -127,7 +127,7 @@ func (f *Fleet) workersOf(name string) []*worker {
 // class of a device that has no room for w, unless its worker is refused.
 func (d *device) class(w *Want, need int64, refused class) class {
 	switch {
-	case !w.suits(d):
+	case !w.suits(d.kind):
 		return unsuited
 	case d.fit(need) > d.Capacity:
 		return tooSmall
