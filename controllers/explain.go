@@ -26,7 +26,9 @@ type Explanation struct {
 	Reason  string `json:"reason"` // of condition Ready; ReasonNotFound: there is no such Model
 	Message string `json:"message,omitempty"`
 	Ready   bool   `json:"ready"`
-	Stalled bool   `json:"stalled"` // only a change of a spec helps
+	Stalled bool   `json:"stalled"` // only a change of a spec, or a confirmation, helps
+	// Stall is the message of condition Stalled where it has one of its own.
+	Stall string `json:"stall,omitempty"`
 
 	Needs []Need `json:"needs,omitempty"`
 	Homes []Stay `json:"homes,omitempty"`
@@ -209,6 +211,9 @@ func (d *decision) explain(m *model, proposed bool) Explanation {
 	}
 	c := status.Find(s.Conditions, v1alpha1.ConditionStalled)
 	e.Stalled = c != nil && c.Status == "True"
+	if e.Stalled && c.Message != e.Message {
+		e.Stall = c.Message
+	}
 	if m.off() == "" && m.wanted > 0 {
 		e.Refused = d.refused(m)
 	}

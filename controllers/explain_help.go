@@ -263,6 +263,9 @@ const leastContext = 128
 
 // advice is what a person can do, the best first.
 func (d *decision) advice(m *model, e Explanation) []Action {
+	if h := m.heldBack(); h != nil {
+		return h.station.pool.adviseConfirm()
+	}
 	switch e.Reason {
 	case v1alpha1.ReasonSuspended:
 		return []Action{wake(m)}
@@ -285,8 +288,6 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 		return []Action{{What: "Name another checkpoint in spec.source of the Model; this version cannot run that one.", Command: edit(m)}}
 	case v1alpha1.ReasonWorkerLost:
 		return d.adviseLost(m)
-	case v1alpha1.ReasonWaitingForConfirmation:
-		return []Action{{What: e.Message}}
 	}
 	if d.lacks(m) {
 		return d.adviseRoom(m, e)
@@ -295,6 +296,19 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 		return []Action{{What: "Nothing: wait."}}
 	}
 	return nil
+}
+
+// adviseConfirm is about a plan that takes much away from a pool.
+func (p *pool) adviseConfirm() []Action {
+	b := p.braked
+	if b == nil {
+		return []Action{{What: "Nothing: it is decided anew in a moment."}}
+	}
+	return []Action{
+		{What: fmt.Sprintf("If nobody means %s to go from pool %s, mend what asks for it.", list(b.models), p.key)},
+		{fmt.Sprintf("If it is meant, confirm it by the annotation %s=%s on InferencePool %s.", v1alpha1.AnnotationConfirm, b.hash, p.key),
+			fmt.Sprintf("kubectl annotate %s %s -n %s --overwrite %s=%s", poolsResource, p.Name, p.Namespace, v1alpha1.AnnotationConfirm, b.hash)},
+	}
 }
 
 func wake(m *model) Action {

@@ -16,7 +16,8 @@ import (
 type Stowage struct {
 	Pool    string `json:"pool"` // "namespace/name"
 	Ready   bool   `json:"ready"`
-	Reason  string `json:"reason"` // of condition Ready
+	Stalled bool   `json:"stalled,omitempty"`
+	Reason  string `json:"reason"` // of condition Stalled if that is true, else of Ready
 	Message string `json:"message,omitempty"`
 
 	Workers      int `json:"workers"`
@@ -77,6 +78,9 @@ func (d *decision) stowage(p *pool) Stowage {
 	s.Workers, s.ReadyWorkers = int(is.Workers), int(is.ReadyWorkers)
 	if c := status.Find(is.Conditions, v1alpha1.ConditionReady); c != nil {
 		s.Ready, s.Reason, s.Message = c.Status == "True", c.Reason, c.Message
+	}
+	if c := status.Find(is.Conditions, v1alpha1.ConditionStalled); c != nil && c.Status == "True" {
+		s.Stalled, s.Reason, s.Message = true, c.Reason, c.Message
 	}
 	for _, w := range p.present(d.seen.Now) {
 		for _, deck := range d.decks(w) {
@@ -250,7 +254,7 @@ func (s Stowage) Text() string {
 		}
 		fmt.Fprintf(&b, ", %d of %s left this hour\n", s.MovesLeft, count(s.MovesPerHour, "move"))
 	}
-	if !s.Ready {
+	if !s.Ready || s.Stalled {
 		fmt.Fprintf(&b, "  %s: %s\n", s.Reason, s.Message)
 	}
 	for _, k := range s.Devices {

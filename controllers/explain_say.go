@@ -20,7 +20,7 @@ func (d *decision) sentence(m *model, e Explanation) string {
 	switch {
 	case e.DryRun:
 		return d.would(m, e)
-	case m.off() != "" || m.wanted == 0:
+	case !has && (m.off() != "" || m.wanted == 0):
 		return name + " has no home: " + d.why(m, e)
 	case !has && m.room != nil:
 		return name + " is nowhere yet: " + lower(e.Message)
@@ -29,9 +29,9 @@ func (d *decision) sentence(m *model, e Explanation) string {
 	case !has:
 		return name + " is nowhere: " + d.why(m, e)
 	case e.Ready && e.Reason == v1alpha1.ReasonScaledToZero:
-		return fmt.Sprintf("%s sleeps at its home %s; a request wakes it.", name, at) + d.fewer(m, e)
+		return fmt.Sprintf("%s sleeps at its home %s; a request wakes it.", name, at) + d.fewer(m, e) + e.stall()
 	case e.Ready:
-		return fmt.Sprintf("%s answers requests on %s.", name, at) + m.note + d.changes(m) + d.fewer(m, e)
+		return fmt.Sprintf("%s answers requests on %s.", name, at) + m.note + d.changes(m) + d.fewer(m, e) + e.stall()
 	case e.Reason == v1alpha1.ReasonNameConflict:
 		return fmt.Sprintf("%s is at %s, and not under all of its names: %s", name, at, lower(e.Message))
 	case e.Reason == v1alpha1.ReasonLoading:
@@ -64,6 +64,14 @@ func (d *decision) would(m *model, e Explanation) string {
 		asleep = ", and sleep there until a request comes"
 	}
 	return fmt.Sprintf("%s would %s %s%s.", name, verb, places(e.Homes), asleep) + d.fewer(m, e)
+}
+
+// stall is what stalls a model that answers.
+func (e Explanation) stall() string {
+	if e.Stall == "" {
+		return ""
+	}
+	return " " + e.Stall
 }
 
 // changes says that m moves.

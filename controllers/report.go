@@ -234,7 +234,11 @@ func (d *decision) noPool(m *model) string {
 	if len(d.pools) == 0 {
 		return "There is no InferencePool yet; create one."
 	}
-	return fmt.Sprintf("None of %s may hold this Model: mend spec.poolSelector of the Model, or labels or spec.allowedNamespaces of a pool.", count(len(d.pools), "InferencePool"))
+	const mend = " this Model: mend spec.poolSelector of the Model, or labels or spec.allowedNamespaces of a pool."
+	if len(d.pools) == 1 {
+		return "The only InferencePool may not hold" + mend
+	}
+	return fmt.Sprintf("None of the %d InferencePools may hold", len(d.pools)) + mend
 }
 
 // zero: a person has asked for no replicas, and no request changes that.
