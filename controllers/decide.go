@@ -386,10 +386,10 @@ func (d *decision) readDemand() {
 // footprint of m on a device of p, if no worker of p reports it: read from the
 // source's header, or remembered in the status.
 func (d *decision) footprint(m *model, p *pool) {
-	in, asked := d.seen.Inspections[InspectKey{p.key, m.revision}]
 	if _, known := m.need[p.key]; known {
 		return
 	}
+	in, asked := d.seen.Inspections[InspectKey{p.key, m.revision}]
 	switch {
 	case in.Result.Error != nil: // also while it is tried again
 		m.failure = in.Result.Error
@@ -406,7 +406,11 @@ func (d *decision) footprint(m *model, p *pool) {
 	}
 }
 
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string {
+	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m))
+	slices.Sort(keys)
+	return keys
+}
 
 // short is the name in "namespace/name".
 func short(key string) string { return key[strings.IndexByte(key, '/')+1:] }
