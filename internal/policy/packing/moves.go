@@ -3,7 +3,7 @@ package packing
 import (
 	"cmp"
 	"slices"
-	"strconv"
+	"strings"
 )
 
 // Move is a home that goes elsewhere: first it is loaded at To, then it leaves
@@ -100,7 +100,7 @@ func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
 	for _, name := range f.asks(w) {
 		need := w.Need[name]
 		for _, at := range f.pools[name].workers {
-			if at.Avoid || at.out == f.round || at.alone > 0 || w.Alone || !at.Host.holds(w.Host) {
+			if at.out == f.round || !at.clearable(w) {
 				continue
 			}
 			for _, homes := range at.rooms(w, need, k, may) {
@@ -126,14 +126,6 @@ func (at *worker) rooms(w *Want, need int64, k int, may func(*held) bool) (all [
 	for _, d := range at.devices {
 		n := d.fit(need)
 		if n > d.Capacity || !w.suits(d.kind) || len(d.held) == 0 {
-			continue
-		}
-		if k == 1 && d.asleep == 0 {
-			for _, e := range d.held {
-				if d.fit(e.Bytes) >= n-d.room() && may(e) {
-					all = append(all, []*held{e})
-				}
-			}
 			continue
 		}
 		all = append(all, smallestSets(filter(d.held, may), k, func(gone []*held) bool {
@@ -216,79 +208,125 @@ func within(a, b []*held) bool {
 	return true
 }
 
-// moveOne finds the smallest home whose going makes room for w and that has room elsewhere, and moves it.
+// moveOne finds the smallest home whose going makes room for w and that has room
+// elsewhere, and moves it.
 func (f *Fleet) moveOne(w *Want) ([]Move, bool) {
-	rooms := f.rooms(w, 1, (*held).movable)
-	elsewhere := map[string][]*worker{} // what is alike -> two workers with room for it
-	for _, r := range rooms {
-		e := r.homes[0]
-		again := e.again()
-		key := e.class()
-		where, known := elsewhere[key]
-		if !known || len(f.models[e.Model]) > 1 {
-			where = f.two(&again)
-			if len(f.models[e.Model]) == 1 {
-				elsewhere[key] = where
+	f.exclude(w)
+	var may []*worker
+	for _, name := range f.asks(w) {
+		for _, at := range f.pools[name].workers {
+			if at.out != f.round && at.clearable(w) {
+				may = append(may, at)
 			}
 		}
-		if !slices.ContainsFunc(where, func(at *worker) bool { return at != e.worker }) {
+	}
+	s := f.search(w, nil)
+	var best *held
+	elsewhere := map[likeness][]*worker{}
+	for _, at := range may {
+		if s.pool != at.Pool {
+			s.ask(at.Pool)
+		}
+		for _, e := range at.held {
+			if e.movable() && (best == nil || e.total() < best.total()) && s.fitsInstead(e) && f.goes(e, elsewhere) {
+				best = e
+			}
+		}
+	}
+	if best == nil {
+		return nil, false
+	}
+	again := best.again()
+	to, room := f.choose(&again, nil)
+	return []Move{f.moveTo(best, &again, &to, room)}, true
+}
+
+// clearable: homes may leave a worker for w.
+func (at *worker) clearable(w *Want) bool {
+	return !at.Avoid && at.alone == 0 && !w.Alone && at.Host.holds(w.Host)
+}
+
+// fitsInstead: there is room for the Want on e's worker if e is gone.
+func (s *search) fitsInstead(e *held) bool {
+	at := e.worker
+	if !at.free.add(e.Host, 1).holds(s.w.Host) {
+		return false
+	}
+	if s.need == 0 {
+		return len(s.w.Kinds) == 0 || slices.ContainsFunc(at.devices, func(d *device) bool { return s.kinds[d.kind.id].suits })
+	}
+	empty := 0
+	for _, d := range at.devices {
+		a := s.kinds[d.kind.id]
+		if !a.suits || a.bytes > d.capacity {
 			continue
 		}
-		if best, n := f.elsewhere(&again, nil); best.worker != nil {
-			return []Move{f.moveTo(e, &again, &best, n)}, true
+		left := d.account
+		if slices.Contains(e.devices, d) {
+			if left.asleep > 0 {
+				left = d.without([]*held{e})
+			} else {
+				left.awake -= d.fit(e.Bytes)
+			}
+		}
+		if s.w.Devices == 0 && left.left(s.w, a.bytes) >= 0 {
+			return true
+		}
+		if left.awake == 0 && left.asleep == 0 {
+			empty++
 		}
 	}
-	return nil, false
+	return s.w.Devices > 0 && empty >= s.w.Devices
 }
 
-// class is the same for homes that fit the same places, but for their own.
-func (e *held) class() string {
-	b := strconv.AppendInt(nil, e.Bytes, 10)
-	for _, n := range []int64{e.Host.CPU, e.Host.Memory, int64(len(e.devices)), int64(e.Capability), int64(e.Awake)} {
-		b = strconv.AppendInt(append(b, ' '), n, 10)
-	}
-	b = strconv.AppendBool(append(b, ' '), e.sleeping())
-	b = append(append(b, ' '), e.worker.Pool...)
-	for _, k := range e.Kinds {
-		b = append(append(b, ' '), k...)
-	}
-	return string(b)
+// likeness is equal for homes that fit the same places.
+type likeness struct {
+	pool, kinds         string
+	bytes               int64
+	host                Host
+	devices, capability int
+	sleeping            bool
+	awake               int
 }
 
-// two are the first workers that have room for w, wherever w is now.
-func (f *Fleet) two(w *Want) (some []*worker) {
-	model := w.Model
-	if len(f.models[model]) == 1 {
+// goes: there is room for e on another worker that is not to be avoided. known are two workers for homes that
+// are alike, wherever they are: a few classes stand for many homes.
+func (f *Fleet) goes(e *held, known map[likeness][]*worker) bool {
+	w := e.again()
+	if len(f.models[e.Model]) > 1 { // other replicas are in the way
+		to, _ := f.choose(&w, nil)
+		return to.worker != nil && to.tier&avoided == 0
+	}
+	l := likeness{e.worker.Pool, strings.Join(e.Kinds, "|"), e.Bytes, e.Host, w.Devices, e.Capability, e.sleeping(), e.Awake}
+	two, seen := known[l]
+	if !seen {
 		w.Model = ""
-		defer func() { w.Model = model }()
+		two = f.two(&w)
+		known[l] = two
 	}
-	f.exclude(w)
+	return slices.ContainsFunc(two, func(at *worker) bool { return at != e.worker })
+}
+
+// two are workers that have room for w and are not to be avoided; there may be more.
+func (f *Fleet) two(w *Want) (some []*worker) {
 	s := f.search(w, nil)
 	s.grain = 0
 	for _, name := range f.asks(w) {
 		s.ask(name)
-		for _, at := range f.pools[name].workers {
-			if at.Avoid || s.need > at.state.widest || f.refuses(at, w) != fits {
+		for _, st := range f.pools[name].states {
+			if st.avoid || s.need > st.widest || st.alone || !st.free.holds(w.Host) {
 				continue
 			}
 			s.best = choice{}
-			if s.look(at, 1); s.best.worker != nil {
-				if some = append(some, at); len(some) == 2 {
-					return some
-				}
+			if s.look(st.workers[0], 1); s.best.worker == nil {
+				continue
+			}
+			if some = append(some, st.workers[:min(2, len(st.workers))]...); len(some) > 1 {
+				return some
 			}
 		}
 	}
 	return some
-}
-
-// elsewhere is the best place for w on workers that are not to be avoided.
-func (f *Fleet) elsewhere(w *Want, will func(*worker) bool) (choice, int) {
-	options := f.options(w, will)
-	if len(options) == 0 {
-		return choice{}, 0
-	}
-	return options[0], len(options)
 }
 
 // options are the best places for w on each worker that may have it, the best first.
@@ -494,7 +532,7 @@ func (f *Fleet) displaced(w *Want, priority int) (best room) {
 	for _, name := range f.asks(w) {
 		need := w.Need[name]
 		for _, at := range f.pools[name].workers {
-			if at.Avoid || at.out == f.round || at.alone > 0 || w.Alone || !at.Host.holds(w.Host) {
+			if at.out == f.round || !at.clearable(w) {
 				continue
 			}
 			homes := at.many(w, need, filter(at.held, may))
