@@ -34,7 +34,7 @@ soak: ## keep a worker busy with everything at once for SOAK (5m)
 
 .PHONY: bench
 bench: ## benchmarks, as ratios within one run
-	@hack/bench-gateway.sh && hack/bench-packing.sh && hack/bench-scale.sh
+	@hack/bench-gateway.sh && hack/bench-packing.sh && hack/bench-storm.sh && hack/bench-scale.sh
 
 .PHONY: fmt
 fmt: ## format the sources
