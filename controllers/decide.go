@@ -96,10 +96,11 @@ type pool struct {
 	*Pool
 	key      string
 	stations []*station
-	device   int64   // bytes of one device, seen or expected; 0: unknown
-	devices  int     // of one worker
-	need     int     // workers more than there are, for models without a home
-	braked   *braked // what its plan waits for; nil: nothing
+	there    []*station // that present has found; nil: nobody has asked
+	device   int64      // bytes of one device, seen or expected; 0: unknown
+	devices  int        // of one worker
+	need     int        // workers more than there are, for models without a home
+	braked   *braked    // what its plan waits for; nil: nothing
 	left     allowance
 }
 
@@ -112,7 +113,7 @@ type model struct {
 	conflict string // who has the names that this Model may not have
 	pools    []*pool
 	need     map[string]worker.Footprint
-	needs    map[string]int64 // pool -> bytes on a device; of those pools of which need is known
+	needs    map[string]int64 // that known has made; nil: nobody has asked
 	tokens   map[string]int
 	failure  *worker.InspectError // why the source has no footprint
 	trial    *v1alpha1.Trial
@@ -359,7 +360,7 @@ func (d *decision) readDemand() {
 			}
 			m.load.Running += h.Running
 			m.load.Waiting += h.Waiting
-			if h.Revision == m.revision && h.Footprint.Total() > 0 {
+			if h.Revision == m.revision && h.Footprint.Total() > 0 && slices.Contains(m.pools, s.pool) {
 				if f, known := m.need[s.Worker.Pool]; !known || h.Footprint.Measured && !f.Measured || h.Footprint.Measured == f.Measured && h.Footprint.Total() > f.Total() {
 					m.need[s.Worker.Pool] = h.Footprint
 				}
@@ -373,12 +374,6 @@ func (d *decision) readDemand() {
 		}
 		if len(m.need) > 0 {
 			m.failure = nil // one pool can read it
-		}
-		m.needs = make(map[string]int64, len(m.pools))
-		for _, p := range m.pools {
-			if f, ok := m.need[p.key]; ok {
-				m.needs[p.key] = f.Total()
-			}
 		}
 	}
 }

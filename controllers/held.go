@@ -50,7 +50,7 @@ func (d *decision) load() {
 // eighth of a power of two are one shape, as large as the largest of them, and
 // only the most frequent shapes count: more would cost time and change nothing.
 func (d *decision) mix() []packing.Shape {
-	const most = 48
+	const shown = 48
 	type key struct {
 		pools string
 		step  int
@@ -58,15 +58,21 @@ func (d *decision) mix() []packing.Shape {
 	shapes := map[key]*packing.Shape{}
 	var all []*packing.Shape
 	for _, m := range d.models {
-		if len(m.needs) == 0 || m.off() != "" {
+		if len(m.need) == 0 || m.off() != "" {
 			continue
 		}
-		k := key{step: eighth(likely(m.needs, m.pools[0].key))}
+		k, most := key{}, int64(0)
 		for _, p := range m.pools {
-			if _, ok := m.needs[p.key]; ok {
-				k.pools += p.key + " "
+			if f, ok := m.need[p.key]; ok {
+				most = max(most, f.Total())
+				if k.pools == "" {
+					k.pools = p.key // without a copy, where it is the only one
+				} else {
+					k.pools += " " + p.key
+				}
 			}
 		}
+		k.step = eighth(most)
 		s := shapes[k]
 		if s == nil {
 			s = &packing.Shape{Need: map[string]int64{}}
@@ -74,8 +80,8 @@ func (d *decision) mix() []packing.Shape {
 			all = append(all, s)
 		}
 		s.Weight += float64(m.replicas())
-		for pool, n := range m.needs {
-			s.Need[pool] = max(s.Need[pool], n)
+		for pool, f := range m.need {
+			s.Need[pool] = max(s.Need[pool], f.Total())
 		}
 	}
 	size := func(s *packing.Shape) int64 { return likely(s.Need, "") }
@@ -84,7 +90,7 @@ func (d *decision) mix() []packing.Shape {
 		return cmp.Or(-cmp.Compare(a.Weight, b.Weight), cmp.Compare(size(a), size(b)), slices.Compare(pools(a), pools(b)))
 	})
 	var mix []packing.Shape
-	for _, s := range all[:min(len(all), most)] {
+	for _, s := range all[:min(len(all), shown)] {
 		mix = append(mix, *s)
 	}
 	return mix
@@ -251,7 +257,7 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 		return at
 	}
 	h.alone = h.tried() && len(s.homes) == 1
-	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.needs[s.pool.key]), h.alone, m.rank(s.pool)
+	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.need[s.pool.key].Total()), h.alone, m.rank(s.pool)
 	if m.sleeps() && !(h.told != nil && h.told.Resident) {
 		at.Sleeps, at.Busy, at.Awake = true, h.busy(), m.share
 	}
@@ -263,5 +269,13 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 // thousandths of a share between 0 and 1.
 func thousandths(share float64) int { return int(math.Round(min(max(share, 0), 1) * 1000)) }
 
-// known is what m needs in each pool of which that is known.
-func known(m *model) map[string]int64 { return m.needs }
+// known is what m needs on a device of each pool of which that is known, in bytes.
+func known(m *model) map[string]int64 {
+	if m.needs == nil {
+		m.needs = make(map[string]int64, len(m.need))
+		for pool, f := range m.need {
+			m.needs[pool] = f.Total()
+		}
+	}
+	return m.needs
+}

@@ -375,7 +375,7 @@ func (d *decision) rearrange() {
 	}
 	left := searches
 	for _, m := range d.models {
-		if m.missing == 0 || m.room != nil || !m.demanded() || m.trial != nil || m.off() != "" || len(m.needs) == 0 {
+		if m.missing == 0 || m.room != nil || !m.demanded() || m.trial != nil || m.off() != "" || len(m.need) == 0 {
 			continue
 		}
 		if at, tried := d.seen.Memory.Tried[m.key]; tried && d.seen.Now.Sub(at) < retried {
@@ -402,7 +402,7 @@ func (d *decision) makeRoom(m *model) bool {
 		return false
 	}
 	for _, p := range m.pools {
-		if _, known := m.needs[p.key]; !known {
+		if _, read := m.need[p.key]; !read {
 			continue
 		}
 		most := movesForOne
@@ -416,7 +416,7 @@ func (d *decision) makeRoom(m *model) bool {
 				d.reserve(m, Room{Worker: at.Worker, Devices: at.Devices, Bytes: at.Bytes, Reason: reason, Since: d.seen.Now})
 				return true
 			}
-			rest, ok := d.begin(moves, MoveMakesRoom, m.key, fmt.Sprintf("makes room for %s, which needs %s", m.key, packing.Size(m.needs[p.key])))
+			rest, ok := d.begin(moves, MoveMakesRoom, m.key, fmt.Sprintf("makes room for %s, which needs %s", m.key, packing.Size(known(m)[p.key])))
 			if ok {
 				d.reserve(m, Room{Worker: at.Worker, Devices: at.Devices, Bytes: at.Bytes, Reason: reason, Since: d.seen.Now, Then: rest})
 				return true
@@ -435,7 +435,7 @@ func (d *decision) displace(m *model) bool {
 		return false
 	}
 	for _, p := range m.pools {
-		if _, known := m.needs[p.key]; !known {
+		if _, read := m.need[p.key]; !read {
 			continue
 		}
 		gone, at, reason, ok := d.fleet.Displace(d.want(m, p))
@@ -519,12 +519,12 @@ func (d *decision) hold(worker string, devices []string, n int64) {
 // claim gives models the rooms that were made for them, and keeps those that are not free yet.
 func (d *decision) claim() {
 	for _, m := range d.models {
-		r, known := d.seen.Memory.Rooms[m.key]
+		r, waits := d.seen.Memory.Rooms[m.key]
 		s := d.byName[r.Worker]
-		if !known || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || m.homeOn(s) != nil {
+		if !waits || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || m.homeOn(s) != nil {
 			continue
 		}
-		need, fits := m.needs[s.pool.key]
+		need, fits := known(m)[s.pool.key]
 		if !fits || need > r.Bytes || !slices.Contains(m.pools, s.pool) {
 			continue
 		}

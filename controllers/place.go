@@ -191,7 +191,7 @@ func (d *decision) settleIn(m *model) {
 	if m.missing > 0 && m.trial != nil {
 		m.missing = 1
 	}
-	if len(m.needs) == 0 {
+	if len(m.need) == 0 {
 		return
 	}
 	for m.missing > 0 {
@@ -208,9 +208,9 @@ func (d *decision) settleIn(m *model) {
 // want is a replica of m that looks for a home in a pool; nil: in all that may hold it.
 // One that sleeps and is asked for comes to the device at once.
 func (d *decision) want(m *model, p *pool) packing.Want {
-	w := packing.Want{Model: m.key, Need: m.needs, Alone: m.trial != nil, Load: m.hot, Priority: int(m.Spec.Priority)}
+	w := packing.Want{Model: m.key, Need: known(m), Alone: m.trial != nil, Load: m.hot, Priority: int(m.Spec.Priority)}
 	if p != nil {
-		w.Need, w.Priority = map[string]int64{p.key: m.needs[p.key]}, m.rank(p)
+		w.Need, w.Priority = map[string]int64{p.key: known(m)[p.key]}, m.rank(p)
 	}
 	if m.sleeps() && m.awake == 0 {
 		w.Sleeps, w.Busy, w.Awake = true, m.load.Total() > 0, m.share

@@ -15,9 +15,12 @@ const overdue = time.Minute
 
 // present are the workers whose devices may be in use.
 func (p *pool) present(now time.Time) []*station {
-	return slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool {
-		return s.Failed || !s.Deleting.IsZero() && now.Sub(s.Deleting) > overdue
-	})
+	if p.there == nil {
+		p.there = slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool {
+			return s.Failed || !s.Deleting.IsZero() && now.Sub(s.Deleting) > overdue
+		})
+	}
+	return p.there
 }
 
 // starting: it has not reported yet, and is to stay.
@@ -73,7 +76,7 @@ func (d *decision) grow() {
 // could not make its last worker comes after all others. A model whose header nobody
 // has read needs a worker to read it.
 func (d *decision) growable(m *model) *pool {
-	need := m.needs
+	need := known(m)
 	if len(need) == 0 && (m.failure != nil || slices.ContainsFunc(m.pools, (*pool).readable)) || m.why.Reserved > 0 && m.trial == nil {
 		return nil
 	}
@@ -125,7 +128,7 @@ func (d *decision) fills(p *pool, models []*model) int {
 	var loads []scaling.Replica
 	for _, m := range models {
 		for range max(1, m.missing) {
-			loads = append(loads, scaling.Replica{Model: m.key, Bytes: likely(m.needs, p.key), Alone: m.trial != nil})
+			loads = append(loads, scaling.Replica{Model: m.key, Bytes: likely(known(m), p.key), Alone: m.trial != nil})
 		}
 	}
 	return max(0, scaling.Fill(loads, p.device, p.devices, p.limit())-p.starting())
@@ -349,14 +352,11 @@ const (
 
 // inspect asks a worker of each pool for the footprints that are not known.
 func (d *decision) inspect() {
-	asked, busy := map[InspectKey]bool{}, map[string]int{}
-	for _, in := range d.seen.Inspections {
-		if in.Pending {
-			busy[in.Worker]++
-		}
-	}
+	asked := map[InspectKey]bool{}
+	var busy map[string]int // worker -> headers that it reads
+	able := map[*pool][]*station{}
 	for _, m := range d.models {
-		if m.off() != "" {
+		if len(m.need) == len(m.pools) || m.off() != "" {
 			continue
 		}
 		for _, p := range m.pools {
@@ -364,12 +364,19 @@ func (d *decision) inspect() {
 			if _, known := m.need[p.key]; known || asked[key] {
 				continue
 			}
+			readers, listed := able[p]
+			if !listed {
+				readers = p.readers()
+				able[p] = readers
+			}
 			in := d.seen.Inspections[key]
-			able := p.readers()
-			if len(able) == 0 || !d.due(in) {
+			if len(readers) == 0 || !d.due(in) {
 				continue
 			}
-			s := reader(able, in.Attempts, busy)
+			if busy == nil {
+				busy = d.reading()
+			}
+			s := reader(readers, in.Attempts, busy)
 			if busy[s.Name] >= reads {
 				continue // an answer makes another decision
 			}
@@ -380,6 +387,17 @@ func (d *decision) inspect() {
 			}})
 		}
 	}
+}
+
+// reading is how many headers each worker reads now.
+func (d *decision) reading() map[string]int {
+	busy := map[string]int{}
+	for _, in := range d.seen.Inspections {
+		if in.Pending {
+			busy[in.Worker]++
+		}
+	}
+	return busy
 }
 
 // reader is the worker that reads the least now. Among equals it is another one
