@@ -588,6 +588,70 @@ func TestDrain(t *testing.T) {
 	r.ended <- nil
 }
 
+// TestHomeDrains, as it does when its model moves: what runs is answered to its end, and so is
+// a request that had come and not yet sent all of its body; one that comes later is told
+// so before it sends its own. The report counts them until the home has left its device.
+func TestHomeDrains(t *testing.T) {
+	r := startWorker(t)
+	home := r.home("stories")
+	r.assign(home)
+	r.resident("stories")
+	stream := r.open("POST", "/v1/completions", `{"model":"stories","prompt":"Once","max_tokens":450,"stream":true,"temperature":0,"ignore_eos":true}`, api.HeaderModel, "default/stories")
+	defer stream.Body.Close()
+	lines := bufio.NewReader(stream.Body)
+	if _, err := lines.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	dial := func() (net.Conn, *bufio.Reader) {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(time.Minute))
+		return conn, bufio.NewReader(conn)
+	}
+	const body = `{"model":"stories","prompt":"Once upon a time","max_tokens":4,"temperature":0}`
+	head := fmt.Sprintf("POST /v1/completions HTTP/1.1\r\nHost: x\r\nEstiba-Model: default/stories\r\nContent-Length: %d\r\n\r\n", len(body))
+	early, fromEarly := dial()
+	defer early.Close()
+	io.WriteString(early, head+body[:10])
+	r.until(func(h map[string]api.HomeState) bool { return h["stories"].Waiting == 1 })
+
+	home.Draining = true
+	r.assign(home)
+	late, fromLate := dial()
+	defer late.Close()
+	io.WriteString(late, head)
+	if answer, err := http.ReadResponse(fromLate, nil); err != nil || answer.StatusCode != api.StatusLacks {
+		t.Fatalf("a request that came later: %+v, %v", answer, err)
+	}
+	r.until(func(h map[string]api.HomeState) bool {
+		s := h["stories"]
+		if s.Phase != api.PhaseDraining || s.Tier != api.TierDevice || s.Running+s.Waiting == 0 {
+			t.Fatalf("while it drains: %+v", s)
+		}
+		return true
+	})
+	io.WriteString(early, body[10:])
+	answer, err := http.ReadResponse(fromEarly, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != 200 || !strings.Contains(string(text), "there was") {
+		t.Errorf("a request that came before: %d %s, %v", answer.StatusCode, text, err)
+	}
+	rest, err := io.ReadAll(lines)
+	if err != nil || !strings.Contains(string(rest), "data: [DONE]") || strings.Contains(string(rest), `"error"`) {
+		t.Errorf("the stream ended with %v: %q", err, rest[max(0, len(rest)-200):])
+	}
+	seen := r.until(func(h map[string]api.HomeState) bool { return h["stories"].Tier != api.TierDevice })
+	if s := seen["stories"]; s.Phase != api.PhaseDraining || s.Running+s.Waiting != 0 || s.Completed != 2 {
+		t.Errorf("when it has drained: %+v", s)
+	}
+	r.assign()
+	r.until(func(h map[string]api.HomeState) bool { return len(h) == 0 })
+}
+
 // TestClientLeaves: who leaves keeps nothing, neither with half a body sent nor with half an answer read.
 func TestClientLeaves(t *testing.T) {
 	r := startWorker(t)
