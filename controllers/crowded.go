@@ -26,6 +26,9 @@ func (d *decision) relieveCrowded() {
 		if m.move != nil || m.trial != nil || m.off() != "" || m.missing > 0 {
 			continue
 		}
+		if !slices.ContainsFunc(m.homes, (*home).refused) {
+			continue
+		}
 		for _, h := range slices.Clone(m.homes) {
 			if !h.refused() {
 				continue

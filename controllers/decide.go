@@ -42,6 +42,7 @@ func decide(seen Seen) *decision {
 		pools: make(map[string]*pool, len(seen.Pools)), byKey: make(map[string]*model, len(seen.Models)), byName: make(map[string]*station, len(seen.Workers)),
 		models: make([]*model, 0, len(seen.Models)), stations: make([]*station, 0, len(seen.Workers)),
 	}
+	d.plan.Memory.Models, d.plan.Memory.Workers = make(map[string]scaling.State, len(seen.Models)), make(map[string]WorkerMemory, len(seen.Workers))
 	d.readPools()
 	d.readModels()
 	d.readWorkers()
@@ -217,13 +218,23 @@ func (d *decision) readModels() {
 			pools = append(pools, p)
 		}
 	}
+	all := make([]model, len(d.seen.Models))
+	var allowed [][]*pool // most models share one of a few lists
+	var list []*pool
 	for i := range d.seen.Models {
-		m := &d.seen.Models[i]
-		e := &model{Model: m, key: Key(m), revision: Revision(m), need: map[string]worker.Footprint{}, tokens: map[string]int{}}
+		m, e := &d.seen.Models[i], &all[i]
+		*e = model{Model: m, key: Key(m), revision: Revision(m), need: map[string]worker.Footprint{}, tokens: map[string]int{}}
+		list = list[:0]
 		for _, p := range pools {
 			if d.allows(p, m) {
-				e.pools = append(e.pools, p)
+				list = append(list, p)
 			}
+		}
+		if i := slices.IndexFunc(allowed, func(l []*pool) bool { return slices.Equal(l, list) }); i >= 0 {
+			e.pools = allowed[i]
+		} else {
+			e.pools = slices.Clone(list)
+			allowed = append(allowed, e.pools)[max(0, len(allowed)-31):]
 		}
 		if t := m.Status.Trial; t != nil && t.Revision == e.revision {
 			e.remember(t.DeepCopy(), d.seen.Now)

@@ -100,6 +100,9 @@ func (m *model) demanded() bool {
 // makes room for those that fit nowhere, and packs better what serves.
 func (d *decision) place() {
 	for _, m := range slices.Backward(d.models) { // of those that outgrow a device, the last goes first
+		if !slices.ContainsFunc(m.homes, d.outgrown) {
+			continue
+		}
 		for _, h := range slices.Clone(m.homes) {
 			if d.outgrown(h) {
 				d.shrink(h)
@@ -130,18 +133,21 @@ func (d *decision) place() {
 
 // keep drops homes beyond the wanted number, and those in pools that m may not use.
 func (d *decision) keep(m *model) {
-	var staying []*home
-	for _, h := range slices.Clone(m.homes) {
-		switch {
-		case !slices.Contains(m.pools, h.station.pool) || m.wanted == 0:
+	may := func(h *home) bool { return m.wanted > 0 && slices.Contains(m.pools, h.station.pool) }
+	stays := func(h *home) bool { return may(h) && !h.leaving() && !h.extra }
+	n := 0 // that stay
+	for i := len(m.homes) - 1; i >= 0; i-- {
+		switch h := m.homes[i]; {
+		case stays(h):
+			n++
+		case !may(h):
 			d.drop(h)
-		case !h.leaving() && !h.extra:
-			staying = append(staying, h)
 		}
 	}
-	if len(staying) <= m.wanted {
+	if n <= m.wanted {
 		return
 	}
+	staying := slices.DeleteFunc(slices.Clone(m.homes), func(h *home) bool { return !stays(h) })
 	slices.SortStableFunc(staying, func(a, b *home) int {
 		return cmp.Or(
 			-compareBool(a.ready(), b.ready()),
@@ -279,7 +285,10 @@ func (d *decision) mayGrow(m *model) bool {
 
 // awaken decides which homes ask to be resident: those that are already, first.
 func (d *decision) awaken(m *model) {
-	inOrder := slices.Clone(m.homes)
+	inOrder := m.homes
+	if len(inOrder) > 1 {
+		inOrder = slices.Clone(inOrder)
+	}
 	slices.SortStableFunc(inOrder, func(a, b *home) int {
 		return cmp.Or(
 			compareBool(a.leaving(), b.leaving()),
