@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/status"
@@ -36,30 +38,38 @@ const (
 	brakeShare  = 5
 	brakeFloor  = 3
 	brakeWindow = time.Hour
+	// brakeLasts is how long a plan that makes room goes on waiting when it is not made any more: room is
+	// looked for every few seconds only.
+	brakeLasts = 3 * retried
 )
 
 // Brake is what is remembered of a pool.
 type Brake struct {
-	// Since: a plan waits for confirmation; zero: none does.
-	Since time.Time `json:"since,omitzero"`
+	// Waits is a plan that waits for confirmation.
+	Waits *Unconfirmed `json:"waits,omitzero"`
 	// Lost are Models that were let go unasked, and have not come back.
 	Lost map[string]time.Time `json:"lost,omitzero"` // "namespace/name" -> when
 }
+
+// Unconfirmed is what a pool's plan would take away.
+type Unconfirmed struct {
+	Since    time.Time `json:"since"`
+	At       time.Time `json:"at"`              // when it was made last
+	Models   []string  `json:"models"`          // that would go, "namespace/name"
+	For      []string  `json:"for,omitzero"`    // Models that would get their room
+	Homes    int       `json:"homes"`           // that would go
+	Before   int       `json:"before,omitzero"` // went already, and have not come back
+	Resident int       `json:"resident"`        // homes of the pool, and those before
+}
+
+// hash with which it is confirmed: another one for other Models, and at another time.
+func (u *Unconfirmed) hash(p *pool) string { return hash([]any{u.Since.Unix(), p.key, u.Models})[:8] }
 
 // loss is a home that would go although nobody asked for it.
 type loss struct {
 	station *station
 	told    *worker.Home
 	model   *model // nil: no such Model any more
-}
-
-// braked is what a pool's plan waits for.
-type braked struct {
-	hash     string   // with which it is confirmed
-	models   []string // that would go, "namespace/name"
-	homes    int      // of them
-	before   int      // went already, and have not come back
-	resident int      // homes of the pool, and those before
 }
 
 // brake keeps the homes of pools whose plan takes too much away.
@@ -71,23 +81,39 @@ func (d *decision) brake() {
 		losses[l.station.pool] = append(losses[l.station.pool], l)
 		total++
 	}
-	if total == 0 {
-		return
-	}
 	for _, key := range sortedKeys(d.pools) {
 		total += len(d.plan.Memory.Brakes[key].Lost)
 	}
 	for _, key := range sortedKeys(d.pools) {
 		p := d.pools[key]
 		before := len(d.plan.Memory.Brakes[key].Lost)
-		b := braked{homes: len(losses[p]), before: before, resident: p.resident() + before}
-		if b.homes > 0 && total >= brakeFloor && brakeShare*(b.homes+before) > b.resident {
-			d.stop(p, b, losses[p])
-			continue
+		switch n := len(losses[p]); {
+		case n > 0 && total >= brakeFloor && brakeShare*(n+before) > p.resident()+before:
+			d.stop(p, before, losses[p])
+		case n > 0:
+			d.lose(p, losses[p])
 		}
-		d.lose(p, losses[p])
+		d.await(p)
 	}
 	d.holdBack()
+}
+
+// await goes on with a plan that waits: one that makes room a while longer than it is made.
+func (d *decision) await(p *pool) {
+	b := d.plan.Memory.Brakes[p.key]
+	switch u := b.Waits; {
+	case u == nil:
+		return
+	case !p.braked && (len(u.For) == 0 || d.seen.Now.Sub(u.At) >= brakeLasts):
+		b.Waits = nil
+	default:
+		d.soon(u.At.Add(brakeLasts))
+	}
+	p.unconfirmed = b.Waits
+	d.plan.Memory.Brakes[p.key] = b
+	if b.Waits == nil && len(b.Lost) == 0 {
+		delete(d.plan.Memory.Brakes, p.key)
+	}
 }
 
 // resident is how many homes of p hold their model on a device, and have been told to.
@@ -116,13 +142,13 @@ func (d *decision) recall() {
 		if d.pools[key] == nil {
 			continue
 		}
-		lost := maps.Clone(b.Lost)
-		maps.DeleteFunc(lost, func(model string, at time.Time) bool {
+		b.Lost = maps.Clone(b.Lost)
+		maps.DeleteFunc(b.Lost, func(model string, at time.Time) bool {
 			m := d.byKey[model]
 			return d.seen.Now.Sub(at) > brakeWindow || m == nil && !d.seen.Missing[model] || m != nil && (m.dismissed() || m.answering() > 0)
 		})
-		if len(lost) > 0 {
-			d.plan.Memory.Brakes[key] = Brake{Lost: lost}
+		if len(b.Lost) > 0 || b.Waits != nil {
+			d.plan.Memory.Brakes[key] = b
 		}
 	}
 }
@@ -230,26 +256,32 @@ func (d *decision) asked(l loss) bool {
 }
 
 // stop holds a pool's losses back until they are confirmed.
-func (d *decision) stop(p *pool, b braked, losses []loss) {
-	m := d.plan.Memory.Brakes[p.key]
-	m.Since = d.seen.Memory.Brakes[p.key].Since
-	if c := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled); m.Since.IsZero() && c != nil && c.Reason == v1alpha1.ReasonWaitingForConfirmation {
-		m.Since = c.LastTransitionTime.Time // of a leader before this one
-	}
-	if m.Since.IsZero() {
-		m.Since = d.seen.Now.Truncate(time.Second)
-	}
+func (d *decision) stop(p *pool, before int, losses []loss) {
+	u := Unconfirmed{At: d.seen.Now, Homes: len(losses), Before: before, Resident: p.resident() + before}
 	for _, l := range losses {
-		b.models = append(b.models, l.told.Model)
+		u.Models = append(u.Models, l.told.Model)
+		if gave, ok := d.plan.Memory.Gave[l.told.Model]; ok {
+			u.For = append(u.For, gave.To)
+		}
 	}
-	b.models = unique(b.models)
-	b.hash = hash([]any{m.Since.Unix(), p.key, b.models})[:8]
-	if p.Annotations[v1alpha1.AnnotationConfirm] == b.hash {
+	u.Models, u.For = unique(u.Models), unique(u.For)
+	b := d.plan.Memory.Brakes[p.key]
+	c := status.Find(p.Status.Conditions, v1alpha1.ConditionStalled)
+	switch {
+	case b.Waits != nil:
+		u.Since = b.Waits.Since
+	case c != nil && c.Status == metav1.ConditionTrue && c.Reason == v1alpha1.ReasonWaitingForConfirmation:
+		u.Since = c.LastTransitionTime.Time // of a leader before this one
+	default:
+		u.Since = d.seen.Now.Truncate(time.Second)
+	}
+	if p.Annotations[v1alpha1.AnnotationConfirm] == u.hash(p) {
 		delete(d.plan.Memory.Brakes, p.key) // whoever confirms it accepts what went before as well
 		return
 	}
-	d.plan.Memory.Brakes[p.key] = m
-	p.braked = &b
+	b.Waits = &u
+	d.plan.Memory.Brakes[p.key] = b
+	p.braked = true
 }
 
 // lose notes what goes.
@@ -269,7 +301,7 @@ func (d *decision) holdBack() {
 	any := func(*worker.HomeState) bool { return true }
 	stays := func(h *home) bool { return !h.leaving() && !h.draining }
 	for _, l := range d.losses(any, stays) {
-		if l.station.pool.braked == nil {
+		if !l.station.pool.braked {
 			continue
 		}
 		s := l.station
@@ -285,54 +317,81 @@ func (d *decision) holdBack() {
 			}
 		}
 		h.draining, h.awake, h.braked = false, l.told.Resident, true
+		if gave, ok := d.plan.Memory.Gave[l.told.Model]; ok {
+			d.cancel(gave.To)
+			delete(d.plan.Memory.Gave, l.told.Model)
+			l.model.gave = nil
+		}
 		// What an earlier leader told is known in part: then nothing else is told either.
 		s.frozen = s.frozen || l.model == nil && l.told.Source.URI == ""
 	}
 }
 
-// confirmation says what a pool's plan waits for, and how it is confirmed.
-func (p *pool) confirmation() string {
-	b := p.braked
-	if b == nil {
-		return ""
+// cancel lets a model look for room again, somewhat later.
+func (d *decision) cancel(model string) {
+	m := d.byKey[model]
+	if m == nil || m.room == nil {
+		return
 	}
-	names := strings.Join(b.models[:min(len(b.models), 5)], ", ")
-	if more := len(b.models) - 5; more > 0 {
-		names += fmt.Sprintf(" and %d more", more)
-	}
-	went := ""
-	if b.before > 0 {
-		went = fmt.Sprintf(" (%d more went within the last hour and have not come back)", b.before)
-	}
-	return fmt.Sprintf("%d of %s would go although no spec was changed: %s%s. They stay until somebody confirms it: kubectl annotate ipool %s --namespace %s --overwrite %s=%s",
-		b.homes, count(b.resident, "resident home"), names, went, p.Name, p.Namespace, v1alpha1.AnnotationConfirm, b.hash)
+	m.room = nil
+	delete(d.plan.Memory.Rooms, model)
+	d.plan.Memory.Tried[model] = d.seen.Now
+	d.soon(d.seen.Now.Add(retried))
 }
 
-// heldBack reports whether m has a home that would have gone.
-func (m *model) heldBack() *home {
-	for _, h := range m.homes {
-		if h.braked {
-			return h
-		}
+// confirmation says what a pool's plan waits for, and how it is confirmed.
+func (p *pool) confirmation() string {
+	u := p.unconfirmed
+	names := strings.Join(u.Models[:min(len(u.Models), 5)], ", ")
+	if more := len(u.Models) - 5; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
 	}
-	return nil
+	went, room := "", ""
+	if u.Before > 0 {
+		went = fmt.Sprintf(" (%d more went within the last hour and have not come back)", u.Before)
+	}
+	if len(u.For) > 0 {
+		room = ", to make room for " + strings.Join(u.For[:min(len(u.For), 5)], ", ")
+	}
+	return fmt.Sprintf("%d of %s would go although no spec was changed: %s%s%s. They stay until somebody confirms it: kubectl annotate ipool %s --namespace %s --overwrite %s=%s",
+		u.Homes, count(u.Resident, "resident home"), names, went, room, p.Name, p.Namespace, v1alpha1.AnnotationConfirm, u.hash(p))
 }
 
 // withBrake adds to the verdict on p that its plan waits.
 func (p *pool) withBrake(v status.Verdict) status.Verdict {
-	if p.braked != nil && v.StalledBy == nil && !v.Stalled {
+	if p.unconfirmed != nil && v.StalledBy == nil && !v.Stalled {
 		v.StalledBy = &status.Part{True: true, Reason: v1alpha1.ReasonWaitingForConfirmation, Message: p.confirmation()}
 		v.Stalled, v.Progressing = true, false
 	}
 	return v
 }
 
-// withBrake is the verdict on m while a home stays that would have gone: it goes on answering.
-func (d *decision) withBrake(m *model, v status.Verdict) status.Verdict {
-	h := m.heldBack()
-	if h == nil {
-		return v
+// heldBack is a home of m that would have gone, or would go as soon as the plan is made again.
+func (m *model) heldBack() *home {
+	for _, h := range m.homes {
+		if u := h.station.pool.unconfirmed; h.braked || u != nil && slices.Contains(u.Models, m.key) {
+			return h
+		}
 	}
+	return nil
+}
+
+// withBrake is the verdict on m while a plan waits that would take its home away, which goes on answering, or
+// give it the room of others.
+func (d *decision) withBrake(m *model, v status.Verdict) status.Verdict {
+	if h := m.heldBack(); h != nil {
+		return d.remains(m, h, v)
+	}
+	for _, p := range m.pools {
+		if u := p.unconfirmed; u != nil && slices.Contains(u.For, m.key) && !v.Ready {
+			v.Reason, v.Progressing, v.Stalled = v1alpha1.ReasonWaitingForConfirmation, false, true
+			v.Message = fmt.Sprintf("%s would go to make room for it; that waits until pool %s is confirmed, as the pool's condition Stalled says.", count(u.Homes, "home"), short(p.key))
+		}
+	}
+	return v
+}
+
+func (d *decision) remains(m *model, h *home, v status.Verdict) status.Verdict {
 	why := ""
 	if m.off() != "" {
 		why = " " + v.Message
@@ -343,6 +402,9 @@ func (d *decision) withBrake(m *model, v status.Verdict) status.Verdict {
 		v = sleeps
 	}
 	p := h.station.pool
+	if room := p.unconfirmed.For; why == "" && len(room) > 0 {
+		why = " It would make room for " + strings.Join(room[:min(len(room), 5)], ", ") + "."
+	}
 	v.StalledBy = &status.Part{True: true, Reason: v1alpha1.ReasonWaitingForConfirmation,
 		Message: fmt.Sprintf("The home on worker %s would go.%s It stays until pool %s is confirmed, as the pool's condition Stalled says, or nothing asks for it any more.", h.station.Name, why, short(p.key))}
 	v.Stalled, v.Progressing = true, false

@@ -101,8 +101,10 @@ type pool struct {
 	device   int64      // bytes of one device, seen or expected; 0: unknown
 	devices  int        // of one worker
 	need     int        // workers more than there are, for models without a home
-	braked   *braked    // what its plan waits for; nil: nothing
-	left     allowance
+	// unconfirmed is what a plan for the pool waits for; braked: this one.
+	unconfirmed *Unconfirmed
+	braked      bool
+	left        allowance
 }
 
 // model is a Model with what is known of it.

@@ -300,14 +300,14 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 
 // adviseConfirm is about a plan that takes much away from a pool.
 func (p *pool) adviseConfirm() []Action {
-	b := p.braked
-	if b == nil {
+	u := p.unconfirmed
+	if u == nil {
 		return []Action{{What: "Nothing: it is decided anew in a moment."}}
 	}
 	return []Action{
-		{What: fmt.Sprintf("If nobody means %s to go from pool %s, mend what asks for it.", list(b.models), p.key)},
-		{fmt.Sprintf("If it is meant, confirm it by the annotation %s=%s on InferencePool %s.", v1alpha1.AnnotationConfirm, b.hash, p.key),
-			fmt.Sprintf("kubectl annotate %s %s -n %s --overwrite %s=%s", poolsResource, p.Name, p.Namespace, v1alpha1.AnnotationConfirm, b.hash)},
+		{What: fmt.Sprintf("If nobody means %s to go from pool %s, mend what asks for it.", list(u.Models), p.key)},
+		{fmt.Sprintf("If it is meant, confirm it by the annotation %s=%s on InferencePool %s.", v1alpha1.AnnotationConfirm, u.hash(p), p.key),
+			fmt.Sprintf("kubectl annotate %s %s -n %s --overwrite %s=%s", poolsResource, p.Name, p.Namespace, v1alpha1.AnnotationConfirm, u.hash(p))},
 	}
 }
 
