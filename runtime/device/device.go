@@ -46,8 +46,9 @@ const (
 const overheadBytes = 96 << 20
 
 // CPU is the processor with the memory that this process may use: Memory if
-// given, else the control group's limit, else 80 % of what is available; a
-// control group's limit, less the process's own overhead, bounds all of them.
+// given, else the control group's limit, else 80 % of what is available. What
+// strangers hold bounds all of them: a control group's limit, less what its other
+// processes hold and the process's own overhead; or what is available on the machine.
 // More Memory than the machine or the control group has is an error.
 func CPU(o Options) (Device, error) {
 	host := o.Host
@@ -55,7 +56,7 @@ func CPU(o Options) (Device, error) {
 		host = os.DirFS("/")
 	}
 	claim, from := o.Memory, "as asked for"
-	limit, limited := cgroupLimit(host)
+	limit, group, limited := cgroupLimit(host)
 	if limited && claim > limit {
 		return Device{}, fmt.Errorf("%s of memory are asked for, but the control group of this process may have %s; ask for less", residency.Bytes(claim), residency.Bytes(limit))
 	}
@@ -68,17 +69,22 @@ func CPU(o Options) (Device, error) {
 			claim = 0 // as if nothing had been said
 		}
 	}
-	if limited {
-		if room := Room(limit); claim == 0 || room < claim {
+	available, err := meminfo(host, "MemAvailable") // the kernel's estimate of what can be had without swapping
+	switch {
+	case limited:
+		others := strangers(host, group)
+		if room := Room(limit) - others; claim == 0 || room < claim {
 			claim, from = room, "limit of the control group less overhead"
+			if others > 0 {
+				from = fmt.Sprintf("%s and %s that other processes hold", from, residency.Bytes(others))
+			}
 		}
-	}
-	if claim == 0 {
-		available, err := meminfo(host, "MemAvailable") // the kernel's estimate of what can be had without swapping
-		if err != nil {
-			return Device{}, fmt.Errorf("find out how much memory there is: %w; say it with --memory", err)
-		}
+	case claim == 0 && err != nil:
+		return Device{}, fmt.Errorf("find out how much memory there is: %w; say it with --memory", err)
+	case claim == 0:
 		claim, from = available/5*4, "80 % of the memory available"
+	case err == nil && available < claim:
+		claim, from = available, fmt.Sprintf("%s, less %s that other processes hold", from, residency.Bytes(claim-available))
 	}
 	extent := int64(smallExtent)
 	if claim >= largeDevice {
@@ -98,14 +104,34 @@ func CPU(o Options) (Device, error) {
 // Room is what a limit of a process's memory leaves for models, before headroom.
 func Room(limit int64) int64 { return limit - min(overheadBytes, limit/4) }
 
+// strangers is what other processes of a control group hold, of which nothing can be had
+// by dropping caches: its anonymous memory less this process's.
+func strangers(host fs.FS, group string) int64 {
+	stat, err := fs.ReadFile(host, path.Join(group, "memory.stat"))
+	if err != nil {
+		return 0
+	}
+	all := int64(0)
+	for line := range strings.Lines(string(stat)) {
+		// "anon 123" of version 2, "total_rss 123" of version 1
+		if name, n, _ := strings.Cut(strings.TrimSpace(line), " "); name == "anon" || name == "total_rss" {
+			all, _ = strconv.ParseInt(n, 10, 64) // 0 if it is no number
+		}
+	}
+	own, err := kernelFigure(host, "proc/self/status", "RssAnon")
+	if err != nil {
+		return 0
+	}
+	return max(all-own, 0)
+}
+
 // cgroupLimit is the smallest memory limit of this process's control groups,
-// version 2 or 1; false if there is none.
-func cgroupLimit(host fs.FS) (int64, bool) {
+// version 2 or 1, and the folder of that group; false if there is none.
+func cgroupLimit(host fs.FS) (least int64, group string, found bool) {
 	groups, err := fs.ReadFile(host, "proc/self/cgroup")
 	if err != nil {
-		return 0, false
+		return 0, "", false
 	}
-	least, found := int64(0), false
 	for line := range strings.Lines(string(groups)) {
 		// "0::/kubepods/pod1" or "4:memory:/kubepods/pod1"
 		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
@@ -124,14 +150,14 @@ func cgroupLimit(host fs.FS) (int64, bool) {
 		// Inside a container the path may be the host's and absent; what is there, up to the root, counts.
 		for dir := path.Clean("/" + part[2]); ; dir = path.Dir(dir) {
 			if n, ok := readLimit(host, path.Join(root, dir, file)); ok && (!found || n < least) {
-				least, found = n, true
+				least, group, found = n, path.Join(root, dir), true
 			}
 			if dir == "/" {
 				break
 			}
 		}
 	}
-	return least, found
+	return least, group, found
 }
 
 // readLimit reads a limit; "max", and version 1's almost endless number, are none.
@@ -147,9 +173,14 @@ func readLimit(host fs.FS, name string) (int64, bool) {
 	return n, true
 }
 
-// meminfo reads one of the kernel's figures, in bytes.
+// meminfo reads one of the machine's figures, in bytes.
 func meminfo(host fs.FS, name string) (int64, error) {
-	f, err := host.Open("proc/meminfo")
+	return kernelFigure(host, "proc/meminfo", name)
+}
+
+// kernelFigure reads "NAME: N kB" from a file of the kernel, in bytes.
+func kernelFigure(host fs.FS, file, name string) (int64, error) {
+	f, err := host.Open(file)
 	if err != nil {
 		return 0, err
 	}
@@ -162,9 +193,9 @@ func meminfo(host fs.FS, name string) (int64, error) {
 		}
 		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("/proc/meminfo: %s: %w", name, err)
+			return 0, fmt.Errorf("/%s: %s: %w", file, name, err)
 		}
 		return kib << 10, nil
 	}
-	return 0, fmt.Errorf("/proc/meminfo has no %s", name)
+	return 0, fmt.Errorf("/%s has no %s", file, name)
 }

@@ -49,6 +49,13 @@ func TestCPU(t *testing.T) {
 			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Expected: 80 << 30}, capacity: 8 << 30, extent: 2 << 20, from: "80 %"},
 		"what is expected is there": {
 			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Expected: 1 << 30}, capacity: 1 << 30, extent: 2 << 20, from: "as expected"},
+		"strangers in the control group": {
+			host: fstest.MapFS{
+				"proc/meminfo": meminfo, "proc/self/cgroup": file("0::/pods/one\n"), "sys/fs/cgroup/pods/memory.max": file("1073741824\n"),
+				"sys/fs/cgroup/pods/memory.stat": file("anon 314572800\nfile 900000000\n"), "proc/self/status": file("Name:\tx\nRssAnon:\t  102400 kB\n"),
+			}, capacity: 1<<30 - 96<<20 - 200<<20, extent: 64 << 10, from: "less overhead and 200 MiB that other processes hold"},
+		"strangers on the machine": {
+			host: fstest.MapFS{"proc/meminfo": meminfo}, o: Options{Memory: 12 << 30}, capacity: 10 << 30, extent: 2 << 20, from: "as asked for, less 2 GiB that other processes hold"},
 		"a small claim": {
 			host: fstest.MapFS{}, o: Options{Memory: 8 << 20, Headroom: 0}, capacity: 8 << 20, extent: 64 << 10, from: "as asked"},
 	}
