@@ -35,6 +35,7 @@ import (
 
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/history"
 )
 
 // What every server has.
@@ -269,6 +270,9 @@ func runOperator(text string) int {
 		if told.Profiles != "" {
 			defer keepProfiles(told.Profiles)()
 		}
+		recorder := history.NewRecorder(history.RecorderOptions{Log: o.Log}) // as the command does
+		go recorder.Run(ctx)
+		o.Decided = recorder.Decided
 		err = controllers.Run(ctx, config, o)
 	}
 	if err != nil {
