@@ -633,11 +633,28 @@ func (d *decision) tidy() {
 	moves := d.fleet.Defragment(movesForOne, float64(least)/gain)
 	d.takeBack(moves)
 	for _, v := range moves {
-		if quiet[v.Home.Pool] && !d.spare(v.To.Worker) && d.may([]packing.Move{v}, MoveDefragments) {
+		if quiet[v.Home.Pool] && !d.spare(v.To.Worker) && !d.hot([]packing.Move{v}) && d.may([]packing.Move{v}, MoveDefragments) {
 			why := fmt.Sprintf("makes %s usable that is free", packing.Size(int64(v.Gain)))
 			d.start(d.asMove(d.byKey[v.Home.Model], v.Home, v.To, MoveDefragments, "", why), v.Reason)
 		}
 	}
+}
+
+// hot: a device would be wanted for more than all of its time after the moves.
+func (d *decision) hot(moves []packing.Move) bool {
+	load := map[string]int{} // "worker/device" -> what comes, in 1/1000
+	for _, v := range moves {
+		for _, device := range d.byName[v.To.Worker].Report.Devices {
+			if !slices.Contains(v.To.Devices, device.Name) {
+				continue
+			}
+			at := v.To.Worker + "/" + device.Name
+			if load[at] += v.Home.Load; v.Home.Load > 0 && thousandths(device.Load)+load[at] > 1000 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // spare: nothing is awake on the worker, and its pool may give it back. What moves there would keep it.
@@ -703,6 +720,10 @@ func (d *decision) consolidate(p *pool) bool {
 	for _, s := range able[:min(len(able), looks)] {
 		moves, ok := d.fleet.Empty(s.Name, movesForOne)
 		if !ok || len(moves) == 0 {
+			continue
+		}
+		if d.hot(moves) {
+			d.takeBack(moves)
 			continue
 		}
 		if _, ok := d.begin(moves, MoveConsolidates, "", fmt.Sprintf("empties worker %s, so that it is given back", s.Name)); ok {

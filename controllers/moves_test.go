@@ -9,6 +9,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/internal/fixture"
 )
 
 // start worker pods of pool "a" that hold the models for a while already, each
@@ -139,5 +140,36 @@ func TestMove(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestHot: two models that keep a device busy are not put together while there
+// is room elsewhere, neither by placing nor by emptying a worker.
+func TestHot(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y", fixture.Replicas(2))
+	at := func(name string, load float64, homes ...worker.HomeState) Worker {
+		for i := range homes {
+			homes[i].Load = load
+		}
+		w := reporting(name, 5, 1, homes...)
+		w.Report.Devices[0].Load = load
+		return w
+	}
+	for load, want := range map[float64]string{0.1: "w1", 0.7: "w3"} { // the fuller one, or the one that has time
+		seen := seenWith([]v1alpha1.Model{x, y}, at("w1", load, resident(x, 40)), at("w2", load, resident(y, 40)), at("w3", 0))
+		seen.Inspections = inspected(40, y)
+		seen.Pools[0].Spec.Workers.Max = 3
+		if a := Decide(seen).Assignments[want]; !strings.Contains(holds(a), "y") {
+			t.Errorf("at a load of %v y is not on %s: %+v", load, want, a)
+		}
+	}
+	y = fixture.NewModel("y")
+	for load, want := range map[float64]int{0.1: 1, 0.7: 0} {
+		seen := seenWith([]v1alpha1.Model{x, y}, at("w1", load, resident(x, 30)), at("w2", load, resident(y, 20)))
+		seen.Memory = Decide(seen).Memory
+		seen.Now = seen.Now.Add(2 * tidied)
+		if plan := Decide(seen); len(plan.Moves) != want {
+			t.Errorf("at a load of %v %+v moves, want %d", load, plan.Moves, want)
+		}
 	}
 }
