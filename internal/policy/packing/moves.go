@@ -222,13 +222,14 @@ func (f *Fleet) moveOne(w *Want) ([]Move, bool) {
 	}
 	s := f.search(w, nil)
 	var best *held
-	elsewhere := map[likeness][]*worker{}
+	f.asked++
 	for _, at := range may {
 		if s.pool != at.Pool {
 			s.ask(at.Pool)
 		}
+		roomy := slices.ContainsFunc(at.state.spots, func(d spot) bool { return s.roomy(d.kind, d.account) })
 		for _, e := range at.held {
-			if e.movable() && (best == nil || e.total() < best.total()) && s.fitsInstead(e) && f.goes(e, elsewhere) {
+			if (best == nil || e.total() < best.total()) && e.movable() && s.fitsInstead(e, roomy) && f.goes(e) {
 				best = e
 			}
 		}
@@ -246,37 +247,57 @@ func (at *worker) clearable(w *Want) bool {
 	return !at.Avoid && at.alone == 0 && !w.Alone && at.Host.holds(w.Host)
 }
 
-// fitsInstead: there is room for the Want on e's worker if e is gone.
-func (s *search) fitsInstead(e *held) bool {
+// roomy: a share of a device is enough, and there is one.
+func (s *search) roomy(k *kind, left account) bool {
+	a := &s.kinds[k.id]
+	return s.w.Devices == 0 && a.suits && left.left(s.w, a.bytes) >= 0
+}
+
+// fitsInstead: there is room for the Want on e's worker if e is gone. roomy: one of
+// its devices has room already.
+func (s *search) fitsInstead(e *held, roomy bool) bool {
 	at := e.worker
 	if !at.free.add(e.Host, 1).holds(s.w.Host) {
 		return false
 	}
-	if s.need == 0 {
+	switch {
+	case s.need == 0:
 		return len(s.w.Kinds) == 0 || slices.ContainsFunc(at.devices, func(d *device) bool { return s.kinds[d.kind.id].suits })
+	case s.w.Devices > 0:
+		return s.emptyWithout(e) >= s.w.Devices
+	case roomy:
+		return true
 	}
-	empty := 0
-	for _, d := range at.devices {
-		a := s.kinds[d.kind.id]
-		if !a.suits || a.bytes > d.capacity {
-			continue
-		}
-		left := d.account
-		if slices.Contains(e.devices, d) {
-			if left.asleep > 0 {
-				left = d.without([]*held{e})
-			} else {
-				left.awake -= d.fit(e.Bytes)
-			}
-		}
-		if s.w.Devices == 0 && left.left(s.w, a.bytes) >= 0 {
+	for _, d := range e.devices {
+		if s.roomy(d.kind, d.but(e)) {
 			return true
 		}
-		if left.awake == 0 && left.asleep == 0 {
-			empty++
+	}
+	return false
+}
+
+// emptyWithout is how many devices that will do are empty if e is gone.
+func (s *search) emptyWithout(e *held) (n int) {
+	for _, d := range e.worker.devices {
+		left := d.account
+		if slices.Contains(e.devices, d) {
+			left = d.but(e)
+		}
+		if a := &s.kinds[d.kind.id]; a.suits && a.bytes <= d.capacity && left.awake == 0 && left.asleep == 0 {
+			n++
 		}
 	}
-	return s.w.Devices > 0 && empty >= s.w.Devices
+	return n
+}
+
+// but is d's account without e.
+func (d *device) but(e *held) account {
+	if d.asleep > 0 {
+		return d.without([]*held{e})
+	}
+	a := d.account
+	a.awake -= d.fit(e.Bytes)
+	return a
 }
 
 // likeness is equal for homes that fit the same places.
@@ -289,22 +310,34 @@ type likeness struct {
 	awake               int
 }
 
-// goes: there is room for e on another worker that is not to be avoided. known are two workers for homes that
-// are alike, wherever they are: a few classes stand for many homes.
-func (f *Fleet) goes(e *held, known map[likeness][]*worker) bool {
-	w := e.again()
+// alike stands for all homes of a likeness: a few for many.
+type alike struct {
+	want  Want // of no model
+	asked int  // when two were found
+	two   []*worker
+}
+
+// goes: there is room for e on another worker that is not to be avoided.
+func (f *Fleet) goes(e *held) bool {
 	if len(f.models[e.Model]) > 1 { // other replicas are in the way
+		w := e.again()
 		to, _ := f.choose(&w, nil)
 		return to.worker != nil && to.tier&avoided == 0
 	}
-	l := likeness{e.worker.Pool, strings.Join(e.Kinds, "|"), e.Bytes, e.Host, w.Devices, e.Capability, e.sleeping(), e.Awake}
-	two, seen := known[l]
-	if !seen {
-		w.Model = ""
-		two = f.two(&w)
-		known[l] = two
+	if e.alike == nil {
+		w := e.again()
+		l := likeness{e.worker.Pool, strings.Join(e.Kinds, "|"), e.Bytes, e.Host, w.Devices, e.Capability, e.sleeping(), e.Awake}
+		if f.alike[l] == nil {
+			w.Model = ""
+			f.alike[l] = &alike{want: w}
+		}
+		e.alike = f.alike[l]
 	}
-	return slices.ContainsFunc(two, func(at *worker) bool { return at != e.worker })
+	a := e.alike
+	if a.asked != f.asked {
+		a.asked, a.two = f.asked, f.two(&a.want)
+	}
+	return slices.ContainsFunc(a.two, func(at *worker) bool { return at != e.worker })
 }
 
 // two are workers that have room for w and are not to be avoided; there may be more.

@@ -106,7 +106,9 @@ func (s *slow) places(h Home) (all []Home) {
 	return all
 }
 
-func again(h Home) Want { return (&held{Home: h, worker: &worker{Worker: Worker{Pool: h.Pool}}, devices: make([]*device, len(h.Devices))}).again() }
+func again(h Home) Want {
+	return (&held{Home: h, worker: &worker{Worker: Worker{Pool: h.Pool}}, devices: make([]*device, len(h.Devices))}).again()
+}
 
 // TestMakeRoom compares with all ways there are; see that nothing pinned moves, that each
 // step has room when it is taken, and that nothing has changed where there is no way.

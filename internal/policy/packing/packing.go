@@ -113,6 +113,8 @@ type Fleet struct {
 	models  map[string][]*held
 	mix     *mix
 	round   int // of the marks on workers
+	alike   map[likeness]*alike
+	asked   int // of alike
 }
 
 // pool is the workers of a pool, in the order that decides among equals.
@@ -160,6 +162,7 @@ type held struct {
 	Home
 	worker  *worker
 	devices []*device
+	alike   *alike
 }
 
 // sleeping: the home may share its bytes.
@@ -193,7 +196,7 @@ func (a *account) left(w *Want, n int64) int64 {
 // have nothing to say about their hosts. mix is what is likely to come; without
 // one, the tightest device is chosen.
 func New(workers []Worker, devices []Device, mix []Shape) *Fleet {
-	f := &Fleet{workers: make(map[string]*worker, len(workers)), pools: map[string]*pool{}, models: map[string][]*held{}, mix: newMix(mix)}
+	f := &Fleet{workers: make(map[string]*worker, len(workers)), pools: map[string]*pool{}, models: map[string][]*held{}, mix: newMix(mix), alike: map[likeness]*alike{}}
 	workers, devices = slices.Clone(workers), slices.Clone(devices)
 	known := make(map[string]bool, len(workers))
 	for _, w := range workers {
@@ -391,7 +394,7 @@ func (f *Fleet) Free(worker, name string) int64 {
 
 // Clone is a copy that shares nothing that changes.
 func (f *Fleet) Clone() *Fleet {
-	g := &Fleet{workers: make(map[string]*worker, len(f.workers)), pools: map[string]*pool{}, models: make(map[string][]*held, len(f.models)), mix: f.mix}
+	g := &Fleet{workers: make(map[string]*worker, len(f.workers)), pools: map[string]*pool{}, models: make(map[string][]*held, len(f.models)), mix: f.mix, alike: map[likeness]*alike{}}
 	var workers []Worker
 	var devices []Device
 	for _, w := range f.inOrder() {
