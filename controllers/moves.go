@@ -361,34 +361,48 @@ func (d *decision) may(moves []packing.Move, kind MoveKind) bool {
 }
 
 const (
-	// retried is how long after a search for room in vain another one begins, and searched how many
-	// begin in one decision: what waits for room is long where a pool is full.
+	// retried is how long after a search for room in vain the next one for the same model begins, and
+	// searches how many begin within a second: where a pool is full, many wait, and each search takes time.
 	retried  = 5 * time.Second
 	searches = 4
 )
 
 // rearrange finds room for models that fit nowhere: by moving others or, where
-// no pool can grow, in the place of those of lower priority.
+// no pool can grow, in the place of those of lower priority. Those for which
+// nobody has searched yet come first, then those that have waited for longest.
 func (d *decision) rearrange() {
 	if d.adopted {
 		return // first the moves that are under way
 	}
-	left := searches
+	tried := d.seen.Memory.Tried
+	var due []*model
 	for _, m := range d.models {
 		if m.missing == 0 || m.room != nil || !m.demanded() || m.trial != nil || m.off() != "" || len(m.need) == 0 {
 			continue
 		}
-		if at, tried := d.seen.Memory.Tried[m.key]; tried && d.seen.Now.Sub(at) < retried {
+		if at, has := tried[m.key]; has {
 			d.plan.Memory.Tried[m.key] = at
-			d.soon(at.Add(retried))
-			continue
+			if d.seen.Now.Sub(at) < retried {
+				d.soon(at.Add(retried))
+				continue
+			}
 		}
-		if left == 0 {
-			d.soon(d.seen.Now)
-			return
+		due = append(due, m)
+	}
+	slices.SortStableFunc(due, func(a, b *model) int { return tried[a.key].Compare(tried[b.key]) })
+	left := searches
+	for _, at := range tried {
+		if d.seen.Now.Sub(at) < time.Second {
+			left--
 		}
-		left--
+	}
+	if left = max(0, left); len(due) > left {
+		due = due[:left]
+		d.soon(d.seen.Now.Add(time.Second))
+	}
+	for _, m := range due {
 		if d.makeRoom(m) || d.displace(m) {
+			delete(d.plan.Memory.Tried, m.key)
 			continue
 		}
 		d.plan.Memory.Tried[m.key] = d.seen.Now
