@@ -194,3 +194,18 @@ func wellFormed(t *testing.T, seed uint64, text string) {
 		t.Fatalf("seed %d: no sentence: %s", seed, text)
 	}
 }
+
+// BenchmarkExplain explains one of 10,000 Models on 1,000 workers, and tells of all.
+func BenchmarkExplain(b *testing.B) {
+	seen := settledCrowd(b)
+	b.Run("model", func(b *testing.B) {
+		for b.Loop() {
+			Explain(seen, Key(&seen.Models[len(seen.Models)/2]))
+		}
+	})
+	b.Run("stowage", func(b *testing.B) {
+		for b.Loop() {
+			StowageOf(seen)
+		}
+	})
+}
