@@ -95,6 +95,7 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	if begun < len(last) {
 		later(seen.Now)
 	}
+	r.metrics.waiting.Set(float64(len(r.waiting)))
 	if seen.Now.Sub(r.forgot) >= forgetting {
 		r.forget(seen)
 		r.forgot = seen.Now

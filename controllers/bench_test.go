@@ -136,28 +136,32 @@ func settledCrowd(b *testing.B) Seen {
 	b.Helper()
 	seen := crowd(crowdModels, crowdWorkers)
 	for range 3 {
-		plan := Decide(seen)
-		seen.Memory = plan.Memory
-		seen.Now = seen.Now.Add(time.Minute)
-		for i := range seen.Models {
-			seen.Models[i].Status = plan.Models[i]
-		}
-		for i := range seen.Pools {
-			seen.Pools[i].Status = plan.Pools[i]
-		}
-		for i := range seen.Workers {
-			w := &seen.Workers[i]
-			w.Heard = seen.Now
-			if labels, differ := plan.Labels[w.Name]; differ {
-				w.Models = labels
-			}
-			if a, sent := plan.Assignments[w.Name]; sent {
-				report := holding(*w.Report, a, &seen)
-				w.Report = &report
-			}
-		}
+		settleCrowd(&seen, Decide(seen))
 	}
 	return seen
+}
+
+// settleCrowd is a minute in which a plan is carried out.
+func settleCrowd(seen *Seen, plan Plan) {
+	seen.Memory = plan.Memory
+	seen.Now = seen.Now.Add(time.Minute)
+	for i := range seen.Models {
+		seen.Models[i].Status = plan.Models[i]
+	}
+	for i := range seen.Pools {
+		seen.Pools[i].Status = plan.Pools[i]
+	}
+	for i := range seen.Workers {
+		w := &seen.Workers[i]
+		w.Heard = seen.Now
+		if labels, differ := plan.Labels[w.Name]; differ {
+			w.Models = labels
+		}
+		if a, sent := plan.Assignments[w.Name]; sent {
+			report := holding(*w.Report, a, seen)
+			w.Report = &report
+		}
+	}
 }
 
 // holding is what a worker reports that has done what it was told.
