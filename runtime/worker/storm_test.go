@@ -126,18 +126,22 @@ func (s *storm) fail(format string, args ...any) {
 	s.t.Errorf("ESTIBA_SEED=%d: %s", s.seed, fmt.Sprintf(format, args...))
 }
 
-// version of a model, and whether it is at home: what happens to its requests while
-// neither changes is the worker's own doing.
-func (s *storm) version(name string) (int, bool) {
+// version of a model, whether it is at home, and its revision: what happens to its requests
+// while none of them changes is the worker's own doing.
+func (s *storm) version(name string) (version int, here bool, revision string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.homes[name]
-	return s.versions[name], h != nil && !h.Draining
+	if h == nil {
+		return s.versions[name], false, ""
+	}
+	return s.versions[name], !h.Draining, h.Revision
 }
 
 // request asks for a model's answer and judges how it ends.
 func (s *storm) request(name string, r engine.Request, patience time.Duration, judge func(events []engine.Event)) {
-	before, here := s.version(name)
+	before, here, _ := s.version(name)
+	old := "" // the revision that answers
 	s.requests.Add(1)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -147,7 +151,7 @@ func (s *storm) request(name string, r engine.Request, patience time.Duration, j
 			return err
 		}
 		defer release()
-		r.Replica = l.Replica
+		r.Replica, old = l.Replica, l.Home.Revision
 		events, err := l.Engine.Submit(ctx, r)
 		if err != nil {
 			return err
@@ -164,7 +168,7 @@ func (s *storm) request(name string, r engine.Request, patience time.Duration, j
 		judge(all)
 		return nil
 	}()
-	after, still := s.version(name)
+	after, still, revision := s.version(name)
 	u, unavailable := errors.AsType[*UnavailableError](err)
 	switch {
 	case err == nil:
@@ -175,6 +179,8 @@ func (s *storm) request(name string, r engine.Request, patience time.Duration, j
 		s.refused.Add(1)
 	case errors.Is(err, engine.ErrQueueFull):
 		s.full.Add(1)
+	case errors.Is(err, engine.ErrRemoved) && old != revision: // the next one has come, and the time to drain was over
+		s.cut.Add(1)
 	case before == after && here && still:
 		s.fail("%s: %v, and nothing of it has changed", name, err)
 	case errors.Is(err, ErrLacks):
