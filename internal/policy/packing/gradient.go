@@ -50,6 +50,8 @@ type kind struct {
 	needs  []int64   // of shapes for a share, in whole extents, ascending, each once
 	usable [][]int64 // host rank -> step -> weight of the shapes that can use it
 	many   []int64   // what each of mix.many needs of a device; 0: it cannot come here
+	shift  uint      // n >> shift is where steps has the step of the least such n
+	steps  []int
 }
 
 // many is a shape for whole devices.
@@ -129,6 +131,7 @@ func (m *mix) kind(d Device) *kind {
 		}
 	}
 	k.needs = ascending(k.needs)
+	k.index()
 	for c := range len(m.cpu) + 1 {
 		for r := range len(m.memory) + 1 {
 			u := make([]int64, len(k.needs)+1)
@@ -165,8 +168,31 @@ func (k *kind) fit(n int64) int64 {
 	return (n + k.extent - 1) / k.extent * k.extent
 }
 
+// index makes step fast: a table of few hundred entries leads to the place.
+func (k *kind) index() {
+	if len(k.needs) == 0 {
+		return
+	}
+	most := k.needs[len(k.needs)-1]
+	for most>>k.shift > 255 {
+		k.shift++
+	}
+	for i := range most>>k.shift + 1 {
+		k.steps = append(k.steps, reach(k.needs, i<<k.shift))
+	}
+}
+
 // step is how many of a kind's needs have room in n bytes.
-func (k *kind) step(n int64) int { return reach(k.needs, n) }
+func (k *kind) step(n int64) int {
+	if len(k.needs) == 0 || n >= k.needs[len(k.needs)-1] {
+		return len(k.needs)
+	}
+	i := k.steps[n>>k.shift]
+	for k.needs[i] <= n {
+		i++
+	}
+	return i
+}
 
 // ranks is how many host ranks there are.
 func (m *mix) ranks() int { return (len(m.cpu) + 1) * (len(m.memory) + 1) }

@@ -660,51 +660,64 @@ func (f *Fleet) Defragment(n int, minGain float64) (moves []Move) {
 	return moves
 }
 
-// gain makes the one move that lowers the fragmentation most.
+// gain makes the one move that lowers the fragmentation most, of those of the homes that promise most.
 func (f *Fleet) gain(moved map[string]bool, least float64) (Move, bool) {
-	type leaver struct {
-		home  *held
-		bound int64 // of the gain: as if all it takes elsewhere were of no use there
-		going int64 // of the gain: what its own worker gets
+	leavers := f.leavers(moved, least)
+	var best *held
+	var to choice
+	most, room := int64(0), 0
+	for _, l := range leavers[:min(len(leavers), promising)] {
+		if l.bound <= most {
+			break
+		}
+		w := l.home.again()
+		o, n := f.choose(&w, nil)
+		if o.worker == nil || o.tier != 0 {
+			continue
+		}
+		if gain := l.going - f.delta(&w, &o); gain > most && float64(gain)/unit >= least {
+			best, to, most, room = l.home, o, gain, n
+		}
 	}
-	var leavers []leaver
+	if best == nil {
+		return Move{}, false
+	}
+	w := best.again()
+	return f.moveTo(best, &w, &to, room), true
+}
+
+// promising is how many homes each step of Defragment tries to move.
+const promising = 200
+
+// leaver is a home that may lower the fragmentation by going.
+type leaver struct {
+	home  *held
+	bound int64 // no place lowers it by more, bytes times unit
+	going int64 // by so much it is lower on the worker that it leaves
+}
+
+// leavers are those that may lower it by enough, those with the highest bound first.
+func (f *Fleet) leavers(moved map[string]bool, least float64) (all []leaver) {
 	for _, at := range f.inOrder() {
 		for _, e := range at.held {
 			if !e.movable() || moved[e.Model] || len(e.devices) == 0 {
 				continue
 			}
-			going := f.now(at) - f.mix.fragment(at, f.mix.rank(at.free.add(e.Host, 1)), e.devices, -e.devices[0].fit(e.Bytes))
-			bound := going + f.mix.total*e.devices[0].fit(e.Bytes)*int64(len(e.devices))
-			if float64(bound)/unit >= least && bound > 0 {
-				leavers = append(leavers, leaver{e, bound, going})
+			d := e.devices[0]
+			n := d.fit(e.Bytes)
+			going := f.now(at) - f.mix.fragment(at, f.mix.rank(at.free.add(e.Host, 1)), e.devices, -n)
+			// Where x is free before, x-n is after, and U is the weight of what can use it, it grows
+			// by (x-n)(total-U(x-n)) - x(total-U(x)), which is no less than -n(total-U(n)). Shapes for
+			// whole devices, and a host that gets smaller, only add to that.
+			usable := d.kind.usable[len(d.kind.usable)-1][d.kind.step(n)]
+			bound := going + n*int64(len(e.devices))*(f.mix.total-usable)
+			if bound > 0 && float64(bound)/unit >= least {
+				all = append(all, leaver{e, bound, going})
 			}
 		}
 	}
-	slices.SortStableFunc(leavers, func(a, b leaver) int { return cmp.Compare(b.bound, a.bound) })
-	var best leaver
-	var to choice
-	most, room := int64(0), 0
-	for _, l := range leavers {
-		if l.bound <= most {
-			break
-		}
-		w := l.home.again()
-		options := f.options(&w, nil)
-		for _, o := range options {
-			if o.tier != 0 {
-				continue
-			}
-			gain := l.going - f.delta(&w, &o)
-			if gain > most && float64(gain)/unit >= least {
-				best, to, most, room = l, o, gain, len(options)
-			}
-		}
-	}
-	if best.home == nil {
-		return Move{}, false
-	}
-	w := best.home.again()
-	return f.moveTo(best.home, &w, &to, room), true
+	slices.SortStableFunc(all, func(a, b leaver) int { return cmp.Compare(b.bound, a.bound) })
+	return all
 }
 
 // delta is what the fragmentation grows by if w comes to a place.

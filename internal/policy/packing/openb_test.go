@@ -112,15 +112,12 @@ var epoch = time.Now()
 var clock = func() time.Duration { return time.Since(epoch) }
 
 // run draws pods until they ask for 130 % of the GPUs and places them one by one.
-func (o *openb) run(seed uint64, ties string, score Score, move bool, took func(time.Duration)) float64 {
+func (o *openb) run(seed uint64, score Score, move bool, took func(time.Duration)) float64 {
 	r := rand.New(rand.NewPCG(seed, 0))
 	workers := slices.Clone(o.workers)
 	r.Shuffle(len(workers), func(i, j int) { workers[i], workers[j] = workers[j], workers[i] })
 	for i := range workers {
 		workers[i].Rank = i
-	}
-	if ties == "random" {
-		_ = ties
 	}
 	pods := slices.Clone(o.pods)
 	r.Shuffle(len(pods), func(i, j int) { pods[i], pods[j] = pods[j], pods[i] })
@@ -158,28 +155,53 @@ func (o *openb) run(seed uint64, ties string, score Score, move bool, took func(
 	return 100 * float64(allocated) / float64(o.gpus)
 }
 
-// TestOpenbMoves: from a random placement, one move for each pod that does not fit.
-func TestOpenbMoves(t *testing.T) {
-	o := readOpenb(t, "openb_pod_list_default")
-	for seed := range uint64(1) {
-		r := rand.New(rand.NewPCG(seed, 7))
-		random := func(View, *Want) float64 { return r.Float64() }
-		before := o.run(42+seed, "first", random, false, nil)
-		start := time.Now()
-		t.Logf("seed %d: %.2f %% at random, %.2f %% with a move each, %v", 42+seed, before, o.run(42+seed, "first", random, true, nil), time.Since(start))
+// published means of the allocation by FGD, seeds 42 to 51, at 130 %.
+// Source: hkust-adsl/kubernetes-scheduler-simulator, expected_results.
+var published = map[string]float64{
+	"default": 95.391, "cpu050": 95.206, "cpu100": 95.354, "cpu200": 95.045, "cpu250": 93.411,
+	"gpushare40": 94.148, "gpushare60": 91.401, "gpushare80": 89.305, "gpushare100": 86.901,
+	"gpuspec10": 94.949, "gpuspec20": 94.837, "gpuspec25": 94.741, "gpuspec33": 94.547,
+	"multigpu20": 95.651, "multigpu30": 96.456, "multigpu40": 96.990, "multigpu50": 97.178,
+}
+
+// TestOpenb: what is allocated is within 0.2 of what was published, or better. Each
+// seed draws the order of nodes, which decides among equals. All traces with
+// ESTIBA_TEST_OPENB=all, which takes minutes.
+func TestOpenb(t *testing.T) {
+	traces, seeds := []string{"default"}, 2
+	if os.Getenv("ESTIBA_TEST_OPENB") == "all" {
+		traces, seeds = sortedKeys(published), 10
+	}
+	for _, trace := range traces {
+		t.Run(trace, func(t *testing.T) {
+			o := readOpenb(t, "openb_pod_list_"+trace)
+			sum := 0.0
+			for seed := range seeds {
+				sum += o.run(uint64(42+seed), nil, false, nil)
+			}
+			mean := sum / float64(seeds)
+			t.Logf("%.2f %% with %d seeds, published %.2f", mean, seeds, published[trace])
+			if mean < published[trace]-0.2 {
+				t.Errorf("%.2f %% is allocated, published is %.2f", mean, published[trace])
+			}
+		})
 	}
 }
 
-func TestOpenb(t *testing.T) {
-	o := readOpenb(t, "openb_pod_list_default")
-	sum := 0.0
-	var all []time.Duration
-	const seeds = 2
-	for seed := range uint64(seeds) {
-		a := o.run(42+seed, "first", nil, false, func(d time.Duration) { all = append(all, d) })
-		t.Logf("seed %d: %.2f %%", 42+seed, a)
-		sum += a
+// TestOpenbMoves: from a random placement, with one move for each pod that does not fit.
+func TestOpenbMoves(t *testing.T) {
+	if os.Getenv("ESTIBA_TEST_OPENB") != "all" {
+		t.Skip("SKIPPED: takes minutes; set ESTIBA_TEST_OPENB=all")
 	}
-	slices.Sort(all)
-	t.Logf("mean %.2f %%; decisions p50 %v, p99 %v of %d", sum/seeds, all[len(all)/2], all[len(all)*99/100], len(all))
+	o := readOpenb(t, "openb_pod_list_default")
+	sum, start := 0.0, time.Now()
+	const seeds = 3
+	for seed := range uint64(seeds) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		sum += o.run(42+seed, func(View, *Want) float64 { return r.Float64() }, true, nil)
+	}
+	t.Logf("%.2f %% in %v", sum/seeds, time.Since(start))
+	if sum/seeds < 94 {
+		t.Errorf("%.2f %% is allocated, want 94", sum/seeds)
+	}
 }

@@ -188,23 +188,6 @@ func TestSize(t *testing.T) {
 	}
 }
 
-func BenchmarkPlace(b *testing.B) {
-	var devices []Device
-	for i := range 1000 {
-		devices = append(devices, Device{Pool: "p", Worker: fmt.Sprint("w", i), Name: "0", Capacity: 80 * gib, Extent: 2 << 20})
-	}
-	f := New(nil, devices, nil)
-	r := rand.New(rand.NewPCG(1, 1))
-	for i := range 2000 {
-		f.Place(Want{Model: fmt.Sprint("m", i), Need: map[string]int64{"p": r.Int64N(40 * gib)}}, nil)
-	}
-	for b.Loop() {
-		if h, _, _ := f.Place(Want{Model: "x", Need: map[string]int64{"p": 10 * gib}}, nil); h.Worker != "" {
-			f.Undo(h)
-		}
-	}
-}
-
 func first(names []string) string {
 	if len(names) == 0 {
 		return ""

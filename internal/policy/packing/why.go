@@ -69,13 +69,14 @@ func (f *Fleet) Why(w Want) Why {
 					continue
 				}
 				y.LargestCapacity = max(y.LargestCapacity, d.Capacity)
-				if c == full {
-					l, ok := d.leavers(&w, need)
-					switch {
-					case !ok:
-						c = pinned
-						y.stay(d)
-					case least == nil || l.fewer(leaves):
+				switch {
+				case c != full:
+				case !d.clearable(&w, need):
+					c = pinned
+					y.stay(d)
+				case leaves.n == 1 && !d.betterOne(&w, need, leaves.bytes):
+				default:
+					if l, ok := d.leavers(&w, need); ok && (least == nil || l.fewer(leaves)) {
 						least, leaves = d, l
 					}
 				}
@@ -172,6 +173,43 @@ type leavers struct {
 
 func (l leavers) fewer(o leavers) bool {
 	return cmp.Or(cmp.Compare(l.n, o.n), cmp.Compare(l.bytes, o.bytes)) < 0
+}
+
+// clearable: w would have room if all that may go left d.
+func (d *device) clearable(w *Want, need int64) bool {
+	stays := d.awake + d.asleep - heldBytes(d)
+	if stays == 0 && !slices.ContainsFunc(d.held, func(e *held) bool { return e.Pinned }) {
+		return true
+	}
+	a := d.without(filter(d.held, func(e *held) bool { return !e.Pinned }))
+	if w.Devices > 0 {
+		return a.awake == 0 && a.asleep == 0
+	}
+	return a.left(w, d.fit(need)) >= 0
+}
+
+// betterOne: there is one home of fewer bytes that would be enough.
+func (d *device) betterOne(w *Want, need, bytes int64) bool {
+	if w.Devices > 0 {
+		return len(d.held) == 1 && d.awake+d.asleep < bytes
+	}
+	n := d.fit(need)
+	for _, e := range d.held {
+		if d.fit(e.Bytes) >= bytes || e.Pinned {
+			continue
+		}
+		if a := d.but(e); a.left(w, n) >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func heldBytes(d *device) (sum int64) {
+	for _, e := range d.held {
+		sum += d.fit(e.Bytes)
+	}
+	return sum
 }
 
 // leavers says how many would have to leave d so that w has room; false: not even
