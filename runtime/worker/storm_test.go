@@ -77,6 +77,11 @@ func stormSeed(t *testing.T) uint64 {
 func (s *storm) change(names []string, make func(name string) api.Home) {
 	for range 1 + s.rng.IntN(3) {
 		name := names[s.rng.IntN(len(names))]
+		for _, absent := range names { // mostly they are here
+			if s.homes[absent] == nil && s.rng.IntN(4) == 0 {
+				name = absent
+			}
+		}
 		h := s.homes[name]
 		if h == nil {
 			fresh := make(name)
@@ -85,19 +90,25 @@ func (s *storm) change(names []string, make func(name string) api.Home) {
 			continue
 		}
 		next := *h
+		if h.Draining { // it comes back
+			next.Draining = false
+			s.versions[name]++
+			s.homes[name] = &next
+			continue
+		}
 		switch s.rng.IntN(12) {
 		case 0:
 			delete(s.homes, name)
 			s.versions[name]++
 			continue
 		case 1:
-			next.Draining = !h.Draining
+			next.Draining = true
 			s.versions[name]++
 		case 2:
 			next.Revision = fmt.Sprint(s.rng.IntN(100))
 			s.versions[name]++
 		case 3, 4, 5, 6:
-			next.Resident = !h.Resident
+			next.Resident = s.rng.IntN(4) == 0
 		case 7, 8:
 			next.EvictionOrder = s.rng.IntN(3)
 		case 9:
