@@ -35,7 +35,7 @@ const (
 // apply carries a plan out. Each part is tried, whatever becomes of the others.
 // The first writes are those that must outlive this process: deaths. If one
 // cannot be written, the plan has not been: the next one finds it again. What
-// people read comes last and takes no longer than writing: the rest is decided
+// people read comes last, until the next decision is due: the rest is decided
 // anew. It returns when the next status is due, zero if none waits.
 func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.Time, err error) {
 	var errs []error
@@ -90,7 +90,7 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 	later(at)
 	last := slices.Concat(pools, told, marks)
 	slices.SortStableFunc(last, func(a, b write) int { return a.last.Compare(b.last) })
-	begun, failed := carry(ctx, last, time.Now().Add(writing))
+	begun, failed := carry(ctx, last, r.nextDecision(time.Now().Add(writing)))
 	fail(failed...)
 	if begun < len(last) {
 		later(seen.Now)

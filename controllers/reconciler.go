@@ -159,12 +159,18 @@ func (r *Reconciler) wake() {
 	}
 }
 
+// nextDecision is when the next decision may be, and not before a time.
+func (r *Reconciler) nextDecision(least time.Time) time.Time {
+	if next := r.last.Add(max(between, pauses*r.took)); next.After(least) {
+		return next
+	}
+	return least
+}
+
 // Reconcile observes, decides and applies once.
 func (r *Reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-	if least := max(between, pauses*r.took); !r.last.IsZero() {
-		if wait := least - r.now().Sub(r.last); wait > 0 && wait <= least {
-			return reconcile.Result{RequeueAfter: wait}, nil
-		}
+	if wait := r.nextDecision(time.Time{}).Sub(r.now()); wait > 0 && wait <= max(between, pauses*r.took) {
+		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	r.last = r.now()
 	seen, err := r.observe(ctx)

@@ -14,7 +14,7 @@ const (
 	writers = 8
 	// writeTimeout bounds one of them.
 	writeTimeout = 10 * time.Second
-	// writing bounds the time that statuses take from the next decision.
+	// writing is the most that statuses delay the next decision by.
 	writing = time.Second
 )
 
