@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/yaml"
 
 	"github.com/estiba/estiba/controllers"
@@ -80,6 +82,7 @@ func Main(m *testing.M, server **Server, init func(*Server) error) {
 }
 
 func run(m *testing.M, server **Server, init func(*Server) error) (code int, err error) {
+	ctrllog.SetLogger(logr.Discard())
 	s := &Server{env: &envtest.Environment{
 		CRDDirectoryPaths:     []string{filepath.Join(fixture.Root(), "config", "crd")},
 		ErrorIfCRDPathMissing: true,
