@@ -25,13 +25,14 @@ type stage struct {
 	index    map[string]int   // of names
 	spots    map[string]*spot // pod -> where it is
 	judge    *judge           // nil: the operator's own
+	ties     *rand.Rand       // decides among equals; nil: their order
 	needs    map[int64]map[string]int64
 	kinds    map[string][]string
 }
 
 // newStage makes empty nodes; the first is preferred among equals. Nodes without GPU are left out, as in the published experiments.
 func newStage(nodes []Node, mix []Typical, policy string, ties *rand.Rand, r *rand.Rand) *stage {
-	s := &stage{byName: map[string]*machine{}, index: map[string]int{}, spots: map[string]*spot{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
+	s := &stage{ties: ties, byName: map[string]*machine{}, index: map[string]int{}, spots: map[string]*spot{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
 	var workers []packing.Worker
 	var devices []packing.Device
 	for _, n := range nodes {
@@ -92,6 +93,9 @@ func (s *stage) want(p Pod) packing.Want {
 // place decides by the policy, and reports whether there was room.
 func (s *stage) place(p Pod) bool {
 	w := s.want(p)
+	if s.ties != nil {
+		w.Draw = s.ties.Uint64() | 1
+	}
 	var score packing.Score
 	if s.judge != nil {
 		score = s.judge.start(p)
