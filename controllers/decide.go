@@ -75,6 +75,7 @@ type decision struct {
 	plan     Plan
 	pools    map[string]*pool // "namespace/name" -> pool
 	models   []*model         // those that come first get a home first
+	inOrder  []*model         // the same, in the order of Seen
 	byKey    map[string]*model
 	stations []*station // workers, by name
 	byName   map[string]*station
@@ -244,6 +245,7 @@ func (d *decision) readModels() {
 		d.models = append(d.models, e)
 		d.byKey[e.key] = e
 	}
+	d.inOrder = slices.Clone(d.models)
 	giveNames(d.models)
 	slices.SortFunc(d.models, func(a, b *model) int {
 		return cmp.Or(-cmp.Compare(a.Spec.Priority, b.Spec.Priority), older(a, b))

@@ -24,8 +24,8 @@ const maxPlacements = 64
 // report writes down what is so, for people and for a later leader.
 func (d *decision) report() {
 	d.plan.Models, d.plan.Pools = make([]v1alpha1.ModelStatus, 0, len(d.seen.Models)), make([]v1alpha1.InferencePoolStatus, 0, len(d.seen.Pools))
-	for i := range d.seen.Models {
-		d.plan.Models = append(d.plan.Models, d.modelStatus(d.byKey[Key(&d.seen.Models[i])]))
+	for _, m := range d.inOrder {
+		d.plan.Models = append(d.plan.Models, d.modelStatus(m))
 	}
 	for i := range d.seen.Pools {
 		d.plan.Pools = append(d.plan.Pools, d.poolStatus(d.pools[d.seen.Pools[i].Key()]))
