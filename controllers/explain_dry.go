@@ -65,21 +65,25 @@ func ProposePool(seen Seen, p v1alpha1.InferencePool) Seen {
 	return seen
 }
 
-// Unread are the pools ("namespace/name") that may hold the Model of a key, of
-// which nobody knows what it needs there, and which have a worker to ask.
-func Unread(seen Seen, key string) []string {
+// Unread are the pools ("namespace/name") that may hold the Model of a key and of
+// which nobody knows what it needs there: those with a worker to ask, and those without.
+func Unread(seen Seen, key string) (ask, rest []string) {
 	d := decide(seen)
 	m := d.byKey[key]
 	if m == nil {
-		return nil
+		return nil, nil
 	}
-	var all []string
 	for _, p := range m.pools {
-		if _, known := m.need[p.key]; !known && p.readable() {
-			all = append(all, p.key)
+		if _, known := m.need[p.key]; known {
+			continue
+		}
+		if p.readable() {
+			ask = append(ask, p.key)
+		} else {
+			rest = append(rest, p.key)
 		}
 	}
-	return all
+	return ask, rest
 }
 
 // InspectionOf is how a worker is asked what a Model needs.

@@ -92,7 +92,8 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 		before := s.seen()
 		after := Propose(before, m, nil)
 		found := map[string]worker.Inspection{}
-		for _, pool := range Unread(after, Key(&m)) {
+		ask, rest := Unread(after, Key(&m))
+		for _, pool := range append(ask, rest...) {
 			found[pool] = worker.Inspection{Footprint: worker.Footprint{WeightsBytes: int64(num("size", 0)) * gib}, MaxTokens: 512}
 		}
 		return ExplainProposal(before, Propose(before, m, found), Key(&m)).Text(true)

@@ -81,7 +81,7 @@ func (t *text) actions(all []Action, commands bool) {
 }
 
 func (n Need) String() string {
-	how := "estimated from the header"
+	how := "estimated"
 	if n.Measured {
 		how = "measured"
 	}

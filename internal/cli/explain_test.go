@@ -54,7 +54,7 @@ func TestExplainAndTop(t *testing.T) {
 		"elsewhere":      {"explain model stories -n other", "", 1, []string{"Did you mean default/stories?"}},
 		"pool":           {"explain pool default", "", 0, []string{"Pool default/default: 1 of 1 worker ready", "# default/stories ", "? default/large, DoesNotFit: it needs "}},
 		"no such pool":   {"explain pool a100", "", 1, []string{"there is no InferencePool default/a100: there are default/default"}},
-		"would land":     {"explain -f " + next, "", 0, []string{"Model default/next would go to default-", "estimated from the header"}},
+		"would land":     {"explain -f " + next, "", 0, []string{"Model default/next would go to default-", "(estimated)"}},
 		"would not":      {"explain -f - --needs 1Gi", manifest("next", ", digest: ''"), 1, []string{`unknown field "digest"`}},
 		"said":           {"explain -f - --needs 1Gi", strings.Replace(manifest("next", ""), "hf-f32", "nowhere", 1), 0, []string{"Model default/next would be nowhere: it needs 1 GiB"}},
 		"no such source": {"explain -f -", strings.Replace(manifest("next", ""), "hf-f32", "nowhere", 1), 0, []string{"SourceUnavailable", "would be nowhere"}},

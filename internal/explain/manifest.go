@@ -98,11 +98,14 @@ func read(stdin io.Reader, path, namespace string) (standalone.Manifests, error)
 func propose(ctx context.Context, seen controllers.Seen, m v1alpha1.Model, o Options) (controllers.Seen, error) {
 	after, key := controllers.Propose(seen, m, nil), controllers.Key(&m)
 	found := map[string]worker.Inspection{}
-	for _, pool := range controllers.Unread(after, key) {
-		if o.Needs > 0 {
+	ask, rest := controllers.Unread(after, key)
+	if o.Needs > 0 {
+		for _, pool := range append(ask, rest...) {
 			found[pool] = worker.Inspection{Footprint: worker.Footprint{WeightsBytes: o.Needs}}
-			continue
 		}
+		return controllers.Propose(seen, m, found), nil
+	}
+	for _, pool := range ask {
 		in, err := history.Inspect(ctx, o.Options, pool, controllers.InspectionOf(&m))
 		if err != nil {
 			return seen, fmt.Errorf("ask a worker of pool %s what %s needs: %w (or say it with --needs, as in --needs 14Gi)", pool, key, err)

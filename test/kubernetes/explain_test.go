@@ -35,7 +35,7 @@ func TestExplain(t *testing.T) {
 		{"explain model explained-large", "", 0, []string{"is nowhere: it needs ", "Lower spec.context.sequences", "kubectl patch model explained-large -n " + s.namespace}},
 		{"explain model explaned", "", 1, []string{"there is no Model " + s.namespace + "/explaned. Did you mean " + s.namespace + "/explained"}},
 		{"explain pool explain", "", 0, []string{"Pool " + s.namespace + "/explain: 1 of 1 worker ready", "# " + s.namespace + "/explained ", "? " + s.namespace + "/explained-large"}},
-		{"explain -f -", proposal, 0, []string{"Model " + s.namespace + "/proposed would go to explain-", "estimated from the header"}},
+		{"explain -f -", proposal, 0, []string{"Model " + s.namespace + "/proposed would go to explain-", "(estimated)"}},
 		{"explain -f -", strings.Replace(proposal, "name: proposed", "name: Proposed", 1), 1, []string{"name"}},
 		{"top", "", 0, []string{"Pool " + s.namespace + "/explain: 1 of 1 worker ready", "# on the device"}},
 	} {
