@@ -127,12 +127,10 @@ func Workspace(cfg arch.Config, host int64, c worker.Context) int64 {
 	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, host, c))
 }
 
-// Host is what the process holds for a replica beside its program: host of the model,
-// hidden states of a step that are to become embeddings, and a step's tokens.
+// Host is what the process holds for a replica beside its program: host of the model, and
+// hidden states of a step that are to become embeddings.
 func Host(cfg arch.Config, host int64, c worker.Context) int64 {
-	const token = 64 // bytes: its id, position, block table and span
-	s := StepOf(cfg, c)
-	return add(host, add(mul(4*int64(s.Rows), int64(cfg.Hidden)), mul(token, int64(s.Tokens))))
+	return add(host, mul(4*int64(StepOf(cfg, c).Rows), int64(cfg.Hidden)))
 }
 
 // Need is the whole of a footprint in bytes; it stops at the largest int64,

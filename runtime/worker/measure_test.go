@@ -32,16 +32,13 @@ func TestLoadAndAwake(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 500})
-		for range 59 {
-			for range events { // 5 s
-			}
-			events, err = l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 500})
+		for range 60 {
+			events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 500})
 			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		for range events {
+			for range events { // 5 s
+			}
 		}
 		release()
 		took := time.Since(began)

@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,20 +48,20 @@ func TestTurns(t *testing.T) {
 		defer cancel()
 		const clients = 3 // of each, so that there is no pause
 		answers := make(chan answer, 1e5)
+		var asking sync.WaitGroup
 		for _, name := range names {
 			for i := range clients {
-				go func() {
+				asking.Go(func() {
 					time.Sleep(time.Duration(i) * 300 * time.Millisecond)
 					for ctx.Err() == nil {
 						answers <- ask(ctx, w, "ns/"+name, time.Second)
 					}
-				}()
+				})
 			}
 		}
 		time.Sleep(5 * time.Minute)
 		cancel()
-		synctest.Wait()
-		time.Sleep(time.Minute)
+		asking.Wait()
 		close(answers)
 		// Two turns, each with the end of its requests and a load.
 		most, n := 2*(residency.Turn+time.Second+100*time.Millisecond), 0
@@ -76,8 +78,11 @@ func TestTurns(t *testing.T) {
 		if n < 700 {
 			t.Errorf("%d answers in five minutes", n)
 		}
+		o.mu.Lock()
+		loaded := maps.Clone(o.loads)
+		o.mu.Unlock()
 		for _, name := range names {
-			if loads := o.loads["ns/"+name]; loads < 8 || loads > 10 {
+			if loads := loaded["ns/"+name]; loads < 8 || loads > 10 {
 				t.Errorf("%s: %d loads in five minutes", name, loads)
 			}
 		}
