@@ -3,6 +3,7 @@
 # (test/api, test/scale), then those that need a real cluster (test/kubernetes), in which
 # they bring up what they need and take it down. For one of them alone:
 #   hack/test-kubernetes.sh -run TestFailover
+# TestKarpenter builds Karpenter first: 3 minutes on two cores, once.
 # ESTIBA_TEST_KEEP=1 leaves the cluster for a look.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
