@@ -137,6 +137,9 @@ func (h *home) placement() v1alpha1.PlacementState {
 }
 
 func summary(m *model, s v1alpha1.ModelStatus) v1alpha1.ModelSummary {
+	if stayed(s.Placements, m.Status.Placements) && stayed(s.Footprints, m.Status.Footprints) {
+		return m.Status.Summary
+	}
 	var pools, workers, devices []string
 	for _, p := range s.Placements {
 		pools = append(pools, short(p.Pool))
@@ -158,6 +161,11 @@ func summary(m *model, s v1alpha1.ModelStatus) v1alpha1.ModelSummary {
 		sum.Memory = "needs " + brief(n)
 	}
 	return sum
+}
+
+// stayed reports whether a list is the one from before, not one like it.
+func stayed[T any](now, before []T) bool {
+	return len(now) > 0 && len(now) == len(before) && &now[0] == &before[0]
 }
 
 func unique(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
@@ -594,11 +602,11 @@ func (d *decision) placed(m *model, s v1alpha1.ModelStatus, v status.Verdict) *s
 		return moves
 	}
 	if int(s.Replicas) >= m.wanted && (m.wanted > 0 || m.heldBack() != nil) {
-		var b strings.Builder
+		message := ""
 		for _, p := range s.Placements[:min(len(s.Placements), 3)] {
-			fmt.Fprintf(&b, "On worker %s, device %s: %s. ", p.Worker, strings.Join(p.Devices, ", "), cmp.Or(strings.TrimSuffix(p.Reason, "."), "it was there already"))
+			message += " On worker " + p.Worker + ", device " + strings.Join(p.Devices, ", ") + ": " + cmp.Or(strings.TrimSuffix(p.Reason, "."), "it was there already") + "."
 		}
-		return &status.Part{True: true, Reason: v1alpha1.ReasonSucceeded, Message: strings.TrimSpace(b.String())}
+		return &status.Part{True: true, Reason: v1alpha1.ReasonSucceeded, Message: strings.TrimSpace(message)}
 	}
 	has := fmt.Sprintf("%d of %s %s a home. ", s.Replicas, count(m.wanted, "replica"), verb(int(s.Replicas), "has", "have"))
 	switch {
