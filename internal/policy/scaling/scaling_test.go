@@ -150,3 +150,30 @@ func TestWorkersBounds(t *testing.T) {
 		}
 	}
 }
+
+// TestFill: how many empty workers the waiting replicas would fill.
+func TestFill(t *testing.T) {
+	r := func(model string, bytes int64) Replica { return Replica{Model: model, Bytes: bytes} }
+	for name, c := range map[string]struct {
+		replicas       []Replica
+		devices, limit int
+		want           int
+	}{
+		"nobody":                      {nil, 1, 9, 0},
+		"two fit together":            {[]Replica{r("x", 4), r("y", 6)}, 1, 9, 1},
+		"and a third does not":        {[]Replica{r("x", 4), r("y", 6), r("z", 1)}, 1, 9, 2},
+		"a small one fits in a gap":   {[]Replica{r("x", 8), r("y", 8), r("z", 2)}, 1, 9, 2},
+		"two devices hold two":        {[]Replica{r("x", 8), r("y", 8)}, 2, 9, 1},
+		"replicas of one stand apart": {[]Replica{r("x", 1), r("x", 1)}, 2, 9, 2},
+		"one alone has its own":       {[]Replica{r("x", 1), {Model: "y", Bytes: 1, Alone: true}, r("z", 1)}, 1, 9, 2},
+		"one alone keeps others out":  {[]Replica{{Model: "y", Bytes: 1, Alone: true}, r("z", 1)}, 1, 9, 2},
+		"no more than there may be":   {[]Replica{r("x", 8), r("y", 8), r("z", 8)}, 1, 2, 2},
+		"who needs nothing known":     {[]Replica{r("x", 0), r("y", 0)}, 1, 9, 1},
+		"larger than a device":        {[]Replica{r("x", 11)}, 1, 9, 1},
+		"full ones are passed by":     {[]Replica{r("x", 10), r("y", 10), r("z", 5), r("u", 5)}, 1, 9, 3},
+	} {
+		if got := Fill(c.replicas, 10, c.devices, c.limit); got != c.want {
+			t.Errorf("%s: %d workers, want %d", name, got, c.want)
+		}
+	}
+}
