@@ -114,8 +114,16 @@ func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
 	return all
 }
 
+// suits: w, which needs no device, may come to a worker with such devices.
+func (at *worker) suits(w *Want) bool {
+	return len(w.Kinds) == 0 || slices.ContainsFunc(at.devices, func(d *device) bool { return w.suits(d.kind) })
+}
+
 // rooms of one worker.
 func (at *worker) rooms(w *Want, need int64, k int, may func(*held) bool) (all [][]*held) {
+	if need == 0 && !at.suits(w) {
+		return nil
+	}
 	short := !at.free.holds(w.Host)
 	if need == 0 || w.Devices > 0 || short {
 		if need > 0 && !slices.ContainsFunc(at.devices, func(d *device) bool { return d.fit(need) <= d.Capacity && w.suits(d.kind) }) {
@@ -262,7 +270,7 @@ func (s *search) fitsInstead(e *held, roomy bool) bool {
 	}
 	switch {
 	case s.need == 0:
-		return len(s.w.Kinds) == 0 || slices.ContainsFunc(at.devices, func(d *device) bool { return s.kinds[d.kind.id].suits })
+		return at.suits(s.w)
 	case s.w.Devices > 0:
 		return s.emptyWithout(e) >= s.w.Devices
 	case roomy:
@@ -566,6 +574,9 @@ func (f *Fleet) displaced(w *Want, priority int) (best room) {
 		need := w.Need[name]
 		for _, at := range f.pools[name].workers {
 			if at.out == f.round || !at.clearable(w) {
+				continue
+			}
+			if need == 0 && !at.suits(w) {
 				continue
 			}
 			homes := at.many(w, need, filter(at.held, may))

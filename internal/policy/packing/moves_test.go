@@ -114,7 +114,7 @@ func again(h Home) Want {
 // step has room when it is taken, and that nothing has changed where there is no way.
 func TestMakeRoom(t *testing.T) {
 	found := map[int]int{}
-	for seed := range uint64(6000) {
+	for seed := range uint64(2500) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		f, s := filled(r, 4)
 		w := randomWant(r, slices.ContainsFunc(s.workers, func(w Worker) bool { return w.Host != Host{} }))
@@ -167,5 +167,229 @@ func (s *slow) follow(t *testing.T, seed uint64, moves []Move) {
 			}
 		}
 		s.homes = slices.Delete(s.homes, i, i+1)
+	}
+}
+
+// displaced is the least whose going makes room for w: the highest priority of
+// those that go, how many, and their bytes; by trying all.
+func (s *slow) displaced(w Want) (least []int64) {
+	var some []int
+	for i, h := range s.homes {
+		if h.Priority < w.Priority && !h.Pinned && !h.Alone {
+			some = append(some, i)
+		}
+	}
+	for set := 1; set < 1<<len(some); set++ {
+		key, rest, n := []int64{0, 0, 0}, *s, 0
+		rest.homes, rest.workers = nil, nil
+		on := map[string]bool{}
+		for i, h := range s.homes {
+			if n < len(some) && some[n] == i {
+				n++
+				if set&(1<<(n-1)) != 0 {
+					key[0], key[1], key[2] = max(key[0], int64(h.Priority)), key[1]+1, key[2]+h.Bytes*int64(len(h.Devices))
+					on[h.Worker] = true
+					continue
+				}
+			}
+			rest.homes = append(rest.homes, h)
+		}
+		for _, at := range s.workers {
+			if !at.Avoid && on[at.Name] {
+				rest.workers = append(rest.workers, at)
+			}
+		}
+		if len(on) == 1 && (least == nil || slices.Compare(key, least) < 0) {
+			if h, _ := rest.place(w); h.Worker != "" {
+				least = key
+			}
+		}
+	}
+	return least
+}
+
+func TestDisplace(t *testing.T) {
+	found := 0
+	for seed := range uint64(4000) {
+		r := rand.New(rand.NewPCG(seed, 4))
+		f, s := filled(r, 3)
+		if len(s.homes) > 10 {
+			continue
+		}
+		w := randomWant(r, slices.ContainsFunc(s.workers, func(w Worker) bool { return w.Host != Host{} }))
+		w.Model, w.Alone, w.Not, w.Capability, w.Need["p"], w.Priority = "new", false, nil, 0, int64(4+r.IntN(16)), r.IntN(4)
+		if h, _ := s.place(w); h.Worker != "" {
+			continue
+		}
+		before := dump(f)
+		want := s.displaced(w)
+		gone, h, _, ok := f.Displace(w)
+		if !ok {
+			if after := dump(f); want != nil || after != before {
+				t.Fatalf("seed %d: the twin says %v, for %+v\n%s\n%s", seed, want, w, before, after)
+			}
+			continue
+		}
+		found++
+		key := []int64{0, int64(len(gone)), 0}
+		for _, g := range gone {
+			key[0], key[2] = max(key[0], int64(g.Priority)), key[2]+g.Bytes*int64(len(g.Devices))
+			i := slices.IndexFunc(s.homes, func(h Home) bool { return reflect.DeepEqual(h, g) })
+			s.homes = slices.Delete(s.homes, i, i+1)
+		}
+		if key[1] > 3 && want != nil { // of more than three, the fewest may not be found
+			want[2] = key[2]
+		}
+		if !slices.Equal(key, want) {
+			t.Fatalf("seed %d: %v go, the twin says %v: %+v for %+v\n%s", seed, key, want, gone, w, before)
+		}
+		s.homes = append(s.homes, h)
+		s.check(t, seed, f)
+	}
+	t.Logf("%d found", found)
+}
+
+// TestEmpty: a worker that could be emptied is, and what is awake on it went to
+// workers in use; else nothing has changed.
+func TestEmpty(t *testing.T) {
+	found := 0
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		f, s := filled(r, 6)
+		at := s.workers[r.IntN(len(s.workers))].Name
+		before, used := dump(f), map[string]bool{}
+		for _, h := range s.homes {
+			used[h.Worker] = used[h.Worker] || !h.sleeping()
+		}
+		moves, ok := f.Empty(at, 3)
+		if !ok {
+			if after := dump(f); after != before {
+				t.Fatalf("seed %d: it cannot be emptied, and yet it changed\n%s\n%s", seed, before, after)
+			}
+			continue
+		}
+		for _, m := range moves {
+			if m.Home.Worker != at || !used[m.To.Worker] || m.To.Worker == at {
+				t.Fatalf("seed %d: %+v", seed, m)
+			}
+			found++
+		}
+		s.follow(t, seed, moves)
+		s.check(t, seed, f)
+		if slices.ContainsFunc(s.homes, func(h Home) bool { return h.Worker == at && !h.sleeping() }) {
+			t.Fatalf("seed %d: something is awake on %s", seed, at)
+		}
+	}
+	t.Logf("%d moves", found)
+}
+
+// TestDefragment: each move gains what it says, and enough.
+func TestDefragment(t *testing.T) {
+	found := 0
+	for seed := range uint64(1500) {
+		r := rand.New(rand.NewPCG(seed, 6))
+		f, s := filled(r, 6)
+		least, before := 1+r.Float64()*4, f.Fragmentation()
+		moves := f.Defragment(3, least)
+		gain := 0.0
+		for _, m := range moves {
+			if m.Gain < least {
+				t.Fatalf("seed %d: a gain of %g is not enough", seed, m.Gain)
+			}
+			gain += m.Gain
+			found++
+		}
+		if diff := before - gain - f.Fragmentation(); diff > 1e-6 || diff < -1e-6 {
+			t.Fatalf("seed %d: from %g to %g, not by %g", seed, before, f.Fragmentation(), gain)
+		}
+		s.follow(t, seed, moves)
+		s.check(t, seed, f)
+	}
+	t.Logf("%d moves", found)
+}
+
+// TestUndo: what Place, Take and moves did can be taken back, to the same state; a
+// clone goes its own way.
+func TestUndo(t *testing.T) {
+	for seed := range uint64(500) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		f, _ := filled(r, 6)
+		before := dump(f)
+		g := f.Clone()
+		if dump(g) != before {
+			t.Fatalf("seed %d: the clone differs\n%s\n%s", seed, before, dump(g))
+		}
+		var homes []Home
+		for range 10 {
+			if h, _, ok := g.Put(randomWant(r, true), nil); ok {
+				homes = append(homes, h)
+			}
+			for _, w := range g.inOrder() {
+				for _, d := range w.devices {
+					h := Home{Pool: w.Pool, Worker: w.Name, Devices: []string{d.Name}, Bytes: int64(r.IntN(30)), Load: 1, Sleeps: true}
+					if r.IntN(4) == 0 && g.Take(h) {
+						homes = append(homes, h)
+					}
+				}
+			}
+		}
+		for _, i := range r.Perm(len(homes)) {
+			if !g.Undo(homes[i]) {
+				t.Fatalf("seed %d: %+v is not there", seed, homes[i])
+			}
+		}
+		if dump(g) != before || dump(f) != before {
+			t.Fatalf("seed %d: it differs\n%s\n%s", seed, before, dump(g))
+		}
+	}
+}
+
+// TestPressed: what one would expect of the rules, each on a small fleet.
+func TestPressed(t *testing.T) {
+	one := func(n int64) map[string]int64 { return map[string]int64{"p": n} }
+	asleep := func(model string, n int64, awake int) Home {
+		return Home{Model: model, Pool: "p", Worker: "w0", Devices: []string{"0"}, Bytes: n, Sleeps: true, Awake: awake}
+	}
+	fleet := func(devices int, homes ...Home) *Fleet {
+		var ds []Device
+		for i := range devices {
+			ds = append(ds, Device{Pool: "p", Worker: fmt.Sprint("w", i), Name: "0", Kind: "cuda", Capability: 80, Capacity: 100})
+		}
+		f := New(nil, ds, nil)
+		for _, h := range homes {
+			f.Take(h)
+		}
+		return f
+	}
+	pinned := asleep("a", 60, 300)
+	pinned.Pinned, pinned.Sleeps = true, false
+	for name, c := range map[string]struct {
+		fleet *Fleet
+		want  Want
+		says  string
+	}{
+		"shares with what sleeps":            {fleet(1, asleep("a", 60, 300)), Want{Model: "x", Need: one(60), Sleeps: true, Awake: 300}, "w0: the only device with room: 40 B left, shared with models that sleep"},
+		"rather alone":                       {fleet(2, asleep("a", 60, 300)), Want{Model: "x", Need: one(60), Sleeps: true}, "w1: tightest of 2 devices with room: 40 B left"},
+		"too often awake":                    {fleet(1, asleep("a", 60, 900)), Want{Model: "x", Need: one(60), Sleeps: true, Awake: 900}, "Needs 60 B; the largest free device has 40 B of 100 B. 1 device is full now. To make room on w0/0, a would have to go."},
+		"awake beside what sleeps":           {fleet(1, asleep("a", 60, 300)), Want{Model: "x", Need: one(40)}, "w0: the only device with room: 0 B left"},
+		"not awake where it could not wake":  {fleet(1, asleep("a", 60, 300)), Want{Model: "x", Need: one(41)}, "Needs 41 B; the largest free device has 40 B of 100 B. 1 device is full now. To make room on w0/0, a would have to go."},
+		"two that are hot are kept apart":    {fleet(2, Home{Model: "a", Worker: "w0", Devices: []string{"0"}, Bytes: 50, Load: 600}), Want{Model: "x", Need: one(10), Load: 500}, "w1: tightest of 2 devices with room: 90 B left"},
+		"unless there is no room elsewhere":  {fleet(1, Home{Model: "a", Worker: "w0", Devices: []string{"0"}, Bytes: 50, Load: 600}), Want{Model: "x", Need: one(10), Load: 500}, "w0: the only device with room: 40 B left"},
+		"another kind":                       {fleet(2), Want{Model: "x", Need: one(10), Kinds: []string{"cpu"}}, "Needs 10 B on a device of kind cpu; none of 2 is."},
+		"too old":                            {fleet(1), Want{Model: "x", Need: one(10), Capability: 90}, "Needs 10 B on a device of compute capability 9.0 or more; none of 1 is."},
+		"full of what may not leave":         {fleet(1, pinned), Want{Model: "x", Need: one(50)}, "Needs 50 B; the largest free device has 40 B of 100 B. 1 device is full of what may not leave (a)."},
+		"shared, and some of it is awake":    {fleet(1, asleep("a", 60, 300), Home{Model: "b", Worker: "w0", Devices: []string{"0"}, Bytes: 40}), Want{Model: "x", Need: one(70), Sleeps: true}, "Needs 70 B; the largest free device has 0 B of 100 B. 1 device is full now. w0/0 cannot be shared further while awake there: b. To make room on w0/0, b would have to go."},
+		"whole devices":                      {fleet(2), Want{Model: "x", Need: one(50), Devices: 2}, "Needs 50 B on each of 2 whole devices of one worker; the largest free device has 100 B of 100 B. 2 devices are full now."},
+		"more processor than any worker has": {fleet(1), Want{Model: "x", Need: one(50), Host: Host{CPU: 8000}}, "Needs 50 B; the largest free device has 100 B of 100 B. 1 device is on workers with less than 8000 milli-CPU or 0 B of memory left."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, says, why := c.fleet.Place(c.want, nil)
+			if says = h.Worker + ": " + says; h.Worker == "" {
+				says = why.String()
+			}
+			if says != c.says {
+				t.Errorf("%s\nwant %s", says, c.says)
+			}
+		})
 	}
 }

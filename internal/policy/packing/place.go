@@ -67,10 +67,11 @@ func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
 	}
 	f.exclude(w)
 	s := f.search(w, nil)
+	awake := !w.Sleeps || w.Busy
 	for _, name := range f.asks(w) {
 		s.ask(name)
 		for _, st := range f.pools[name].states {
-			if s.need > st.widest || st.alone || w.Alone && st.occupied || !st.free.holds(w.Host) {
+			if s.need > st.widest || awake && s.need > st.room || st.alone || w.Alone && st.occupied || !st.free.holds(w.Host) {
 				continue
 			}
 			at := st.workers[0]
@@ -80,6 +81,9 @@ func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
 					continue
 				}
 				at = st.first(f.round)
+			}
+			if w.Draw != 0 {
+				at = st.drawn(f.round, w.Draw)
 			}
 			s.look(at, workers)
 		}
@@ -223,31 +227,39 @@ func (s *search) look(at *worker, workers int) {
 	}
 }
 
-// share looks at the devices of a worker for a share of one.
+// share looks at the devices of a worker for a share of one. This is where
+// the time goes, so a device that is worse than the best is left as soon as that shows.
 func (s *search) share(at *worker, workers int) {
 	w, st := s.w, at.state
 	rank, before, after := 0, int64(0), int64(-1)
 	for i := range st.spots {
 		d := &st.spots[i]
-		a := s.kinds[d.kind.id]
+		a := &s.kinds[d.kind.id]
 		left := d.left(w, a.bytes)
 		if left < 0 || !a.suits {
 			continue
 		}
 		s.room += d.n * workers
-		c := choice{worker: at, first: d.first, bytes: a.bytes, left: d.free() - a.bytes, tier: d.tier(w)}
-		if st.avoid {
-			c.tier |= avoided
+		tier, free, grains := d.tier(w)|at.tier(), d.free()-a.bytes, int64(0)
+		if free < 0 {
+			tier |= shared
+		} else {
+			left = free
 		}
-		if c.left < 0 {
-			c.tier, c.left = c.tier|shared, left
-		} else if s.grain > 0 {
+		best := &s.best
+		if best.worker != nil && tier > best.tier {
+			continue
+		}
+		if free >= 0 && s.grain > 0 {
 			if after < 0 {
 				rank, before, after = s.rank(st)
 			}
-			c.grains = floor(after+s.f.mix.more(at, d, a.bytes, rank)-before, s.grain)
+			grains = floor(after+s.f.mix.more(at, d, a.bytes, rank)-before, s.grain)
+			if best.worker != nil && tier == best.tier && (grains > best.grains || grains == best.grains && left > best.left) {
+				continue
+			}
 		}
-		s.consider(&c)
+		s.consider(&choice{worker: at, first: d.first, bytes: a.bytes, left: left, tier: tier, grains: grains})
 	}
 }
 
@@ -373,6 +385,8 @@ func (s *search) better(c *choice) bool {
 		return c.grains < b.grains
 	case c.left != b.left:
 		return (c.left < b.left) != (c.tier&shared != 0)
+	case c.worker != b.worker && s.w.Draw != 0:
+		return c.worker.drawn(s.w.Draw) < b.worker.drawn(s.w.Draw)
 	case c.worker != b.worker:
 		return c.worker.order < b.worker.order
 	}

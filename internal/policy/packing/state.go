@@ -17,6 +17,7 @@ type state struct {
 	alone    bool
 	avoid    bool
 	widest   int64   // the largest room of a device, if those that sleep made way
+	room     int64   // the largest room of a device for what is awake
 	idle     int64   // of all devices together
 	spots    []spot  // by first
 	frag     []int64 // by host rank, with what is free now: bytes times unit; below 0: not known
@@ -111,10 +112,10 @@ func (p *pool) spare() *state {
 // describe sets all that follows from a worker.
 func (s *state) describe(w *worker, m *mix) {
 	s.free, s.occupied, s.alone, s.avoid = w.free, w.homes > 0, w.alone > 0, w.Avoid
-	s.rank, s.widest, s.idle, s.round, s.out = m.rank(w.free), 0, 0, 0, 0
+	s.rank, s.widest, s.room, s.idle, s.round, s.out = m.rank(w.free), 0, 0, 0, 0, 0
 	s.spots = s.spots[:0]
 	for i, d := range w.devices {
-		s.widest = max(s.widest, d.capacity-d.awake)
+		s.widest, s.room = max(s.widest, d.capacity-d.awake), max(s.room, d.room())
 		s.idle += d.idle()
 		e := d.spot()
 		if j := slices.IndexFunc(s.spots, func(o spot) bool { return e.like(&o) }); j >= 0 {
@@ -148,4 +149,22 @@ func (s *state) first(round int) *worker {
 		}
 	}
 	return nil
+}
+
+// drawn is the one with the lowest number.
+func (s *state) drawn(round int, seed uint64) (first *worker) {
+	for _, w := range s.workers {
+		if w.out != round && (first == nil || w.drawn(seed) < first.drawn(seed)) {
+			first = w
+		}
+	}
+	return first
+}
+
+// drawn is a worker's number by Want.Draw: the finalizer of splitmix64.
+func (w *worker) drawn(seed uint64) uint64 {
+	n := seed + uint64(w.order+1)*prime
+	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
+	n = (n ^ n>>27) * 0x94d049bb133111eb
+	return n ^ n>>31
 }

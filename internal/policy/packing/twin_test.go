@@ -150,7 +150,11 @@ func (s *slow) place(w Want) (Home, int) {
 				delta := s.fragmentation(at, append(slices.Clone(s.homes), h)) - s.fragmentation(at, s.homes)
 				grains = floor(delta, s.grain(w))
 			}
-			all = append(all, candidate{[]int64{avoid, hot, shared, grains, left, int64(order), int64(len(all))}, h})
+			place := int64(order)
+			if w.Draw != 0 {
+				place = int64((&worker{order: order}).drawn(w.Draw) >> 1)
+			}
+			all = append(all, candidate{[]int64{avoid, hot, shared, grains, left, place, int64(len(all))}, h})
 		}
 		var empty []Device
 		idle, unused := int64(0), int64(0)
@@ -274,6 +278,9 @@ func randomWant(r *rand.Rand, hosts bool) Want {
 		w.Sleeps, w.Busy, w.Awake = true, r.IntN(4) == 0, r.IntN(700)
 	}
 	w.Alone = r.IntN(15) == 0
+	if r.IntN(4) == 0 {
+		w.Draw = 1 + r.Uint64()>>1
+	}
 	w.Priority = r.IntN(3)
 	for i := range 6 {
 		if r.IntN(8) == 0 {
