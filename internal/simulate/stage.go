@@ -100,7 +100,7 @@ func (s *stage) place(p Pod) bool {
 	if s.judge != nil {
 		score = s.judge.start(p)
 	}
-	h, _, _ := s.fleet.Place(w, score)
+	h, _, _ := s.fleet.Put(w, score) // Place would also say why not
 	if h.Worker == "" {
 		return false
 	}
