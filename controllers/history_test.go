@@ -32,6 +32,9 @@ func TestHistories(t *testing.T) {
 				t.Fatalf("seed %d:\n%s", seed, s.out.String())
 			}
 		}
+		if s.braked {
+			t.Errorf("seed %d: ordinary life was braked", seed)
+		}
 		clear(s.held)
 		for _, p := range s.pods {
 			p.muted = false
