@@ -116,9 +116,8 @@ type model struct {
 	names    []string
 	conflict string // who has the names that this Model may not have
 	pools    []*pool
-	need     map[string]worker.Footprint
-	needs    map[string]int64 // that known has made; nil: nobody has asked
-	tokens   map[string]int
+	need     needs                // in each pool of which that is known
+	needs    map[string]int64     // that known has made; nil: nobody has asked
 	failure  *worker.InspectError // why the source has no footprint
 	trial    *v1alpha1.Trial
 	parole   *v1alpha1.Trial // a trial that was passed, not long ago
@@ -226,7 +225,7 @@ func (d *decision) readModels() {
 	var list []*pool
 	for i := range d.seen.Models {
 		m, e := &d.seen.Models[i], &all[i]
-		*e = model{Model: m, key: Key(m), revision: Revision(m), need: map[string]worker.Footprint{}, tokens: map[string]int{}}
+		*e = model{Model: m, key: Key(m), revision: Revision(m), need: make(needs, 0, 1)}
 		list = list[:0]
 		for _, p := range pools {
 			if d.allows(p, m) {
@@ -376,10 +375,11 @@ func (d *decision) readDemand() {
 			m.load.Running += h.Running
 			m.load.Waiting += h.Waiting
 			if h.Revision == m.revision && h.Footprint.Total() > 0 && slices.Contains(m.pools, s.pool) {
-				if f, known := m.need[s.Worker.Pool]; !known || h.Footprint.Measured && !f.Measured || h.Footprint.Measured == f.Measured && h.Footprint.Total() > f.Total() {
-					m.need[s.Worker.Pool] = h.Footprint
+				f, known := m.need.of(s.Worker.Pool)
+				if !known || h.Footprint.Measured && !f.Measured || h.Footprint.Measured == f.Measured && h.Footprint.Total() > f.Total() {
+					f = h.Footprint
 				}
-				m.tokens[s.Worker.Pool] = h.MaxTokens
+				m.need.set(s.Worker.Pool, f, h.MaxTokens)
 			}
 		}
 	}
@@ -396,7 +396,7 @@ func (d *decision) readDemand() {
 // footprint of m on a device of p, if no worker of p reports it: read from the
 // source's header, or remembered in the status.
 func (d *decision) footprint(m *model, p *pool) {
-	if _, known := m.need[p.key]; known {
+	if _, known := m.need.of(p.key); known {
 		return
 	}
 	in, asked := d.seen.Inspections[InspectKey{p.key, m.revision}]
@@ -405,13 +405,12 @@ func (d *decision) footprint(m *model, p *pool) {
 		m.failure = in.Result.Error
 		return
 	case asked && !in.Pending:
-		m.need[p.key], m.tokens[p.key] = in.Result.Footprint, in.Result.MaxTokens
+		m.need.set(p.key, in.Result.Footprint, in.Result.MaxTokens)
 		return
 	}
 	for _, f := range m.Status.Footprints {
 		if f.Pool == p.key && f.Revision == m.revision {
-			m.need[p.key] = footprintOf(&f)
-			m.tokens[p.key] = int(f.MaxTokens)
+			m.need.set(p.key, footprintOf(&f), int(f.MaxTokens))
 		}
 	}
 }

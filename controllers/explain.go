@@ -258,8 +258,8 @@ func (d *decision) statusOf(m *model) v1alpha1.ModelStatus {
 func (d *decision) needs(m *model) []Need {
 	var all []Need
 	for _, p := range m.pools {
-		if f, known := m.need[p.key]; known {
-			all = append(all, Need{p.key, f.Total(), f.WeightsBytes, f.KVFloorBytes, f.WorkspaceBytes, f.Measured, m.tokens[p.key]})
+		if f, known := m.need.of(p.key); known {
+			all = append(all, Need{p.key, f.Total(), f.WeightsBytes, f.KVFloorBytes, f.WorkspaceBytes, f.Measured, m.need.tokens(p.key)})
 		}
 	}
 	return all
@@ -288,7 +288,7 @@ func (d *decision) stays(m *model) []Stay {
 func (h *home) stay() Stay {
 	s := Stay{Pool: h.station.pool.key, Worker: h.station.Name, Devices: h.devices, State: h.placement(), Reason: h.reason}
 	if m := h.model; m != nil {
-		s.Model, s.Bytes, s.Sleeps = m.key, m.need[s.Pool].Total(), m.sleeps()
+		s.Model, s.Bytes, s.Sleeps = m.key, m.need.in(s.Pool).Total(), m.sleeps()
 		s.Priority, s.Pinned = m.rank(h.station.pool), m.Spec.Eviction == v1alpha1.EvictNever
 	}
 	if h.state == nil {

@@ -74,7 +74,7 @@ func Unread(seen Seen, key string) (ask, rest []string) {
 		return nil, nil
 	}
 	for _, p := range m.pools {
-		if _, known := m.need[p.key]; known {
+		if _, known := m.need.of(p.key); known {
 			continue
 		}
 		if p.readable() {

@@ -66,7 +66,7 @@ func (d *decision) repacking(m *model) *Repacking {
 	}
 	loose := d.loosened()
 	for _, p := range m.pools {
-		if _, known := m.need[p.key]; !known {
+		if _, known := m.need.of(p.key); !known {
 			continue
 		}
 		r.budget(d, p)
@@ -200,7 +200,7 @@ func (d *decision) headroom(m *model) (best spared, ok bool) {
 	for _, b := range d.berths(m) {
 		p := d.pools[b.Pool]
 		kept := p.kept(b.Capacity)
-		lacks := m.need[b.Pool].Total() - b.Free
+		lacks := m.need.in(b.Pool).Total() - b.Free
 		if lacks <= 0 || lacks > kept {
 			continue
 		}
@@ -242,7 +242,7 @@ type shorter struct {
 func (d *decision) context(m *model) (best shorter, ok bool) {
 	sequences, share := int64(max(1, m.Spec.Context.Sequences)), 0.0
 	for _, b := range d.berths(m) {
-		f, tokens := m.need[b.Pool], int64(m.tokens[b.Pool])
+		f, tokens := m.need.in(b.Pool), int64(m.need.tokens(b.Pool))
 		left := float64(b.Free-f.WeightsBytes-f.WorkspaceBytes) / float64(f.KVFloorBytes)
 		if f.KVFloorBytes <= 0 || tokens <= 0 || left <= share || left >= 1 {
 			continue

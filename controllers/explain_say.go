@@ -233,7 +233,7 @@ func (d *decision) loads(m *model, p *pool) (seconds float64, because string, kn
 			}
 		}
 	}
-	weights := m.need[p.key].WeightsBytes
+	weights := m.need.in(p.key).WeightsBytes
 	if len(speeds) == 0 || weights == 0 {
 		return 0, "", false
 	}

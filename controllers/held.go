@@ -63,7 +63,7 @@ func (d *decision) mix() []packing.Shape {
 		}
 		k, most := key{}, int64(0)
 		for _, p := range m.pools {
-			if f, ok := m.need[p.key]; ok {
+			if f, ok := m.need.of(p.key); ok {
 				most = max(most, f.Total())
 				if k.pools == "" {
 					k.pools = p.key // without a copy, where it is the only one
@@ -80,7 +80,8 @@ func (d *decision) mix() []packing.Shape {
 			all = append(all, s)
 		}
 		s.Weight += float64(m.replicas())
-		for pool, f := range m.need {
+		for _, n := range m.need {
+			pool, f := n.pool, n.Footprint
 			s.Need[pool] = max(s.Need[pool], f.Total())
 		}
 	}
@@ -257,7 +258,7 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 		return at
 	}
 	h.alone = h.tried() && len(s.homes) == 1
-	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.need[s.pool.key].Total()), h.alone, m.rank(s.pool)
+	at.Bytes, at.Alone, at.Priority = max(at.Bytes, m.need.in(s.pool.key).Total()), h.alone, m.rank(s.pool)
 	if m.sleeps() && !(h.told != nil && h.told.Resident) {
 		at.Sleeps, at.Busy, at.Awake = true, h.busy(), m.share
 	}
@@ -273,7 +274,8 @@ func thousandths(share float64) int { return int(math.Round(min(max(share, 0), 1
 func known(m *model) map[string]int64 {
 	if m.needs == nil {
 		m.needs = make(map[string]int64, len(m.need))
-		for pool, f := range m.need {
+		for _, n := range m.need {
+			pool, f := n.pool, n.Footprint
 			m.needs[pool] = f.Total()
 		}
 	}

@@ -416,7 +416,7 @@ func (d *decision) makeRoom(m *model) bool {
 		return false
 	}
 	for _, p := range m.pools {
-		if _, read := m.need[p.key]; !read {
+		if _, read := m.need.of(p.key); !read {
 			continue
 		}
 		most := movesForOne
@@ -449,7 +449,7 @@ func (d *decision) displace(m *model) bool {
 		return false
 	}
 	for _, p := range m.pools {
-		if _, read := m.need[p.key]; !read {
+		if _, read := m.need.of(p.key); !read {
 			continue
 		}
 		gone, at, reason, ok := d.fleet.Displace(d.want(m, p))

@@ -400,7 +400,7 @@ func (d *decision) wire(h *home) worker.Home {
 // old one is left to serve.
 func (d *decision) renew(h *home) bool {
 	p := h.station.pool
-	need, known := h.model.need[p.key]
+	need, known := h.model.need.of(p.key)
 	return known && (p.device == 0 || need.Total() <= p.device)
 }
 

@@ -63,8 +63,8 @@ func (d *decision) modelStatus(m *model) v1alpha1.ModelStatus {
 func (d *decision) footprints(m *model) []v1alpha1.FootprintStatus {
 	was, n, same := m.Status.Footprints, 0, true
 	for _, p := range m.pools {
-		if f, known := m.need[p.key]; known {
-			same = same && n < len(was) && was[n].Pool == p.key && was[n].Revision == m.revision && int(was[n].MaxTokens) == m.tokens[p.key] && footprintOf(&was[n]) == f
+		if f, known := m.need.of(p.key); known {
+			same = same && n < len(was) && was[n].Pool == p.key && was[n].Revision == m.revision && int(was[n].MaxTokens) == m.need.tokens(p.key) && footprintOf(&was[n]) == f
 			n++
 		}
 	}
@@ -73,10 +73,10 @@ func (d *decision) footprints(m *model) []v1alpha1.FootprintStatus {
 	}
 	all := make([]v1alpha1.FootprintStatus, 0, n)
 	for _, p := range m.pools {
-		if f, known := m.need[p.key]; known {
+		if f, known := m.need.of(p.key); known {
 			all = append(all, v1alpha1.FootprintStatus{
 				Pool: p.key, Weights: quantity(f.WeightsBytes), KVFloor: quantity(f.KVFloorBytes), Workspace: quantity(f.WorkspaceBytes),
-				Measured: f.Measured, MaxTokens: int32(m.tokens[p.key]), Revision: m.revision,
+				Measured: f.Measured, MaxTokens: int32(m.need.tokens(p.key)), Revision: m.revision,
 			})
 		}
 	}
@@ -149,7 +149,7 @@ func summary(m *model, s v1alpha1.ModelStatus) v1alpha1.ModelSummary {
 	sum := v1alpha1.ModelSummary{Pool: firstOf(unique(pools)), Worker: firstOf(workers), Device: firstOf(devices)}
 	total := int64(0)
 	for _, h := range m.homes {
-		n := m.need[h.station.pool.key].Total()
+		n := m.need.in(h.station.pool.key).Total()
 		if n == 0 && h.state != nil { // of the spec before its last change
 			n = h.state.Footprint.Total()
 		}
@@ -282,7 +282,7 @@ func (d *decision) serving(m *model) (status.Verdict, bool) {
 func (m *model) clamped() string {
 	asked := int(m.Spec.Context.MaxTokens)
 	for _, h := range m.homes {
-		if has := m.tokens[h.station.pool.key]; h.resident() && !h.old() && 0 < has && has < asked {
+		if has := m.need.tokens(h.station.pool.key); h.resident() && !h.old() && 0 < has && has < asked {
 			return fmt.Sprintf(" The context is %d tokens, the model's own; spec.context.maxTokens asks for %d.", has, asked)
 		}
 	}

@@ -361,7 +361,7 @@ func (d *decision) inspect() {
 		}
 		for _, p := range m.pools {
 			key := InspectKey{p.key, m.revision}
-			if _, known := m.need[p.key]; known || asked[key] {
+			if _, known := m.need.of(p.key); known || asked[key] {
 				continue
 			}
 			readers, listed := able[p]
