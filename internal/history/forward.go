@@ -14,11 +14,11 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
 
@@ -107,7 +107,7 @@ func findLease(ctx context.Context, c client.Client, namespace string) (*coordin
 			for _, l := range all.Items {
 				where = append(where, l.Namespace)
 			}
-			return nil, fmt.Errorf("Estiba is installed in namespaces %s: say which with --estiba-namespace", strings.Join(where, ", ")) //nolint:staticcheck // a name begins it
+			return nil, fmt.Errorf("namespaces %s each have an Estiba: say which with --estiba-namespace", strings.Join(where, ", "))
 		default:
 			return &all.Items[0], nil
 		}
@@ -133,7 +133,7 @@ func tunnel(ctx context.Context, kubeconfig *rest.Config, pod *corev1.Pod) (port
 		return 0, nil, err
 	}
 	url := api.Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
-	overWebsocket, err := portforward.NewSPDYOverWebsocketDialer(url, kubeconfig)
+	overWebsocket, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, kubeconfig)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -141,12 +141,12 @@ func tunnel(ctx context.Context, kubeconfig *rest.Config, pod *corev1.Pod) (port
 	if err != nil {
 		return 0, nil, err
 	}
-	dialer := portforward.NewFallbackDialer(overWebsocket, spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url), func(err error) bool {
+	dialer := portforward.NewFallbackDialerForStreaming(overWebsocket, spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, url), func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var trouble bytes.Buffer // is read once the forwarder has ended
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", debugPort(pod))}, stop, ready, io.Discard, &trouble)
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", debugPort(pod))}, stop, ready, io.Discard, &trouble)
 	if err != nil {
 		return 0, nil, err
 	}
