@@ -207,7 +207,7 @@ func (m *mix) now(s *state, rank int) int64 {
 		e := &s.spots[i]
 		sum += int64(e.n) * e.idle() * (m.total - e.kind.usable[rank][e.step])
 	}
-	sum -= m.several(s.workers[0], rank, nil, 0)
+	sum -= m.whole(s.spots, rank, -1, 0)
 	s.frag[rank] = sum
 	return sum
 }
@@ -227,12 +227,47 @@ func (m *mix) fragment(w *worker, rank int, on []*device, less int64) int64 {
 	return sum
 }
 
-// more is how the fragmentation of a worker grows if n bytes are taken on a device.
-func (m *mix) more(w *worker, d *spot, n int64, rank int) int64 {
+// more is how the fragmentation grows if n bytes are taken on a device.
+func (m *mix) more(s *state, d *spot, n int64, rank int) int64 {
 	idle, usable := d.idle(), d.kind.usable[rank]
 	sum := (idle-n)*(m.total-usable[d.kind.step(idle-n)]) - idle*(m.total-usable[d.step])
 	if len(m.many) > 0 && d.empty {
-		sum += m.several(w, rank, nil, 0) - m.several(w, rank, w.devices[d.first:d.first+1], n)
+		i := slices.IndexFunc(s.spots, func(o spot) bool { return o.first == d.first })
+		sum += m.whole(s.spots, rank, -1, 0) - m.whole(s.spots, rank, i, 1)
+	}
+	return sum
+}
+
+// taken is how the fragmentation grows if so many empty devices at a spot are taken, by n bytes each.
+func (m *mix) taken(s *state, at, devices int, n int64, rank int) int64 {
+	d := &s.spots[at]
+	usable := d.kind.usable[rank]
+	each := (d.capacity-n)*(m.total-usable[d.kind.step(d.capacity-n)]) - d.capacity*(m.total-usable[d.step])
+	return each*int64(devices) + m.whole(s.spots, rank, -1, 0) - m.whole(s.spots, rank, at, devices)
+}
+
+// whole is what shapes for whole devices can use, if of those at one spot so many were not empty any more.
+func (m *mix) whole(spots []spot, rank, at, taken int) (sum int64) {
+	for i := range m.many {
+		s := &m.many[i]
+		if s.usable[rank] == 0 {
+			continue
+		}
+		n, bytes := 0, int64(0)
+		for j := range spots {
+			d := &spots[j]
+			if need := d.kind.many[i]; need > 0 && d.empty && d.capacity >= need {
+				count := d.n
+				if j == at {
+					count -= taken
+				}
+				n += count
+				bytes += d.capacity * int64(count)
+			}
+		}
+		if n >= s.Devices {
+			sum += s.usable[rank] * bytes
+		}
 	}
 	return sum
 }

@@ -382,7 +382,8 @@ func (f *Fleet) options(w *Want, will func(*worker) bool) (all []choice) {
 			}
 			s.best = choice{}
 			if s.look(at, 1); s.best.worker != nil {
-				all = append(all, s.best)
+				c, _ := s.found()
+				all = append(all, c)
 			}
 		}
 	}

@@ -18,19 +18,20 @@ const (
 
 // choice is a place where w fits.
 type choice struct {
-	worker *worker
-	first  int       // the device, in worker.devices; below 0: none
-	whole  []*device // for a Want of whole ones
-	bytes  int64     // on each device
-	tier   tier
-	grains int64   // of more fragmentation
-	rated  float64 // by a Score
-	left   int64   // room afterwards
+	worker  *worker
+	first   int       // the device, in worker.devices; below 0: none
+	several bool      // for a Want of whole ones
+	whole   []*device // which; found at the end
+	bytes   int64     // on each device
+	tier    tier
+	grains  int64   // of more fragmentation
+	rated   float64 // by a Score
+	left    int64   // room afterwards
 }
 
 func (c *choice) devices() []*device {
 	switch {
-	case c.whole != nil:
+	case c.several:
 		return c.whole
 	case c.first < 0:
 		return nil
@@ -88,6 +89,16 @@ func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
 			s.look(at, workers)
 		}
 	}
+	return s.found()
+}
+
+// found is the best place. Only now the whole devices are picked.
+func (s *search) found() (choice, int) {
+	if c := &s.best; c.several {
+		s.ask(c.worker.Pool)
+		c.whole = s.whole(c.worker)
+		c.bytes = c.whole[0].fit(s.need)
+	}
 	return s.best, s.room
 }
 
@@ -103,7 +114,7 @@ func (f *Fleet) chooseOfAll(w *Want, score Score) (best choice, room int) {
 			}
 		}
 	}
-	return s.best, s.room
+	return s.found()
 }
 
 // grain of the pools that w asks: the coarsest, so that all places are measured alike.
@@ -254,8 +265,16 @@ func (s *search) share(at *worker, workers int) {
 			if after < 0 {
 				rank, before, after = s.rank(st)
 			}
-			grains = floor(after+s.f.mix.more(at, d, a.bytes, rank)-before, s.grain)
-			if best.worker != nil && tier == best.tier && (grains > best.grains || grains == best.grains && left > best.left) {
+			rival := best.worker != nil && tier == best.tier
+			enough := (best.grains + 1) * s.grain // so much more fragmentation is worse than the best
+			if rival && after-before-a.bytes*(s.f.mix.total-d.kind.usable[rank][d.step]) >= enough {
+				continue // it is no less than this, see leavers
+			}
+			delta := after + s.f.mix.more(st, d, a.bytes, rank) - before
+			if rival && delta >= enough {
+				continue
+			}
+			if grains = floor(delta, s.grain); rival && grains == best.grains && left > best.left {
 				continue
 			}
 		}
@@ -291,21 +310,28 @@ func (s *search) rate(at *worker) {
 
 // several looks for whole devices of a worker.
 func (s *search) several(at *worker, workers int) {
-	n := 0
+	n, spots, spot := 0, 0, 0
 	for i := range at.state.spots {
 		if d := &at.state.spots[i]; d.empty && s.kinds[d.kind.id].suits && s.kinds[d.kind.id].bytes <= d.capacity {
-			n += d.n
+			n, spots, spot = n+d.n, spots+1, i
 		}
 	}
 	if n < s.w.Devices {
 		return
 	}
 	s.room += n * workers
-	whole := s.whole(at)
-	c := choice{worker: at, whole: whole, bytes: whole[0].fit(s.need), tier: at.tier(), left: at.state.unused()}
+	c := choice{worker: at, several: true, tier: at.tier(), left: at.state.unused()}
+	if s.score != nil || spots > 1 {
+		c.whole = s.whole(at)
+	}
 	if s.score == nil && s.grain > 0 {
-		rank, before, _ := s.rank(at.state)
-		c.grains = floor(s.f.mix.fragment(at, rank, whole, c.bytes)-before, s.grain)
+		rank, before, after := s.rank(at.state)
+		if spots > 1 {
+			after = s.f.mix.fragment(at, rank, c.whole, c.whole[0].fit(s.need))
+		} else {
+			after += s.f.mix.taken(at.state, spot, s.w.Devices, s.kinds[at.state.spots[spot].kind.id].bytes, rank)
+		}
+		c.grains = floor(after-before, s.grain)
 	}
 	s.consider(&c)
 }
@@ -409,7 +435,7 @@ func (f *Fleet) reason(w *Want, c *choice, room int, score Score) string {
 	switch {
 	case c.first < 0:
 		unit = " workers with room"
-	case c.whole != nil:
+	case c.several:
 		unit = " whole devices with room"
 	}
 	switch {
