@@ -102,6 +102,13 @@ func (w *Worker) State() api.State {
 	return w.report(time.Now())
 }
 
+// Holds is how many homes the worker has.
+func (w *Worker) Holds() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.homes)
+}
+
 // Refusals are those with which the worker answered assignments.
 func (w *Worker) Refusals() []api.Refusal {
 	w.mu.Lock()
@@ -355,7 +362,7 @@ func (h *home) report(now time.Time) api.HomeState {
 	case h.phase == api.PhaseLoading:
 		s.Progress = min(now.Sub(h.began).Seconds()/h.takes.Seconds(), 1)
 	}
-	if h.gone || h.want.Draining {
+	if s.Leaving = h.gone || h.want.Draining; s.Leaving {
 		s.Phase, s.Progress = api.PhaseDraining, 0
 	}
 	if h.running+h.waiting == 0 {

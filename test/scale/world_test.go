@@ -232,7 +232,7 @@ func (w *world) track(began time.Time) func() (bool, string) {
 	return func() (bool, string) {
 		homes := 0
 		for _, at := range w.workers.Workers() {
-			homes += len(at.State().Homes)
+			homes += at.Holds()
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
