@@ -630,6 +630,7 @@ func (d *decision) tidy() {
 		return
 	}
 	d.plan.Memory.Tidied = now
+	maps.DeleteFunc(quiet, func(key string, _ bool) bool { return d.pools[key].left.moves == 0 })
 	for _, key := range sortedKeys(quiet) {
 		if d.consolidate(d.pools[key]) {
 			delete(quiet, key)
@@ -689,7 +690,7 @@ func (p *pool) least() int {
 func (d *decision) quiet() map[string]bool {
 	quiet := map[string]bool{}
 	for key, p := range d.pools {
-		quiet[key] = p.left.moves > 0 && p.DeletionTimestamp.IsZero() && !slices.ContainsFunc(p.stations, func(s *station) bool {
+		quiet[key] = p.DeletionTimestamp.IsZero() && !slices.ContainsFunc(p.stations, func(s *station) bool {
 			return s.Failed || s.starting() || s.memory.Going != "" || !s.Deleting.IsZero() || s.silent || s.settling()
 		})
 	}

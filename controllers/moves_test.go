@@ -173,3 +173,23 @@ func TestHot(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgetRaised: a pool that may not move anything does not begin at once when it may: a look had been due for long.
+func TestBudgetRaised(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y")
+	seen := seenWith([]v1alpha1.Model{x, y}, reporting("w1", 5, 1, resident(x, 30)), reporting("w2", 5, 1, resident(y, 20)))
+	none := int32(0)
+	seen.Pools[0].Spec.Moves.MaxPerHour = &none
+	for range 21 {
+		seen.Memory = Decide(seen).Memory
+		seen.Now = seen.Now.Add(tidied / 2)
+	}
+	seen.Pools[0].Spec.Moves.MaxPerHour = nil
+	for i, want := range []int{0, 1} {
+		plan := Decide(seen)
+		if len(plan.Moves) != want {
+			t.Errorf("%d half minutes later: %+v, want %d moves", i, plan.Moves, want)
+		}
+		seen.Memory, seen.Now = plan.Memory, seen.Now.Add(tidied/2)
+	}
+}
