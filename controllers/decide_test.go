@@ -95,6 +95,22 @@ func TestNewLeaderAdopts(t *testing.T) {
 	}
 }
 
+// TestNewLeaderAndDraining: a home that makes room on its device stays at home
+// there; one that was told to go does not.
+func TestNewLeaderAndDraining(t *testing.T) {
+	x, y := fixture.NewModel("x", fixture.Autoscaled(0, 1)), fixture.NewModel("y", fixture.Autoscaled(0, 1))
+	makesRoom, goes := resident(x, 20), resident(y, 20)
+	makesRoom.Phase, makesRoom.Message, makesRoom.WantResident = worker.PhaseDraining, "default/z needs the room.", false
+	goes.Phase, goes.WantResident, goes.Leaving = worker.PhaseDraining, false, true
+	plan := Decide(seenWith([]v1alpha1.Model{x, y}, reporting("w1", 4, 9, makesRoom, goes), reporting("w2", 4, 3)))
+	if a, b := holds(plan.Assignments["w1"]), holds(plan.Assignments["w2"]); a != "x*" || b != "y*" {
+		t.Errorf("w1 gets %s, w2 gets %s", a, b)
+	}
+	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); !strings.Contains(c.Message, "default/z needs the room.") {
+		t.Errorf("x says %+v", c)
+	}
+}
+
 // TestNewLeaderAndSilentWorker: a worker that runs and has not reported to this
 // leader keeps the homes that the last one noted.
 func TestNewLeaderAndSilentWorker(t *testing.T) {

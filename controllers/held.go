@@ -140,7 +140,7 @@ func (d *decision) told(s *station) []worker.Home {
 		return best.Homes
 	}
 	for _, h := range r.Homes {
-		if h.Phase != worker.PhaseDraining {
+		if !h.Leaving {
 			best.Homes = append(best.Homes, worker.Home{Model: h.Model, Revision: h.Revision, Devices: h.Devices, Resident: h.WantResident})
 		}
 	}

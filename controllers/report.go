@@ -384,7 +384,11 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 	case worker.PhaseRefused:
 		return status.Verdict{Reason: reason, Message: "Refused by " + at + ": " + sentence(cmp.Or(h.state.Message, "it does not say why")), Progressing: true}
 	case worker.PhaseDraining:
-		return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
+		if h.old() {
+			return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
+		}
+		why := sentence(cmp.Or(h.state.Message, "It does not say why"))
+		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: h.ends() + " on " + at + ", then the model leaves its device: " + why}
 	}
 	what := "Loading"
 	if h.state.Phase == worker.PhaseFetching {

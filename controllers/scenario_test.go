@@ -538,6 +538,7 @@ func (p *pod) work(s *story) {
 		} else {
 			h.Waiting = n
 		}
+		h.Leaving = !slices.ContainsFunc(p.held.Homes, func(told worker.Home) bool { return told.Model == key && !told.Draining })
 		h.IdleSeconds = s.now.Sub(p.used[key]).Seconds()
 		if h.Phase == worker.PhaseResident {
 			h.ResidentSeconds = s.now.Sub(p.loaded[key]).Seconds()

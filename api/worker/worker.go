@@ -197,6 +197,9 @@ type HomeState struct {
 	// Resident is what the assignment in force asks for; the other fields a new
 	// leader needs to carry on are here too.
 	WantResident bool `json:"wantResident,omitempty"`
+	// Leaving: the assignment in force does not name the home, or drains it. One that is
+	// Draining without that leaves its device to make room, and is at home here still.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Footprint is what a replica needs on a device.

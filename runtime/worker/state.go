@@ -79,7 +79,7 @@ func (w *Worker) state() api.State {
 func (h *home) report(now time.Time) api.HomeState {
 	if o := h.old; o != nil && o.serves() && (h.phase == api.PhaseIdle || h.phase == api.PhaseFetching) && !h.gone {
 		s := o.report(now)
-		s.ServedNames, s.WantResident = h.want.ServedNames, h.want.Resident
+		s.ServedNames, s.WantResident, s.Leaving = h.want.ServedNames, h.want.Resident, h.want.Draining
 		s.Waiting += h.waiting
 		return s
 	}
@@ -98,7 +98,7 @@ func (h *home) report(now time.Time) api.HomeState {
 	case h.path != "":
 		s.Tier = api.TierDisk
 	}
-	if h.gone || h.want.Draining {
+	if s.Leaving = h.gone || h.want.Draining; s.Leaving {
 		s.Phase, s.Progress = api.PhaseDraining, 0
 	}
 	if h.loaded != nil {
