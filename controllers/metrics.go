@@ -17,6 +17,7 @@ type metrics struct {
 	workers     *prometheus.GaugeVec   // pool, state
 	created     *prometheus.CounterVec // pool
 	deleted     *prometheus.CounterVec // pool
+	moves       *prometheus.CounterVec // pool, kind
 	assignments prometheus.Counter
 	writes      *prometheus.CounterVec // kind
 	epoch       prometheus.Gauge
@@ -38,6 +39,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Worker pods created."}, []string{"pool"}),
 		deleted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_pods_deleted_total",
 			Help: "Worker pods deleted."}, []string{"pool"}),
+		moves: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_moves_total",
+			Help: "Moves of Models that began, by what they are for."}, []string{"pool", "kind"}),
 		assignments: prometheus.NewCounter(prometheus.CounterOpts{Name: "estiba_operator_assignments_total",
 			Help: "Assignments handed over for workers."}),
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "estiba_operator_status_writes_total",
@@ -45,12 +48,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		epoch: prometheus.NewGauge(prometheus.GaugeOpts{Name: "estiba_operator_epoch",
 			Help: "Epoch of this leader's assignments; 0 while it does not lead."}),
 	}
-	r.MustRegister(m.decisions, m.models, m.placed, m.waiting, m.workers, m.created, m.deleted, m.assignments, m.writes, m.epoch)
+	r.MustRegister(m.decisions, m.models, m.placed, m.waiting, m.workers, m.created, m.deleted, m.moves, m.assignments, m.writes, m.epoch)
 	return m
 }
 
-// count sets the gauges from a plan.
+// count sets the gauges from a plan, and counts what begins with it.
 func (m *metrics) count(seen Seen, plan Plan) {
+	for _, v := range plan.Moves {
+		m.moves.WithLabelValues(v.Pool, string(v.Kind)).Inc()
+	}
 	reasons := map[string]int{}
 	for _, s := range plan.Models {
 		if c := status.Find(s.Conditions, v1alpha1.ConditionReady); c != nil {
