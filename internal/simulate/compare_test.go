@@ -18,7 +18,7 @@ var compare = flag.Int("compare", 0, "seeds of the published experiments to repl
 // TestCompare replays the published experiments, all traces, through the operator's Place, and holds them against the published results.
 func TestCompare(t *testing.T) {
 	if *compare == 0 {
-		t.Skip("SKIPPED: run hack/bench-packing.sh")
+		t.Skip("a benchmark: hack/bench-packing.sh")
 	}
 	allocated := published(t, "analysis_allo_discrete.csv", "130")
 	var traces []string
