@@ -11,7 +11,7 @@ KUBEBUILDER_ASSETS=$(hack/devcluster/devcluster build)
 export KUBEBUILDER_ASSETS CGO_ENABLED=0
 more=()
 if [ -n "${JSON:-}" ]; then
-	more+=(-json "$(realpath -m "$JSON")")
+	more+=(-result "$(realpath -m "$JSON")")
 fi
 if [ -n "${PROFILE:-}" ]; then
 	mkdir -p "$PROFILE"

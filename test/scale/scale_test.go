@@ -31,7 +31,7 @@ var (
 	churn   = flag.Float64("churn", 0, "share of the Models that are deleted, and as many created and others asked, each minute; 0: three a second")
 	rate    = flag.Float64("rate", 0, "fail below so many placements per second")
 	seed    = flag.Uint64("seed", 1, "of sizes, choices and loads")
-	result  = flag.String("json", "", "write the result to this file, too")
+	result  = flag.String("result", "", "write the result to this file as JSON, too")
 	profile = flag.String("profile", "", "write the operator's profiles to this folder")
 )
 
