@@ -338,6 +338,7 @@ func (d *decision) readWorkers() {
 			s.memory.Going = ""
 		}
 		s.silent = s.silenced(d.seen.Now)
+		d.waits(s)
 		d.byName[w.Name] = s
 		d.stations = append(d.stations, s)
 	}

@@ -412,7 +412,7 @@ func (d *decision) rearrange() {
 
 // makeRoom moves a few models so that m fits, unless a worker is on its way.
 func (d *decision) makeRoom(m *model) bool {
-	if slices.ContainsFunc(m.pools, func(p *pool) bool { return slices.ContainsFunc(p.stations, (*station).starting) }) {
+	if slices.ContainsFunc(m.pools, func(p *pool) bool { return slices.ContainsFunc(p.stations, d.comes) }) {
 		return false
 	}
 	for _, p := range m.pools {
@@ -471,10 +471,10 @@ func (d *decision) displace(m *model) bool {
 	return false
 }
 
-// grows reports whether a pool may bring a worker for m.
+// grows reports whether a pool may soon bring a worker for m.
 func (d *decision) grows(m *model) bool {
 	p := d.growable(m)
-	return p != nil && (p.Blocked == "" || slices.ContainsFunc(p.stations, (*station).starting))
+	return p != nil && !d.overdue(p)
 }
 
 // evict takes a home away from a model, for m.
@@ -691,7 +691,7 @@ func (d *decision) quiet() map[string]bool {
 	quiet := map[string]bool{}
 	for key, p := range d.pools {
 		quiet[key] = p.DeletionTimestamp.IsZero() && !slices.ContainsFunc(p.stations, func(s *station) bool {
-			return s.Failed || s.starting() || s.memory.Going != "" || !s.Deleting.IsZero() || s.silent || s.settling()
+			return s.Failed || d.comes(s) || s.memory.Going != "" || !s.Deleting.IsZero() || s.silent || s.settling()
 		})
 	}
 	for _, m := range d.models {

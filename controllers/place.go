@@ -96,8 +96,8 @@ func (m *model) demanded() bool {
 }
 
 // place keeps the homes that are wanted, drops the others, and finds new ones:
-// first for models that are tried alone, then in order of precedence. Then it
-// makes room for those that fit nowhere, and packs better what serves.
+// first for models that are tried alone, then for those that are asked for, each
+// time in order of precedence. Then it makes room for those that fit nowhere, and packs better what serves.
 func (d *decision) place() {
 	for _, m := range slices.Backward(d.models) { // of those that outgrow a device, the last goes first
 		if !slices.ContainsFunc(m.homes, d.outgrown) {
@@ -115,9 +115,9 @@ func (d *decision) place() {
 		d.keep(m)
 	}
 	d.claim()
-	for _, trial := range []bool{true, false} {
+	for t := range turns {
 		for _, m := range d.models {
-			if (m.trial != nil) == trial && m.off() == "" {
+			if m.turn() == t && m.off() == "" {
 				d.settleIn(m)
 			}
 		}
@@ -129,6 +129,20 @@ func (d *decision) place() {
 		d.awaken(m)
 	}
 	d.tidy()
+}
+
+const turns = 3
+
+// turn in which m gets a home: those that are tried alone need an empty worker, and
+// whoever is asked for, for whom a worker may have been made, comes before whoever is not.
+func (m *model) turn() int {
+	switch {
+	case m.trial != nil:
+		return 0
+	case m.demanded():
+		return 1
+	}
+	return 2
 }
 
 // keep drops homes beyond the wanted number, and those in pools that m may not use.
@@ -280,7 +294,7 @@ func (d *decision) add(m *model, at packing.Home, reason string) *home {
 
 // mayGrow reports whether a pool of m may have one more worker.
 func (d *decision) mayGrow(m *model) bool {
-	return slices.ContainsFunc(m.pools, func(p *pool) bool { return p.Blocked == "" && len(p.present(d.seen.Now)) < p.limit() })
+	return slices.ContainsFunc(m.pools, func(p *pool) bool { return !d.overdue(p) && len(p.present(d.seen.Now)) < p.limit() })
 }
 
 // awaken decides which homes ask to be resident: those that are already, first.

@@ -214,7 +214,9 @@ type WorkerMemory struct {
 
 	Pool         string    `json:"pool,omitzero"`         // "namespace/name", if a successor is to be made when the worker is gone
 	Extra        bool      `json:"extra,omitzero"`        // it has not reported, and nobody served in its place
+	Unscheduled  time.Time `json:"unscheduled,omitzero"`  // the pod waits for a node since; zero: it does not
 	Going        string    `json:"going,omitzero"`        // why this worker is to go; empty: it stays
+	GoingSince   time.Time `json:"goingSince,omitzero"`   // its homes move elsewhere since
 	DrainedSince time.Time `json:"drainedSince,omitzero"` // it takes no requests since; before that, its homes move elsewhere
 }
 

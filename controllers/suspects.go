@@ -80,7 +80,7 @@ func (d *decision) suspect() {
 			d.died(s, last)
 		}
 		if last.Instance != now.Instance {
-			s.memory = WorkerMemory{Going: s.memory.Going, Pool: s.memory.Pool}
+			s.memory = WorkerMemory{Going: s.memory.Going, GoingSince: s.memory.GoingSince, Pool: s.memory.Pool}
 		}
 		s.memory.Last, s.memory.Heard = *now, s.Heard
 	}

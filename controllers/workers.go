@@ -9,15 +9,15 @@ import (
 	"github.com/estiba/estiba/internal/policy/scaling"
 )
 
-// overdue is how long after its time a pod that is being deleted still counts
+// lingers is how long after its time a pod that is being deleted still counts
 // as one of the pool's workers.
-const overdue = time.Minute
+const lingers = time.Minute
 
 // present are the workers whose devices may be in use.
 func (p *pool) present(now time.Time) []*station {
 	if p.there == nil {
 		p.there = slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool {
-			return s.Failed || !s.Deleting.IsZero() && now.Sub(s.Deleting) > overdue
+			return s.Failed || !s.Deleting.IsZero() && now.Sub(s.Deleting) > lingers
 		})
 	}
 	return p.there
@@ -26,6 +26,43 @@ func (p *pool) present(now time.Time) []*station {
 // starting: it has not reported yet, and is to stay.
 func (s *station) starting() bool {
 	return s.Report == nil && !s.Failed && s.Deleting.IsZero() && s.memory.Going == ""
+}
+
+// nodeComes is how long a pod that waits for a node counts as one that is about to
+// come. Autoscalers take one to two minutes for a node; longer than that nobody who
+// could have room in another way waits for it.
+const nodeComes = 2 * time.Minute
+
+// waits notes since when the pod of s waits for a node.
+func (d *decision) waits(s *station) {
+	switch {
+	case s.Unschedulable == "":
+		s.memory.Unscheduled = time.Time{}
+		return
+	case s.memory.Unscheduled.IsZero():
+		s.memory.Unscheduled = d.seen.Now
+	}
+	if until := s.memory.Unscheduled.Add(nodeComes); d.seen.Now.Before(until) {
+		d.soon(until)
+	}
+}
+
+// comes: the worker is starting, and its node is there or may be soon.
+func (d *decision) comes(s *station) bool {
+	return s.starting() && (s.Unschedulable == "" || d.seen.Now.Sub(s.memory.Unscheduled) < nodeComes)
+}
+
+// overdue: no worker of p is about to come, since the last pod could not be made
+// or has waited for a node for too long.
+func (d *decision) overdue(p *pool) bool {
+	waits := p.Blocked != ""
+	for _, s := range p.stations {
+		if d.comes(s) {
+			return false
+		}
+		waits = waits || s.starting()
+	}
+	return waits
 }
 
 // limit is how many workers the pool may have.
@@ -72,25 +109,25 @@ func (d *decision) grow() {
 	}
 }
 
-// growable is the first pool that has, or may get, a worker on which m fits; one that
-// could not make its last worker comes after all others. A model whose header nobody
+// growable is the first pool that has, or may get, a worker on which m fits; one whose
+// last worker does not come is after all others. A model whose header nobody
 // has read needs a worker to read it.
 func (d *decision) growable(m *model) *pool {
 	need := known(m)
 	if len(need) == 0 && (m.failure != nil || slices.ContainsFunc(m.pools, (*pool).readable)) || m.why.Reserved > 0 && m.trial == nil {
 		return nil
 	}
-	var blocked *pool // better than none: it is tried again
+	var late *pool // better than none
 	for _, p := range m.pools {
 		coming := slices.ContainsFunc(p.stations, (*station).starting)
 		if (coming || len(p.present(d.seen.Now)) < p.limit() || p.replacing()) && (p.device == 0 || likely(need, p.key) <= p.device) {
-			if coming || p.Blocked == "" {
+			if !d.overdue(p) {
 				return p
 			}
-			blocked = cmp.Or(blocked, p)
+			late = cmp.Or(late, p)
 		}
 	}
-	return blocked
+	return late
 }
 
 // replacing: a worker is on its way out, and another one may come in its place.
@@ -288,11 +325,18 @@ func (d *decision) move() {
 			fallthrough
 		case s.memory.Going != "":
 			d.goes(s)
+		default:
+			s.memory.GoingSince = time.Time{}
 		}
 	}
 }
 
+// goes carries on with one of them. It drains at once where none of its models
+// will have a home elsewhere; for those that may have one soon it waits, but not for ever.
 func (d *decision) goes(s *station) {
+	if s.memory.GoingSince.IsZero() {
+		s.memory.GoingSince = d.seen.Now
+	}
 	stuck := true
 	for _, key := range sortedKeys(s.homes) {
 		h := s.homes[key]
@@ -300,7 +344,7 @@ func (d *decision) goes(s *station) {
 		case h.model == nil:
 		case h.model.replaced():
 			d.drop(h)
-		case h.model.missing == 0 && h.model.off() == "": // its new home is on its way
+		case d.follows(h.model, s):
 			stuck = false
 		}
 	}
@@ -320,6 +364,33 @@ func (d *decision) goes(s *station) {
 	default:
 		d.soon(until)
 	}
+}
+
+// follows: a home of m elsewhere is on its way, or there may be room for one soon.
+// A worker that comes only after this one has gone is none that starts.
+func (d *decision) follows(m *model, s *station) bool {
+	if m.off() != "" {
+		return false
+	}
+	until := s.memory.GoingSince.Add(moveFor)
+	if m.missing > 0 {
+		until = s.memory.GoingSince.Add(orElse(s.pool.Spec.Update.Drain, defaultDrain))
+		if !m.demanded() || m.room == nil && !d.awaits(m) {
+			return false
+		}
+	}
+	if !d.seen.Now.Before(until) {
+		return false
+	}
+	d.soon(until)
+	return true
+}
+
+// awaits: a worker is about to come on which m would fit.
+func (d *decision) awaits(m *model) bool {
+	return slices.ContainsFunc(m.pools, func(p *pool) bool {
+		return (p.device == 0 || likely(known(m), p.key) <= p.device) && slices.ContainsFunc(p.stations, d.comes)
+	})
 }
 
 // replaced reports whether as many homes as are wanted are ready on workers that stay.
