@@ -316,7 +316,7 @@ func sameHome(a, b worker.HomeState) bool {
 	return a.Model == b.Model && a.Revision == b.Revision && a.Phase == b.Phase && a.Tier == b.Tier &&
 		a.Reason == b.Reason && a.Message == b.Message && a.Footprint == b.Footprint && a.MaxTokens == b.MaxTokens &&
 		a.Running == b.Running && a.Waiting == b.Waiting && a.KVBlocks == b.KVBlocks && a.KVUsed == b.KVUsed &&
-		a.Completed == b.Completed && int(a.Progress*10) == int(b.Progress*10) && a.LoadSeconds == b.LoadSeconds && a.WantResident == b.WantResident &&
+		a.Completed == b.Completed && int(a.Progress*10) == int(b.Progress*10) && a.LoadSeconds == b.LoadSeconds && a.WantResident == b.WantResident && a.Leaving == b.Leaving &&
 		slices.Equal(a.ServedNames, b.ServedNames) && slices.Equal(a.Devices, b.Devices)
 }
 
