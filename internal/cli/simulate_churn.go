@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -39,8 +40,8 @@ packing). Limits of instances on one node, RDMA and disks are not looked at.`,
 				return usageError{fmt.Errorf("--gpus is %d: give 0 for all, or more", o.GPUs)}
 			case o.MovesPerHour < 0 || o.MovesPerHour > mostMovesPerHour:
 				return usageError{fmt.Errorf("--moves-per-hour is %d: give 0 to %d", o.MovesPerHour, mostMovesPerHour)}
-			case cmd.Flags().Changed("plot") && o.Plot == "":
-				return usageError{errors.New("--plot is empty: give a file name")}
+			case cmd.Flags().Changed("plot") && !strings.HasSuffix(strings.ToLower(o.Plot), ".svg"):
+				return usageError{fmt.Errorf("--plot is %q: give the file to write, with a name that ends in .svg", o.Plot)}
 			}
 			if o.Policies, err = parsePolicies(policy); err != nil {
 				return usageError{err}
@@ -54,7 +55,7 @@ packing). Limits of instances on one node, RDMA and disks are not looked at.`,
 	cmd.Flags().Int64Var(&o.Seed, "seed", 42, "draws the order of the nodes, and of instances that come at the same time")
 	cmd.Flags().IntVar(&o.GPUs, "gpus", 0, "take nodes, in the seed's order, until they have so many GPUs; 0 takes all")
 	cmd.Flags().IntVar(&o.MovesPerHour, "moves-per-hour", 12, "budget for moves, as in an InferencePool")
-	cmd.Flags().StringVar(&o.Plot, "plot", "", "SVG `file` for GPUs in use, GPUs missing and fragmentation over time")
+	cmd.Flags().StringVar(&o.Plot, "plot", "", "SVG `file`, whose name ends in .svg, for GPUs in use, GPUs missing and fragmentation over time")
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd
 }

@@ -50,8 +50,8 @@ for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace
 				return usageError{fmt.Errorf("--ties is %q: give first or random", ties)}
 			case cmd.Flags().Changed("seed") && cmd.Flags().Changed("seeds"):
 				return usageError{errors.New("give one of --seed and --seeds")}
-			case cmd.Flags().Changed("plot") && o.Plot == "":
-				return usageError{errors.New("--plot is empty: give a file name")}
+			case cmd.Flags().Changed("plot") && !strings.HasSuffix(strings.ToLower(o.Plot), ".svg"):
+				return usageError{fmt.Errorf("--plot is %q: give the file to write, with a name that ends in .svg", o.Plot)}
 			}
 			if o.Policies, err = parsePolicies(policy); err != nil {
 				return usageError{err}
@@ -73,7 +73,7 @@ for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace
 	cmd.Flags().StringVar(&seeds, "seeds", "", "several, such as 42-51 or 1,2,3; figures are their means")
 	cmd.Flags().StringVar(&ties, "ties", "first", "among equals take the first in the seed's order, or a random one")
 	cmd.Flags().IntVar(&o.Moves, "moves", 0, "most moves of others for each pod that does not fit")
-	cmd.Flags().StringVar(&o.Plot, "plot", "", "SVG `file` for allocation over demand")
+	cmd.Flags().StringVar(&o.Plot, "plot", "", "SVG `file`, whose name ends in .svg, for allocation over demand")
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd
 }

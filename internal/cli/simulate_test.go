@@ -27,6 +27,8 @@ func TestSimulateUsage(t *testing.T) {
 		packing + "--seeds 1-500,1-501":      "give at most 1000",
 		packing + "--seeds a":                "give at most 1000",
 		packing + "--seed 1 --seeds 1":       "give one of --seed and --seeds",
+		packing + "--plot n":                 `--plot is "n": give the file to write, with a name that ends in .svg`,
+		churn + "--plot=":                    `--plot is "": give the file to write`,
 		packing + "--seed x":                 `--seed "x": give a whole number`,
 		churn + "--gpus -1":                  "--gpus is -1: give 0 for all, or more",
 		churn + "--moves-per-hour 999999999": "--moves-per-hour is 999999999: give 0 to 10000",

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
-
-	"github.com/estiba/estiba/internal/file"
 )
 
 // Instance is a pod with the time that it is wanted, in seconds.
@@ -124,11 +122,11 @@ func Churn(ctx context.Context, stdout, stderr io.Writer, o ChurnOptions) error 
 	if all := gpus(nodes); o.GPUs > all {
 		return fmt.Errorf("read %s: it has %d GPUs, and --gpus asks for %d", o.Nodes, all, o.GPUs)
 	}
-	var plot *file.Replacement
-	if o.Plot != "" {
-		if plot, err = file.Create(o.Plot); err != nil {
-			return err
-		}
+	plot, err := beginPlot(o.Plot, o.Nodes, o.Instances)
+	if err != nil {
+		return err
+	}
+	if plot != nil {
 		defer plot.Discard()
 	}
 	var reports []ChurnReport
@@ -283,7 +281,7 @@ func (h *harbour) settle(i *Instance) bool {
 
 // shift places an instance by moving others, within the budget.
 func (h *harbour) shift(now float64, i *Instance) bool {
-	k := min(3, h.budget(now))
+	k := min(1, h.budget(now))
 	if k == 0 {
 		return false
 	}
@@ -354,24 +352,24 @@ func (h *harbour) retry(now float64, moves int) {
 	})
 }
 
-// tidy spends what is left of the budget: for those that wait, then to empty the node with least on it, then against fragmentation.
+// tidy spends what is left of the budget: for those that wait and against fragmentation, or, where nobody waits, to empty the nodes
+// with least on them. Both at once would undo one another.
 func (h *harbour) tidy(now float64) {
 	if h.MovesPerHour == 0 {
 		return
 	}
 	h.retry(now, h.budget(now))
-	if len(h.waiting) == 0 {
-		for _, m := range h.emptiest() {
-			moves, ok := h.fleet.Empty(m.Name, h.budget(now))
-			if !ok {
-				break
-			}
-			h.moved(moves)
-			h.spend(now, len(moves))
-		}
+	if len(h.waiting) > 0 {
+		moves := h.fleet.Defragment(h.budget(now), minGain)
+		h.moved(moves)
+		h.spend(now, len(moves))
+		return
 	}
-	if n := h.budget(now); n > 0 {
-		moves := h.fleet.Defragment(n, minGain)
+	for _, m := range h.emptiest() {
+		moves, ok := h.fleet.Empty(m.Name, h.budget(now))
+		if !ok {
+			break
+		}
 		h.moved(moves)
 		h.spend(now, len(moves))
 	}

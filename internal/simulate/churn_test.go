@@ -55,6 +55,7 @@ func TestChurn(t *testing.T) {
 		t.Error(err)
 	}
 }
+
 // TestChurnMoves: shares that are spread over two nodes are brought together, and a whole GPU that would wait is made free.
 func TestChurnMoves(t *testing.T) {
 	dir := t.TempDir()

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
-
-	"github.com/estiba/estiba/internal/file"
 )
 
 // Options of Packing.
@@ -66,11 +64,11 @@ func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 	if err != nil {
 		return err
 	}
-	var plot *file.Replacement
-	if o.Plot != "" {
-		if plot, err = file.Create(o.Plot); err != nil {
-			return err
-		}
+	plot, err := beginPlot(o.Plot, o.Nodes, o.Pods)
+	if err != nil {
+		return err
+	}
+	if plot != nil {
 		defer plot.Discard()
 	}
 	mix := Mix(pods)

@@ -106,6 +106,24 @@ func TestPackingStops(t *testing.T) {
 	}
 }
 
+// TestPlotSparesInput: a plot under the name of a file that is read, or behind a link to it, would destroy it.
+func TestPlotSparesInput(t *testing.T) {
+	o := few(t)
+	link := filepath.Join(filepath.Dir(o.Plot), "link.svg")
+	if err := os.Symlink(o.Pods, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{o.Nodes, o.Pods, link} {
+		o.Plot = path
+		if err := Packing(t.Context(), io.Discard, io.Discard, o); err == nil || !strings.Contains(err.Error(), "which is read: give the plot another name") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if text, err := os.ReadFile(o.Pods); err != nil || string(text) != fewPods {
+		t.Errorf("the pods are now %q, %v", text, err)
+	}
+}
+
 // checkSVG reads a plot as XML and looks for its texts.
 func checkSVG(t *testing.T, path string, texts ...string) {
 	t.Helper()

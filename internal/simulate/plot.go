@@ -5,6 +5,7 @@ import (
 	"html"
 	"io"
 	"math"
+	"os"
 	"strconv"
 	"strings"
 
@@ -138,6 +139,21 @@ func svg(charts []chart) string {
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// beginPlot finds out before the work whether a plot can be at path; nil: nobody asks for one. It replaces none of the files that are read.
+func beginPlot(path string, read ...string) (*file.Replacement, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if there, err := os.Stat(path); err == nil {
+		for _, other := range read {
+			if input, err := os.Stat(other); err == nil && os.SameFile(there, input) {
+				return nil, fmt.Errorf("write %s: it is the file %s, which is read: give the plot another name", path, other)
+			}
+		}
+	}
+	return file.Create(path)
 }
 
 // save writes charts to a file that was begun before the work; nil: nobody asked for it.
