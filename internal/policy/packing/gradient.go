@@ -11,7 +11,7 @@ type Shape struct {
 	Host    Host
 	Devices int      // whole devices; 0: a share of one
 	Kinds   []string // empty: any
-	Weight  float64  // how often it comes, compared with the others
+	Weight  float64  // how often it comes, compared with the others; what is not a number above 0 does not count
 }
 
 // mix is what is likely to come. The fragmentation of a worker by one shape is
@@ -61,9 +61,13 @@ type many struct {
 }
 
 func newMix(shapes []Shape) *mix {
-	m := &mix{shapes: slices.Clone(shapes), kinds: map[kindKey]*kind{}}
+	m := &mix{kinds: map[kindKey]*kind{}}
 	sum := 0.0
-	for _, s := range m.shapes {
+	for _, s := range shapes {
+		if s.Weight <= 0 || math.IsInf(s.Weight, 1) || math.IsNaN(s.Weight) {
+			continue
+		}
+		m.shapes = append(m.shapes, s)
 		sum += s.Weight
 		m.cpu, m.memory = append(m.cpu, s.Host.CPU), append(m.memory, s.Host.Memory)
 	}
@@ -162,6 +166,7 @@ func (k *kind) wants(s Shape) int64 {
 
 // fit is what n bytes take on such a device: whole extents.
 func (k *kind) fit(n int64) int64 {
+	n = min(max(n, 0), 2*mostBytes)
 	if k.extent <= 1 {
 		return n
 	}

@@ -27,7 +27,7 @@ func (f *Fleet) Look(w Want) []Sight {
 	var all []Sight
 	f.exclude(&w)
 	for _, pool := range sortedKeys(w.Need) {
-		need := w.Need[pool]
+		need := w.need(pool)
 		for _, at := range f.workersOf(pool) {
 			refused := f.refuses(at, &w)
 			for _, d := range at.devices {

@@ -40,7 +40,7 @@ func (e *held) again() Want {
 func (e *held) movable() bool { return !e.Pinned && !e.Young && !e.Alone }
 
 // total is what e takes of all its devices.
-func (e *held) total() int64 { return e.Bytes * int64(len(e.devices)) }
+func (e *held) total() int64 { return min(e.Bytes, 2*mostBytes) * int64(len(e.devices)) }
 
 func total(homes []*held) (sum int64) {
 	for _, e := range homes {
@@ -98,7 +98,7 @@ func (f *Fleet) rooms(w *Want, k int, may func(*held) bool) []room {
 	f.exclude(w)
 	var all []room
 	for _, name := range f.asks(w) {
-		need := w.Need[name]
+		need := w.need(name)
 		for _, at := range f.pools[name].workers {
 			if at.out == f.round || !at.clearable(w) {
 				continue
@@ -370,31 +370,35 @@ func (f *Fleet) two(w *Want) (some []*worker) {
 	return some
 }
 
-// options are the best places for w on each worker that may have it, the best first.
-func (f *Fleet) options(w *Want, will func(*worker) bool) (all []choice) {
+// options are the places for w on workers that may have it, the best first; of devices
+// of a worker that are alike, one.
+func (f *Fleet) options(w *Want, will func(*worker) bool) []choice {
 	f.exclude(w)
 	s := f.search(w, nil)
+	s.each = true
 	for _, name := range f.asks(w) {
 		s.ask(name)
 		for _, at := range f.pools[name].workers {
-			if at.Avoid || w.Need[name] > at.state.widest || f.refuses(at, w) != fits || will != nil && !will(at) {
+			if at.Avoid || w.need(name) > at.state.widest || f.refuses(at, w) != fits || will != nil && !will(at) {
 				continue
 			}
-			s.best = choice{}
-			if s.look(at, 1); s.best.worker != nil {
-				c, _ := s.found()
-				all = append(all, c)
+			from := len(s.all)
+			s.look(at, 1)
+			for i := range s.all[from:] {
+				if c := &s.all[from+i]; c.several {
+					s.pick(c)
+				}
 			}
 		}
 	}
-	slices.SortStableFunc(all, func(a, b choice) int {
+	slices.SortStableFunc(s.all, func(a, b choice) int {
 		left := cmp.Compare(a.left, b.left)
 		if a.tier&shared != 0 {
 			left = -left
 		}
 		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.grains, b.grains), left)
 	})
-	return all
+	return s.all
 }
 
 // now is the fragmentation of a worker.
@@ -572,7 +576,7 @@ func (f *Fleet) displaced(w *Want, priority int) (best room) {
 	}
 	f.exclude(w)
 	for _, name := range f.asks(w) {
-		need := w.Need[name]
+		need := w.need(name)
 		for _, at := range f.pools[name].workers {
 			if at.out == f.round || !at.clearable(w) {
 				continue

@@ -31,6 +31,10 @@ const (
 	leastAwake = 100
 )
 
+// mostBytes that a device has, as far as accounts go: 16 TiB. Checkpoints may claim
+// more, so what is needed is cut at twice as much, and no sum of theirs overflows.
+const mostBytes = 1 << 44
+
 // Host is what a home takes of its worker besides devices. Workers whose hosts
 // are not packed have none, and their homes need none.
 type Host struct {
@@ -87,7 +91,7 @@ type Home struct {
 type Want struct {
 	Model string
 	// Need in bytes a device, for each pool that the model may go to. Pools that are not named
-	// are not asked. Zero: the host alone is needed, and no device.
+	// are not asked. Zero or less: the host alone is needed, and no device.
 	Need       map[string]int64 // pool -> bytes
 	Host       Host
 	Devices    int      // whole devices of one worker, empty before; 0: a share of one
@@ -165,6 +169,9 @@ type held struct {
 	alike   *alike
 }
 
+// need of the want on a device of a pool, in bytes.
+func (w *Want) need(pool string) int64 { return max(0, w.Need[pool]) }
+
 // sleeping: the home may share its bytes.
 func (h *Home) sleeping() bool { return h.Sleeps && !h.Busy }
 
@@ -181,6 +188,9 @@ func (a *account) room() int64 { return a.capacity - a.awake - max(a.largest, th
 
 func thousandth(n int64) int64 { return (n + 999) / 1000 }
 
+// awake is the share of time that counts, in 1/1000.
+func awake(n int) int64 { return int64(min(max(n, leastAwake), 1000)) }
+
 // fit is what a home of n bytes takes on this device: whole extents.
 func (d *device) fit(n int64) int64 { return d.kind.fit(n) }
 
@@ -189,7 +199,7 @@ func (a *account) left(w *Want, n int64) int64 {
 	if !w.Sleeps || w.Busy {
 		return a.room() - n
 	}
-	return a.capacity - a.awake - max(a.largest, n, thousandth(a.share+n*int64(max(w.Awake, leastAwake))))
+	return a.capacity - a.awake - max(a.largest, n, thousandth(a.share+n*awake(w.Awake)))
 }
 
 // New takes a snapshot of the devices, all empty. Workers that only devices name
@@ -207,6 +217,10 @@ func New(workers []Worker, devices []Device, mix []Shape) *Fleet {
 			known[d.Worker] = true
 			workers = append(workers, Worker{Name: d.Worker, Pool: d.Pool})
 		}
+	}
+	for i := range devices {
+		d := &devices[i]
+		d.Capacity, d.Extent = min(max(d.Capacity, 0), mostBytes), min(d.Extent, mostBytes)
 	}
 	slices.SortFunc(workers, before)
 	slices.SortFunc(devices, byPlace)
@@ -266,39 +280,22 @@ func (w *worker) device(name string) *device {
 
 // Take records a home where it is, and reports whether its devices are known.
 func (f *Fleet) Take(h Home) bool {
-	w := f.workers[h.Worker]
-	if w == nil {
-		return false
+	e, ok := f.at(h)
+	if ok {
+		f.take(e)
 	}
-	e := &held{Home: h, worker: w}
-	for _, name := range h.Devices {
-		d := w.device(name)
-		if d == nil {
-			return false
-		}
-		e.devices = append(e.devices, d)
-	}
-	f.take(e)
-	return true
+	return ok
 }
 
 // Undo takes back a home that Place or Take gave, and reports whether it was there.
+// Bytes of no model are not remembered one by one: the caller took them.
 func (f *Fleet) Undo(h Home) bool {
 	if h.Model == "" {
-		w := f.workers[h.Worker]
-		if w == nil {
-			return false
+		e, ok := f.at(h)
+		if ok {
+			f.account(e, -1)
 		}
-		e := &held{Home: h, worker: w}
-		for _, name := range h.Devices {
-			d := w.device(name)
-			if d == nil {
-				return false
-			}
-			e.devices = append(e.devices, d)
-		}
-		f.account(e, -1)
-		return true
+		return ok
 	}
 	for _, e := range f.models[h.Model] {
 		if e.same(h) {
@@ -307,6 +304,24 @@ func (f *Fleet) Undo(h Home) bool {
 		}
 	}
 	return false
+}
+
+// at finds the worker and the devices of a home, each once; false: they are not known.
+func (f *Fleet) at(h Home) (*held, bool) {
+	e := &held{Home: h, worker: f.workers[h.Worker]}
+	if e.worker == nil {
+		return nil, false
+	}
+	for _, name := range h.Devices {
+		d := e.worker.device(name)
+		if d == nil {
+			return nil, false
+		}
+		if !slices.Contains(e.devices, d) {
+			e.devices = append(e.devices, d)
+		}
+	}
+	return e, true
 }
 
 // same: what h takes is what e takes.
@@ -366,7 +381,7 @@ func (f *Fleet) account(e *held, sign int64) {
 		d.load += int(sign) * e.Load
 		if e.Model != "" && e.sleeping() {
 			d.asleep += sign * n
-			d.share += sign * n * int64(max(e.Awake, leastAwake))
+			d.share += sign * n * awake(e.Awake)
 			d.largest = 0
 			for _, o := range d.held {
 				if o.sleeping() {

@@ -92,14 +92,19 @@ func (f *Fleet) choose(w *Want, score Score) (best choice, room int) {
 	return s.found()
 }
 
-// found is the best place. Only now the whole devices are picked.
+// found is the best place.
 func (s *search) found() (choice, int) {
-	if c := &s.best; c.several {
-		s.ask(c.worker.Pool)
-		c.whole = s.whole(c.worker)
-		c.bytes = c.whole[0].fit(s.need)
+	if s.best.several {
+		s.ask(s.best.worker.Pool)
+		s.pick(&s.best)
 	}
 	return s.best, s.room
+}
+
+// pick says which whole devices a choice is of.
+func (s *search) pick(c *choice) {
+	c.whole = s.whole(c.worker)
+	c.bytes = c.whole[0].fit(s.need)
 }
 
 // chooseOfAll looks at every worker.
@@ -198,6 +203,8 @@ type search struct {
 	pool  string
 	need  int64
 	kinds []answer // of kinds, by their id
+	each  bool     // keep them all, not the best alone
+	all   []choice
 	best  choice
 	room  int
 }
@@ -214,7 +221,7 @@ func (f *Fleet) search(w *Want, score Score) *search {
 
 // ask turns to another pool.
 func (s *search) ask(pool string) {
-	s.pool, s.need = pool, s.w.Need[pool]
+	s.pool, s.need = pool, s.w.need(pool)
 	for _, k := range s.f.mix.kinds {
 		s.kinds[k.id] = answer{s.w.suits(k), k.fit(s.need)}
 	}
@@ -391,6 +398,10 @@ func (at *worker) tier() tier {
 
 // consider keeps c if it is better than the best so far.
 func (s *search) consider(c *choice) {
+	if s.each {
+		s.all = append(s.all, *c)
+		return
+	}
 	if s.score != nil {
 		c.rated, c.left = s.score(View{c.worker, c.devices()}, s.w), 0
 	}
@@ -405,8 +416,8 @@ func (s *search) better(c *choice) bool {
 	switch {
 	case c.tier != b.tier:
 		return c.tier < b.tier
-	case c.rated != b.rated:
-		return c.rated > b.rated
+	case cmp.Compare(c.rated, b.rated) != 0: // what is not a number is the lowest
+		return cmp.Compare(c.rated, b.rated) > 0
 	case c.grains != b.grains:
 		return c.grains < b.grains
 	case c.left != b.left:

@@ -59,7 +59,7 @@ func (f *Fleet) Why(w Want) Why {
 	var most, least *device // the most free; the one that the fewest would have to leave
 	var leaves leavers
 	for _, pool := range sortedKeys(w.Need) {
-		need := w.Need[pool]
+		need := w.need(pool)
 		for _, at := range f.workersOf(pool) {
 			refused := f.refuses(at, &w)
 			for _, d := range at.devices {
@@ -239,7 +239,7 @@ func (l leavers) of(d *device, w *Want) []*held {
 	if w.Devices > 0 {
 		return d.held
 	}
-	return d.fewest(w, w.Need[d.Pool])
+	return d.fewest(w, w.need(d.Pool))
 }
 
 // fewest are the homes that would have to leave d for w: the smallest that is
@@ -279,7 +279,7 @@ func (d *device) without(gone []*held) account {
 			}
 		case sleeps:
 			a.asleep -= n
-			a.share -= n * int64(max(e.Awake, leastAwake))
+			a.share -= n * awake(e.Awake)
 		default:
 			a.awake -= n
 		}
