@@ -279,13 +279,12 @@ func (h *harbour) settle(i *Instance) bool {
 	return ok
 }
 
-// shift places an instance by moving others, within the budget.
+// shift places an instance by one move of another, within the budget.
 func (h *harbour) shift(now float64, i *Instance) bool {
-	k := min(1, h.budget(now))
-	if k == 0 {
+	if h.budget(now) == 0 {
 		return false
 	}
-	n, ok := h.makeRoom(i.Pod, k)
+	n, ok := h.makeRoom(i.Pod, 1)
 	h.spend(now, n)
 	if ok {
 		h.placed += i.Demand()
