@@ -129,6 +129,7 @@ func (d *decision) place() {
 		d.awaken(m)
 	}
 	d.tidy()
+	d.plan.Memory.Moved = d.recent
 }
 
 const turns = 3
