@@ -43,8 +43,8 @@ func (d *decision) relieveCrowded() {
 				d.soon(wait)
 				continue
 			}
-			if at, has := d.moved[m.key]; has && d.seen.Now.Sub(at) < pause {
-				d.soon(at.Add(pause))
+			if again := d.moved[m.key].At.Add(pause); d.seen.Now.Before(again) {
+				d.soon(again)
 				continue
 			}
 			if d.relocate(m, h) {

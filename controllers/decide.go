@@ -83,14 +83,14 @@ type decision struct {
 	wired    []worker.Home        // used again for each worker
 	listed   []v1alpha1.Placement // and for each model
 
-	noted    map[string][]note    // of placements in statuses, by worker
-	moving   map[string]Move      // model -> its move under way
-	recent   []Move               // moves that began within the last hour, the oldest first
-	emptying map[string]bool      // workers that are being emptied
-	moved    map[string]time.Time // model -> when its last move began
-	touched  map[string]int       // worker -> moves under way from or to it
-	wakes    *packing.Fleet       // the fleet without what sleeps; nil: nobody has asked for it
-	adopted  bool                 // moves of an earlier leader are finished before others begin
+	noted    map[string][]note // of placements in statuses, by worker
+	moving   map[string]Move   // model -> its move under way
+	recent   []Move            // moves that began within the last hour, the oldest first
+	emptying map[string]bool   // workers that are being emptied
+	moved    map[string]Move   // model -> its last move
+	touched  map[string]int    // worker -> moves under way from or to it
+	wakes    *packing.Fleet    // the fleet without what sleeps; nil: nobody has asked for it
+	adopted  bool              // moves of an earlier leader are finished before others begin
 }
 
 // pool is an InferencePool with its workers.

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
@@ -262,10 +263,17 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 	if m.sleeps() && !(h.told != nil && h.told.Resident) {
 		at.Sleeps, at.Busy, at.Awake = true, h.busy(), m.share
 	}
+	if v := d.moved[key]; v.To == s.Name && d.seen.Now.Sub(v.At) < measured {
+		at.Load = max(at.Load, v.Load)
+	}
 	m.hot = max(m.hot, at.Load)
 	at.Pinned, at.Young = d.pinned(h), d.young(h, at.Bytes)
 	return at
 }
+
+// measured is how long the load of a model that has moved grows until it is what it
+// was: a worker's average, of a time constant of five minutes, begins with 0.
+const measured = 15 * time.Minute
 
 // thousandths of a share between 0 and 1.
 func thousandths(share float64) int { return int(math.Round(min(max(share, 0), 1) * 1000)) }

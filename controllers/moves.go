@@ -60,11 +60,11 @@ func (a allowance) admits(n int64) bool { return a.moves > 0 && (a.bytes < 0 || 
 // readMoves finds out which moves are under way, and what each pool may still move.
 func (d *decision) readMoves() {
 	memory := d.seen.Memory
-	d.moving, d.touched, d.emptying, d.moved = map[string]Move{}, map[string]int{}, map[string]bool{}, map[string]time.Time{}
+	d.moving, d.touched, d.emptying, d.moved = map[string]Move{}, map[string]int{}, map[string]bool{}, map[string]Move{}
 	maps.Copy(d.moving, memory.Moves)
 	d.recent = d.lately()
 	for _, v := range d.recent {
-		d.moved[v.Model] = v.At
+		d.moved[v.Model] = v
 		if len(memory.Workers) == 0 { // a new leader
 			d.moving[v.Model] = v
 		}
@@ -147,7 +147,7 @@ func (d *decision) young(h *home, n int64) bool {
 	if h.state == nil || h.told == nil || h.told.Revision != m.revision || h.old() || d.touched[h.station.Name] >= movesAtOnce {
 		return true
 	}
-	if at, has := d.moved[m.key]; has && d.seen.Now.Sub(at) < pause {
+	if d.seen.Now.Sub(d.moved[m.key].At) < pause {
 		return true
 	}
 	switch h.state.Phase {
@@ -282,7 +282,7 @@ func (d *decision) takeBack(moves []packing.Move) {
 func (d *decision) asMove(m *model, at, to packing.Home, kind MoveKind, waits, why string) Move {
 	from := m.on(at.Worker)
 	return Move{
-		Model: m.key, Pool: to.Pool, From: at.Worker, To: to.Worker, Devices: to.Devices, Bytes: to.Bytes,
+		Model: m.key, Pool: to.Pool, From: at.Worker, To: to.Worker, Devices: to.Devices, Bytes: to.Bytes, Load: at.Load,
 		Kind: kind, For: waits, Reason: why, At: d.seen.Now.Truncate(time.Second),
 		Resident: kind == MoveRelieves || from.told != nil && from.told.Resident || from.busy(),
 		Free:     !from.onDevice(),
@@ -614,8 +614,9 @@ const (
 	looks = 8
 )
 
-// tidy packs better what serves, in pools where nothing else is going on: a
-// worker that can be emptied is, so that it is given back; then what is free is made usable.
+// tidy packs better what serves, in pools where nothing else is going on: hot models
+// are parted; else a worker that can be emptied is, so that it is given back; else what
+// is free is made usable.
 func (d *decision) tidy() {
 	now := d.seen.Now
 	d.plan.Memory.Tidied = d.seen.Memory.Tidied
@@ -632,7 +633,7 @@ func (d *decision) tidy() {
 	d.plan.Memory.Tidied = now
 	maps.DeleteFunc(quiet, func(key string, _ bool) bool { return d.pools[key].left.moves == 0 })
 	for _, key := range sortedKeys(quiet) {
-		if d.consolidate(d.pools[key]) {
+		if p := d.pools[key]; d.spread(p) || d.consolidate(p) {
 			delete(quiet, key)
 		}
 	}
@@ -648,28 +649,90 @@ func (d *decision) tidy() {
 	moves := d.fleet.Defragment(movesForOne, float64(least)/gain)
 	d.takeBack(moves)
 	for _, v := range moves {
-		if quiet[v.Home.Pool] && !d.spare(v.To.Worker) && !d.hot([]packing.Move{v}) && d.may([]packing.Move{v}, MoveDefragments) {
+		if quiet[v.Home.Pool] && !d.spare(v.To.Worker) && !d.heats([]packing.Move{v}) && d.may([]packing.Move{v}, MoveDefragments) {
 			why := fmt.Sprintf("makes %s usable that is free", packing.Size(int64(v.Gain)))
 			d.start(d.asMove(d.byKey[v.Home.Model], v.Home, v.To, MoveDefragments, "", why), v.Reason)
 		}
 	}
 }
 
-// hot: a device would be wanted for more than all of its time after the moves.
-func (d *decision) hot(moves []packing.Move) bool {
-	load := map[string]int{} // "worker/device" -> what comes, in 1/1000
+// Loads, in 1/1000 of a device's time. A device is hot when its models take nearly all
+// of it: a report of more there is not. A move from there must leave both devices wanted
+// for cooler less, and no move that only tidies up makes one warm: what is parted does not
+// come together again while the loads stay as they are.
+const (
+	hot    = 900
+	warm   = 700
+	cooler = 250
+)
+
+// heats: a device would be warm after the moves, by what moves there.
+func (d *decision) heats(moves []packing.Move) bool {
+	load := map[string]int{} // "worker/device" -> what comes
 	for _, v := range moves {
-		for _, device := range d.byName[v.To.Worker].Report.Devices {
-			if !slices.Contains(v.To.Devices, device.Name) {
-				continue
-			}
-			at := v.To.Worker + "/" + device.Name
-			if load[at] += v.Home.Load; v.Home.Load > 0 && thousandths(device.Load)+load[at] > 1000 {
+		for _, device := range v.To.Devices {
+			at := v.To.Worker + "/" + device
+			if load[at] += v.Home.Load; v.Home.Load > 0 && d.byName[v.To.Worker].loadOf(device)+load[at] > warm {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// loadOf a device is what its worker reports or, where that is more, what its models took before they moved there.
+func (s *station) loadOf(device string) (load int) {
+	for _, h := range s.homes {
+		for _, at := range h.taken {
+			if slices.Contains(at.Devices, device) {
+				load += at.Load
+			}
+		}
+	}
+	for _, d := range s.Report.Devices {
+		if d.Name == device {
+			load = max(load, thousandths(d.Load))
+		}
+	}
+	return load
+}
+
+// spread moves one model of a hot device of p to where there is time for it.
+func (d *decision) spread(p *pool) bool {
+	for _, s := range p.stations {
+		if !s.usable || !s.current() || s.Report == nil {
+			continue
+		}
+		for _, key := range sortedKeys(s.homes) {
+			h := s.homes[key]
+			if h.model == nil || !h.resident() || len(h.taken) != 1 || len(h.devices) != 1 || h.taken[0].Pinned || h.taken[0].Young {
+				continue
+			}
+			if load := s.loadOf(h.devices[0]); load >= hot && h.taken[0].Load >= cooler && d.part(h, load) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// part moves a home off a device of the given load, if both are cooler then.
+func (d *decision) part(h *home, load int) bool {
+	want := d.want(h.model, h.station.pool)
+	want.Load = h.taken[0].Load + 1000 + cooler - load // fits into the time of a device that is cool enough
+	at, reason, _ := d.fleet.Place(want, d.seen.Score)
+	if at.Worker == "" {
+		return false
+	}
+	d.fleet.Undo(at)
+	at.Load = h.taken[0].Load
+	moves := []packing.Move{{Home: h.taken[0], To: at}}
+	to := d.byName[at.Worker]
+	if !to.current() || d.emptying[to.Name] || to.loadOf(at.Devices[0])+at.Load > load-cooler || !d.may(moves, MoveSpreads) {
+		return false
+	}
+	why := fmt.Sprintf("the device on worker %s is wanted for %d %% of its time", h.station.Name, load/10)
+	return d.start(d.asMove(h.model, h.taken[0], at, MoveSpreads, "", why), reason)
 }
 
 // spare: nothing is awake on the worker, and its pool may give it back. What moves there would keep it.
@@ -737,7 +800,7 @@ func (d *decision) consolidate(p *pool) bool {
 		if !ok || len(moves) == 0 {
 			continue
 		}
-		if d.hot(moves) {
+		if d.heats(moves) {
 			d.takeBack(moves)
 			continue
 		}

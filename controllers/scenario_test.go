@@ -68,7 +68,8 @@ type story struct {
 	sent        map[string]worker.Assignment
 	inspections map[InspectKey]Inspected
 	held        map[string]int
-	routes      map[string]*pod // model -> where its requests go
+	routes      map[string]*pod    // model -> where its requests go
+	loads       map[string]float64 // model -> share of a device's time that it wants
 	memory      Memory
 	made        int
 	holding     bool
@@ -531,8 +532,10 @@ func (p *pod) work(s *story) {
 	}
 	r := &worker.State{Worker: p.Name, Pool: p.Pool, Instance: instance, Time: s.now, Epoch: p.held.Epoch, Generation: p.held.Generation, Draining: p.held.Drain,
 		Devices: []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: int64(s.capacity) * gib}}}
+	p.wear(s)
 	for _, key := range sortedKeys(p.homes) {
 		h := *p.homes[key]
+		r.Devices[0].Load += h.Load
 		if n := p.asked(s, key); h.Phase == worker.PhaseResident || h.Phase == worker.PhaseDraining {
 			h.Running = n
 		} else {
@@ -549,6 +552,24 @@ func (p *pod) work(s *story) {
 	p.Report, p.Heard, p.Connected = r, s.now, true
 	if a, ok := s.sent[p.Name]; ok && (a.Instance != instance || a.Generation == p.held.Generation && a.Epoch == p.held.Epoch) {
 		delete(s.sent, p.Name)
+	}
+}
+
+// wear brings the loads of what is on the device up to date: averages of five
+// minutes of the time that each model wants, or of its part of all there is.
+func (p *pod) wear(s *story) {
+	wanted := 0.0
+	for key, h := range p.homes {
+		if h.Phase == worker.PhaseResident {
+			wanted += s.loads[key]
+		}
+	}
+	for key, h := range p.homes {
+		is := 0.0
+		if h.Phase == worker.PhaseResident {
+			is = s.loads[key] / max(wanted, 1)
+		}
+		h.Load += (is - h.Load) / 300
 	}
 }
 

@@ -163,6 +163,7 @@ const (
 	MoveMakesRoom    MoveKind = "MakesRoom"    // for a model that fits nowhere
 	MoveDefragments  MoveKind = "Defragments"  // so that what is free can be used
 	MoveConsolidates MoveKind = "Consolidates" // so that a worker can be given back
+	MoveSpreads      MoveKind = "Spreads"      // so that a device that is wanted all the time is wanted less
 	MoveRelieves     MoveKind = "Relieves"     // requests wait, and neighbours in use keep the model off its device
 )
 
@@ -174,6 +175,7 @@ type Move struct {
 	To      string    `json:"to"`               // worker
 	Devices []string  `json:"devices,omitzero"` // of To
 	Bytes   int64     `json:"bytes,omitzero"`   // on each device
+	Load    int       `json:"load,omitzero"`    // share of a device's time that it took when it began, in 1/1000
 	Kind    MoveKind  `json:"kind"`
 	For     string    `json:"for,omitzero"` // the model that waits for the room
 	Reason  string    `json:"reason"`       // for people
