@@ -380,7 +380,7 @@ func (d *decision) adviseLost(m *model) []Action {
 	var all []Action
 	for _, h := range m.homes {
 		if h.station.silent {
-			all = append(all, Action{"Look after the pod of worker " + h.station.Name + ". Once it is gone, the model gets another home.", fmt.Sprintf("kubectl describe pod %s -n %s", h.station.Name, h.station.pool.Namespace)})
+			all = append(all, Action{"See what is wrong with the pod of worker " + h.station.Name + ". Once it is gone, the model gets another home.", fmt.Sprintf("kubectl describe pod %s -n %s", h.station.Name, h.station.pool.Namespace)})
 		}
 	}
 	return all

@@ -93,11 +93,15 @@ func (d *decision) stowage(p *pool) Stowage {
 	}
 	for _, m := range d.models {
 		if d.lacks(m) && slices.Contains(m.pools, p) {
-			s.Pending = append(s.Pending, d.pending(m))
+			s.Pending = append(s.Pending, d.pending(m, len(s.Pending) < lookedFor))
 		}
 	}
 	return s
 }
+
+// lookedFor is for how many models that wait all devices are looked at; the others
+// are told about by what their status says.
+const lookedFor = 50
 
 func (d *decision) poolStatusOf(p *pool) v1alpha1.InferencePoolStatus {
 	for i := range d.seen.Pools {
@@ -108,12 +112,16 @@ func (d *decision) poolStatusOf(p *pool) v1alpha1.InferencePoolStatus {
 	return v1alpha1.InferencePoolStatus{}
 }
 
-func (d *decision) pending(m *model) Pending {
+func (d *decision) pending(m *model, look bool) Pending {
 	e := Explanation{}
 	if c := status.Find(d.statusOf(m).Conditions, v1alpha1.ConditionPlaced); c != nil {
 		e.Reason, e.Message = c.Reason, c.Message
 	}
-	return Pending{Model: m.key, Need: likely(known(m), ""), Reason: e.Reason, Why: d.why(m, e)}
+	why := lower(e.Message)
+	if look {
+		why = d.why(m, e)
+	}
+	return Pending{Model: m.key, Need: likely(known(m), ""), Reason: e.Reason, Why: why}
 }
 
 // decks are the devices of a worker.
@@ -240,6 +248,12 @@ func (k Deck) bar() string {
 	return "[" + strings.Repeat("#", a) + strings.Repeat(">", b) + strings.Repeat("-", c) + strings.Repeat(".", barWidth-a-b-c) + "]"
 }
 
+// What a terminal shows of a pool; JSON has the rest.
+const (
+	shownDevices = 100
+	shownPending = 20
+)
+
 // Text is the stowage for a terminal.
 func (s Stowage) Text() string {
 	var b strings.Builder
@@ -257,13 +271,21 @@ func (s Stowage) Text() string {
 	if !s.Ready || s.Stalled {
 		fmt.Fprintf(&b, "  %s: %s\n", s.Reason, s.Message)
 	}
-	for _, k := range s.Devices {
+	for i, k := range s.Devices {
+		if i == shownDevices {
+			fmt.Fprintf(&b, "  and %s more; --json shows all\n", count(len(s.Devices)-i, "device"))
+			break
+		}
 		fmt.Fprintf(&b, "  %s\n", k.line())
 		for _, h := range k.Homes {
 			fmt.Fprintf(&b, "      %s\n", h.short())
 		}
 	}
-	for _, p := range s.Pending {
+	for i, p := range s.Pending {
+		if i == shownPending {
+			fmt.Fprintf(&b, "  ? and %s more; --json shows all\n", count(len(s.Pending)-i, "model"))
+			break
+		}
 		fmt.Fprintf(&b, "  ? %s\n", p.line())
 	}
 	return b.String()

@@ -33,7 +33,7 @@ func (d *decision) sentence(m *model, e Explanation) string {
 	case e.Ready:
 		return fmt.Sprintf("%s answers requests on %s.", name, at) + m.note + d.changes(m) + d.fewer(m, e) + e.stall()
 	case e.Reason == v1alpha1.ReasonNameConflict:
-		return fmt.Sprintf("%s is at %s, and not under all of its names: %s", name, at, lower(e.Message))
+		return fmt.Sprintf("%s is at %s, but does not answer to all of its names: %s", name, at, lower(e.Message))
 	case e.Reason == v1alpha1.ReasonLoading:
 		return fmt.Sprintf("%s is on its way to %s: %s", name, at, lower(e.Message))
 	}

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -181,6 +182,24 @@ func TestExplanations(t *testing.T) {
 		if diff := cmp.Diff(plan, Decide(seen)); diff != "" {
 			t.Fatalf("seed %d: an explanation changes what it is about: %s", seed, diff)
 		}
+	}
+}
+
+// TestStowageIsBounded: a terminal shows so much of a pool, and says how much there is beside.
+func TestStowageIsBounded(t *testing.T) {
+	s := Stowage{Pool: "default/a", Ready: true, Workers: 150}
+	for i := range 150 {
+		s.Devices = append(s.Devices, Deck{Worker: fmt.Sprint("a-", i), Device: "gpu-0", Capacity: gib})
+		s.Pending = append(s.Pending, Pending{Model: fmt.Sprint("default/m", i), Reason: "DoesNotFit", Why: "it needs 2 GiB."})
+	}
+	text := s.Text()
+	for _, line := range []string{"  and 50 devices more; --json shows all\n", "  ? and 130 models more; --json shows all\n"} {
+		if !strings.Contains(text, line) {
+			t.Errorf("no %q in\n%s", line, text)
+		}
+	}
+	if n := strings.Count(text, "\n"); n != 1+101+21 {
+		t.Errorf("%d lines", n)
 	}
 }
 

@@ -165,7 +165,7 @@ func (r Repacking) String() string {
 	case r.Helps:
 		return fmt.Sprintf("would help: %s; %s", list(all), left)
 	}
-	return fmt.Sprintf("would not help: at most %d models move for one", r.Most)
+	return fmt.Sprintf("would not help: moving up to %s makes no room for it", count(r.Most, "model"))
 }
 
 func (g Growth) String() string {

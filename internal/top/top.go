@@ -160,16 +160,23 @@ func (s Stowage) write(w io.Writer) error {
 			shown[q.Model] = true
 		}
 	}
-	first := true
+	const most = 20
+	n := 0
 	for _, m := range s.Models {
-		if key := m.Namespace + "/" + m.Name; !shown[key] {
-			if first {
-				fmt.Fprintln(w, "\nWithout a home:")
-			}
-			first = false
+		key := m.Namespace + "/" + m.Name
+		if shown[key] {
+			continue
+		}
+		if n++; n == 1 {
+			fmt.Fprintln(w, "\nWithout a home:")
+		}
+		if n <= most {
 			_, reason := condition(m.Status.Conditions)
 			fmt.Fprintf(w, "  %s, %s: %s\n", key, reason, dash(message(m.Status.Conditions)))
 		}
+	}
+	if n > most {
+		fmt.Fprintf(w, "  and %d more; --json shows all\n", n-most)
 	}
 	_, err := fmt.Fprintln(w, "\n# on the device   > on its way   - asleep   . free   ? looks for a home")
 	return err
