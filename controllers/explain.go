@@ -333,7 +333,7 @@ func (d *decision) refused(m *model) []Refused {
 	}
 	for _, p := range m.pools {
 		for _, s := range p.stations {
-			if why := s.unusable(); why != "" && m.homeOn(s) == nil {
+			if why := s.unusable(); why != "" && m.on(s.Name) == nil {
 				add(why, Berth{Pool: p.key, Worker: s.Name})
 			}
 		}

@@ -259,7 +259,7 @@ func (d *decision) find(m *model) (at packing.Home, reason string, why packing.W
 	want.Alone, want.Not = false, map[string]bool{}
 	waits := false
 	for _, s := range d.stations {
-		if s.tries() && m.homeOn(s) == nil {
+		if s.tries() && m.on(s.Name) == nil {
 			want.Not[s.Name], waits = true, true
 		}
 	}
@@ -267,15 +267,6 @@ func (d *decision) find(m *model) (at packing.Home, reason string, why packing.W
 		return at, reason, full
 	}
 	return at, reason, why
-}
-
-func (m *model) homeOn(s *station) *home {
-	for _, h := range m.homes {
-		if h.station == s {
-			return h
-		}
-	}
-	return nil
 }
 
 func (d *decision) add(m *model, at packing.Home, reason string) *home {

@@ -191,7 +191,7 @@ func (d *decision) claim() {
 	for _, m := range d.models {
 		r, waits := d.seen.Memory.Rooms[m.key]
 		s := d.byName[r.Worker]
-		if !waits || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || m.homeOn(s) != nil {
+		if !waits || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || m.on(s.Name) != nil {
 			continue
 		}
 		need, fits := known(m)[s.pool.key]
@@ -214,7 +214,7 @@ func (d *decision) claim() {
 // next begins a move that waited for others to end, if it still can.
 func (d *decision) next(v Move) bool {
 	m, to := d.byKey[v.Model], d.byName[v.To]
-	if m == nil || m.move != nil || m.trial != nil || to == nil || !to.usable || m.homeOn(to) != nil || to.holds(v.Model) {
+	if m == nil || m.move != nil || m.trial != nil || to == nil || !to.usable || m.on(to.Name) != nil || to.holds(v.Model) {
 		return false
 	}
 	from := m.on(v.From)

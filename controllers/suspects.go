@@ -135,14 +135,11 @@ type culprit struct {
 // by its last report, which may be older than the request that was its end.
 func (s *station) atWork(last worker.State) []culprit {
 	var all []culprit
-	before := func(t time.Time, seconds float64) time.Time {
-		return t.Add(-time.Duration(seconds * float64(time.Second)))
-	}
 	if p := s.Report.Previous; p != nil && p.Instance == last.Instance {
 		for _, a := range p.AtWork {
 			began := s.memory.Heard // of the death nothing is known but that it was later
 			if a.ResidentSeconds > 0 {
-				began = before(s.Heard, a.ResidentSeconds)
+				began = s.Heard.Add(-seconds(a.ResidentSeconds))
 			}
 			all = append(all, culprit{a.Model, a.Revision, began})
 		}
@@ -150,7 +147,7 @@ func (s *station) atWork(last worker.State) []culprit {
 	}
 	for _, h := range last.Homes {
 		if h.Phase == worker.PhaseLoading || h.Running > 0 {
-			all = append(all, culprit{h.Model, h.Revision, before(s.memory.Heard, h.ResidentSeconds)})
+			all = append(all, culprit{h.Model, h.Revision, s.memory.Heard.Add(-seconds(h.ResidentSeconds))})
 		}
 	}
 	return all
@@ -174,7 +171,7 @@ func (d *decision) acquits(s *station, m *model) bool {
 	if r.Instance == m.trial.Instance {
 		return false
 	}
-	resident := time.Duration(h.ResidentSeconds*float64(time.Second)) + d.seen.Now.Sub(s.Heard)
+	resident := seconds(h.ResidentSeconds) + d.seen.Now.Sub(s.Heard)
 	if d.seen.Now.Add(-resident).Before(m.trial.Since.Time) {
 		return d.seen.Now.Sub(m.trial.Since.Time) >= probation // it had been there before, and nothing more came of it
 	}
