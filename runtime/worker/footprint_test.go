@@ -77,6 +77,9 @@ func alike(got, want, extent int64) bool {
 // compares that with what the process has more than without it.
 func weigh(t *testing.T, path string, extent int64, c api.Context) {
 	t.Helper()
+	if raced {
+		t.Skip("SKIPPED: the race detector's memory is in the process too")
+	}
 	h, err := model.Inspect(path)
 	if err != nil {
 		t.Fatal(err)
@@ -254,6 +257,9 @@ func TestFootprintsOfShapes(t *testing.T) {
 
 // weighHollow compares what a program claims with the estimate.
 func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) {
+	if raced {
+		t.Skip("SKIPPED: the race detector's memory is in the process too")
+	}
 	const extent = 2 << 20
 	path := filepath.Join(t.TempDir(), "m.gguf")
 	if err := synth.Hollow(path, shape, quant); err != nil {
