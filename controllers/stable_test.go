@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,5 +132,32 @@ func TestStable(t *testing.T) {
 		}
 		s.settled(t, fmt.Sprintf("seed %d", seed), 25*time.Minute, 10*time.Minute)
 		t.Logf("seed %d: %d moves, %d models, %d pods", seed, len(s.memory.Moved), len(s.models), len(s.pods))
+	}
+}
+
+// TestOverload: three devices, four times what fits on them, and who is asked for
+// changes. Crowded homes move, but far less often than that: none hops about.
+func TestOverload(t *testing.T) {
+	for seed := range uint64(3) {
+		r := rand.New(rand.NewPCG(seed, 9))
+		s := newStory(3)
+		for i := range 12 {
+			s.add(fmt.Sprintf("m%02d", i), []int64{20, 30, 42, 60}[r.IntN(4)], fixture.Autoscaled(0, 1))
+		}
+		changes, moves := 0, 0
+		for i := range 1800 {
+			if i%20 == 0 {
+				changes++
+				key := Key(&s.models[r.IntN(len(s.models))])
+				s.held[key] = 1 - s.held[key]
+			}
+			s.tick(t)
+			moves += strings.Count(s.out.String(), " moves from ")
+			s.out.Reset()
+		}
+		t.Logf("seed %d: %d changes, %d moves", seed, changes, moves)
+		if 3*moves > changes {
+			t.Errorf("seed %d: %d moves after %d changes", seed, moves, changes)
+		}
 	}
 }

@@ -182,19 +182,46 @@ func (p *pool) starting() (n int) {
 }
 
 func (d *decision) resizePool(p *pool) {
+	spec := d.bounds(p)
+	d.relieve(p)
+	workers, serving := d.asWorkers(p)
+	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
+	if !todo.Again.IsZero() {
+		d.soon(todo.Again)
+	}
+	if todo.Create > 0 && p.barred() == "" {
+		d.plan.Create[p.key] = todo.Create
+		if n := min(todo.Create, spec.Replacing); n > 0 {
+			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
+		}
+	}
+	d.retire(p, todo.Remove)
+	for _, s := range p.present(d.seen.Now) {
+		s.memory.Pool = ""
+		if s.Report != nil || s.Successor && !s.memory.Extra {
+			s.memory.Pool = p.key
+		}
+	}
+	d.plan.Budgets[p.key] = int32(max(0, serving-spec.MaxUnavailable))
+}
+
+// bounds are p's rules for its workers, as scaling has them.
+func (d *decision) bounds(p *pool) scaling.Pool {
 	spec := scaling.Pool{
 		Min: int(p.Spec.Workers.Min), Max: int(p.Spec.Workers.Max),
 		ScaleDownAfter: orElse(p.Spec.ScaleDown.After, defaultScaleDown),
-		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)), Blocked: p.Blocked != "",
+		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)), Blocked: p.Blocked != "", Replacing: d.replacing(p),
 	}
 	if p.Spec.Replicas != nil {
 		n := int(*p.Spec.Replicas)
 		spec.Fixed = &n
 	}
-	spec.Replacing = d.replacing(p)
-	d.relieve(p)
-	var workers []scaling.Worker
-	serving := 0
+	return spec
+}
+
+// asWorkers are p's workers, as scaling has them, and how many of them count for
+// the disruption budget: extra ones that have not started do not.
+func (d *decision) asWorkers(p *pool) (workers []scaling.Worker, serving int) {
 	for _, s := range p.present(d.seen.Now) {
 		s.rest(d.seen.Now)
 		extra := s.memory.Extra && !s.Running
@@ -206,18 +233,14 @@ func (d *decision) resizePool(p *pool) {
 			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(), Extra: extra,
 		})
 	}
-	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
-	if !todo.Again.IsZero() {
-		d.soon(todo.Again)
-	}
-	if todo.Create > 0 && p.barred() == "" {
-		d.plan.Create[p.key] = todo.Create
-		if n := min(todo.Create, spec.Replacing); n > 0 {
-			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
-		}
-	}
-	held := p.barred() != "" || p.Unchecked != "" // nothing could come in the place of what goes
-	for _, r := range todo.Remove {
+	return workers, serving
+}
+
+// retire marks the workers that are to go. While nothing could come in the place of
+// those that are out of date, they stay, also those that had been marked and do not drain yet.
+func (d *decision) retire(p *pool, removals []scaling.Removal) {
+	held := p.barred() != "" || p.Unchecked != ""
+	for _, r := range removals {
 		if s := d.byName[r.Worker]; s.current() || !held {
 			s.memory.Going = r.Reason
 			d.soon(d.seen.Now)
@@ -232,13 +255,6 @@ func (d *decision) resizePool(p *pool) {
 	if p.Unchecked != "" {
 		d.soon(d.seen.Now.Add(retry))
 	}
-	for _, s := range p.present(d.seen.Now) {
-		s.memory.Pool = ""
-		if s.Report != nil || s.Successor && !s.memory.Extra {
-			s.memory.Pool = p.key
-		}
-	}
-	d.plan.Budgets[p.key] = int32(max(0, serving-spec.MaxUnavailable))
 }
 
 // replacing is how many workers of p served, are gone, and have no successor
