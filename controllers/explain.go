@@ -354,18 +354,28 @@ func (d *decision) refused(m *model) []Refused {
 // alsoFits is said of devices that could be a home, and another one is better.
 const alsoFits = "that could hold it too"
 
-// occupants names who fills a device that is full.
+// maxOccupants is how many models on a device are named.
+const maxOccupants = 6
+
+// occupants names who fills a device that is full, the largest where they are many.
 func occupants(v packing.Sight) string {
 	if v.Refused != packing.Full && v.Refused != packing.Pinned {
 		return ""
 	}
+	homes := slices.Clone(v.Homes)
+	if len(homes) > maxOccupants {
+		slices.SortStableFunc(homes, func(a, b packing.Home) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	}
 	var all []string
-	for _, h := range v.Homes {
+	for _, h := range homes[:min(len(homes), maxOccupants)] {
 		say := h.Model + " " + packing.Size(h.Bytes)
 		if h.Pinned {
 			say += " pinned"
 		}
 		all = append(all, say)
+	}
+	if more := len(homes) - len(all); more > 0 {
+		all = append(all, fmt.Sprintf("%d more", more))
 	}
 	return list(all)
 }
