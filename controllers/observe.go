@@ -53,7 +53,8 @@ func (r *Reconciler) observe(ctx context.Context) (Seen, error) {
 			return Seen{}, fmt.Errorf("read %T from the cache: %w", list, err)
 		}
 	}
-	seen := Seen{Now: r.now(), Models: models.Items, Namespaces: map[string]map[string]string{}, Memory: r.memory}
+	// A history keeps no monotonic clock; with one, times would be apart by a little more or less than they are there.
+	seen := Seen{Now: r.now().Round(0), Models: models.Items, Namespaces: map[string]map[string]string{}, Memory: r.memory}
 	r.statuses(seen.Models, seen.Now)
 	for _, n := range namespaces.Items {
 		seen.Namespaces[n.Name] = n.Labels

@@ -170,9 +170,6 @@ func (c *Check) plan(d history.Decision, plan controllers.Plan) {
 	}
 	differ := unlike("Model", d.Verdicts, verdicts)
 	plan.Models, plan.Pools, plan.Memory = nil, nil, controllers.Memory{}
-	if (plan.Again - d.Plan.Again).Abs() < time.Millisecond { // what was recorded had a monotonic clock too
-		plan.Again = d.Plan.Again
-	}
 	was, is := reflect.ValueOf(d.Plan), reflect.ValueOf(plan)
 	for i := range is.NumField() {
 		name := is.Type().Field(i).Name

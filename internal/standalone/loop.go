@@ -153,7 +153,8 @@ func (l *loop) decide(ctx context.Context) time.Duration {
 
 func (l *loop) observe(objects Manifests) controllers.Seen {
 	seen := controllers.Seen{
-		Now: time.Now(), Epoch: 1, Settled: true,
+		Now:   time.Now().Round(0), // a history keeps no monotonic clock
+		Epoch: 1, Settled: true,
 		Models:      objects.Models,
 		Namespaces:  map[string]map[string]string{},
 		Gateways:    l.gateways.Reports(),
