@@ -16,6 +16,7 @@ import (
 	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
+	"github.com/estiba/estiba/internal/kubeconfig"
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -94,7 +95,7 @@ number of gateways may run.`,
 func runGateway(ctx context.Context, o gatewayOptions) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 	key := &keyFile{path: o.keyFile}
-	config, err := ctrl.GetConfig()
+	config, err := kubeconfig.Get("")
 	if err != nil {
 		return fmt.Errorf("find the Kubernetes API: %w", err)
 	}

@@ -9,16 +9,16 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/history"
+	"github.com/estiba/estiba/internal/kubeconfig"
 )
 
 func operatorCommand() *cobra.Command {
 	var o controllers.RunOptions
-	var kubeconfig, metricsFrom, historyDir string
+	var path, metricsFrom, historyDir string
 	cmd := &cobra.Command{
 		Use:   "operator",
 		Short: "Decide which worker holds which model, on Kubernetes",
@@ -46,12 +46,10 @@ and says in their conditions what became of them. Several operators may run with
 	cmd.Flags().BoolVar(&o.LeaderElect, "leader-elect", false, "lead only while holding the lease")
 	cmd.Flags().BoolVar(&o.Policy.Enabled, "network-policy", false, "make a NetworkPolicy for each pool: only operator and gateways reach its workers")
 	cmd.Flags().StringVar(&metricsFrom, "metrics-from", "[]", "with --network-policy: who else may reach workers, to read their metrics; peers as in a NetworkPolicy, in JSON or YAML")
-	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, the cluster that this runs in, or ~/.kube/config)")
+	cmd.Flags().StringVar(&path, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, the cluster that this runs in, or ~/.kube/config)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))
-		rules := clientcmd.NewDefaultClientConfigLoadingRules()
-		rules.ExplicitPath = kubeconfig
-		config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+		config, err := kubeconfig.Get(path)
 		if err != nil {
 			return fmt.Errorf("find the Kubernetes API: %w", err)
 		}

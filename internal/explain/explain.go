@@ -16,10 +16,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"k8s.io/client-go/tools/clientcmd"
-
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/history"
+	"github.com/estiba/estiba/internal/kubeconfig"
 )
 
 // Options say whom to ask, and how to tell it.
@@ -102,10 +101,5 @@ func (o Options) namespace() string {
 	if o.Namespace != "" || o.Server != "" {
 		return cmp.Or(o.Namespace, "default")
 	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	namespace, _, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).Namespace()
-	if err != nil { // whoever asks the cluster says so too
-		return "default"
-	}
-	return cmp.Or(namespace, "default")
+	return cmp.Or(kubeconfig.Namespace(), "default")
 }

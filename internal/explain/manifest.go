@@ -14,12 +14,12 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/history"
+	"github.com/estiba/estiba/internal/kubeconfig"
 	"github.com/estiba/estiba/internal/standalone"
 )
 
@@ -118,11 +118,11 @@ func propose(ctx context.Context, seen controllers.Seen, m v1alpha1.Model, o Opt
 // check has the API server say whether it would take the objects. Who may not
 // write them has heard from Parse, which has the same rules.
 func check(ctx context.Context, objects standalone.Manifests) error {
-	kubeconfig, err := config.GetConfig()
+	config, err := kubeconfig.Get("")
 	if err != nil {
 		return fmt.Errorf("%w (name a cluster with KUBECONFIG, or an estiba serve with --server)", err)
 	}
-	c, err := client.New(kubeconfig, client.Options{})
+	c, err := client.New(config, client.Options{})
 	if err != nil {
 		return fmt.Errorf("connect to the cluster: %w", err)
 	}

@@ -20,10 +20,10 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/streaming/pkg/httpstream"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/kubeconfig"
 )
 
 const (
@@ -38,11 +38,11 @@ const (
 // pod's loopback, which takes the right to create pods/portforward there. It
 // returns the address of this end.
 func forward(ctx context.Context, namespace string) (address string, end func(), err error) {
-	kubeconfig, err := config.GetConfig()
+	config, err := kubeconfig.Get("")
 	if err != nil {
 		return "", nil, fmt.Errorf("%w (name a cluster with KUBECONFIG, or an estiba serve with --server)", err)
 	}
-	c, err := client.New(kubeconfig, client.Options{Scheme: scheme.Scheme})
+	c, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {
 		return "", nil, fmt.Errorf("connect to the cluster: %w", err)
 	}
@@ -50,7 +50,7 @@ func forward(ctx context.Context, namespace string) (address string, end func(),
 	if err != nil {
 		return "", nil, err
 	}
-	port, end, err := tunnel(ctx, kubeconfig, pod)
+	port, end, err := tunnel(ctx, config, pod)
 	if err != nil {
 		return "", nil, fmt.Errorf("forward a port to the operator's pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

@@ -16,11 +16,11 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/history"
+	"github.com/estiba/estiba/internal/kubeconfig"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/config"
 )
 
 // Options say where to look.
@@ -116,7 +116,7 @@ func get(ctx context.Context, url string, into any) error {
 }
 
 func fromCluster(ctx context.Context, o Options) (Stowage, error) {
-	kubeconfig, err := config.GetConfig()
+	config, err := kubeconfig.Get("")
 	if err != nil {
 		return Stowage{}, fmt.Errorf("%w (name a cluster with KUBECONFIG, or an estiba serve with --server)", err)
 	}
@@ -124,7 +124,7 @@ func fromCluster(ctx context.Context, o Options) (Stowage, error) {
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		return Stowage{}, err
 	}
-	c, err := client.New(kubeconfig, client.Options{Scheme: scheme})
+	c, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
 		return Stowage{}, fmt.Errorf("connect to the cluster: %w", err)
 	}
