@@ -253,7 +253,7 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 	s, m := h.station, h.model
 	at := packing.Home{Model: key, Pool: s.pool.key, Worker: s.Name, Devices: h.devices, Pinned: true}
 	if h.state != nil {
-		at.Bytes, at.Load = h.state.Footprint.Total(), thousandths(h.state.Load)
+		at.Bytes, at.Load = h.state.Footprint.Total(), h.load()
 	}
 	if m == nil {
 		return at
@@ -271,9 +271,22 @@ func (d *decision) asTaken(key string, h *home) packing.Home {
 	return at
 }
 
+// averaged is the time constant of the loads that workers report: such an average begins with 0.
+const averaged = 5 * time.Minute
+
+// load of a home that has been on its device since it came is what its worker's average
+// is on the way to: two models that have just come are not taken for idle ones.
+func (h *home) load() int {
+	since := seconds(h.state.ResidentSeconds)
+	if h.model == nil || h.model.sleeps() || since < averaged/10 {
+		return thousandths(h.state.Load)
+	}
+	return thousandths(h.state.Load / (1 - math.Exp(-float64(since)/float64(averaged))))
+}
+
 // measured is how long the load of a model that has moved grows until it is what it
-// was: a worker's average, of a time constant of five minutes, begins with 0.
-const measured = 15 * time.Minute
+// was, also where it sleeps meanwhile.
+const measured = 3 * averaged
 
 // thousandths of a share between 0 and 1.
 func thousandths(share float64) int { return int(math.Round(min(max(share, 0), 1) * 1000)) }

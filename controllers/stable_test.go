@@ -161,3 +161,27 @@ func TestOverload(t *testing.T) {
 		}
 	}
 }
+
+// TestLoadAtFirst: the average of a model that has been at work without a pause since
+// it came is what it will be; a burst, or a model that sleeps, is what is reported.
+func TestLoadAtFirst(t *testing.T) {
+	always, sleeps := model{Model: &v1alpha1.Model{}}, model{Model: &v1alpha1.Model{}}
+	fixture.Autoscaled(0, 1)(sleeps.Model)
+	for _, c := range []struct {
+		model    *model
+		load     float64
+		resident float64 // seconds
+		want     int
+	}{
+		{&always, 0.1813, 60, 1000}, // 1 - exp(-60/300)
+		{&always, 0.0906, 60, 500},
+		{&always, 0.5, 3600, 500},
+		{&always, 0.01, 3, 10},
+		{&sleeps, 0.1, 60, 100},
+	} {
+		h := home{model: c.model, state: &worker.HomeState{Load: c.load, ResidentSeconds: c.resident}}
+		if got := h.load(); got != c.want {
+			t.Errorf("%v after %v s is %d, want %d", c.load, c.resident, got, c.want)
+		}
+	}
+}

@@ -105,7 +105,8 @@ func (s *station) loadOf(device string) (load int) {
 	return load
 }
 
-// spread moves one model of a hot device of p to where there is time for it.
+// spread moves one model of a hot device of p to where there is time for it. What has
+// been there for less than the time constant of loads may be at work for a moment only.
 func (d *decision) spread(p *pool) bool {
 	for _, s := range p.stations {
 		if !s.usable || !s.current() || s.Report == nil {
@@ -113,7 +114,8 @@ func (d *decision) spread(p *pool) bool {
 		}
 		for _, key := range sortedKeys(s.homes) {
 			h := s.homes[key]
-			if h.model == nil || !h.resident() || len(h.taken) != 1 || len(h.devices) != 1 || h.taken[0].Pinned || h.taken[0].Young {
+			if h.model == nil || !h.resident() || len(h.taken) != 1 || len(h.devices) != 1 || h.taken[0].Pinned || h.taken[0].Young ||
+				seconds(h.state.ResidentSeconds) < averaged {
 				continue
 			}
 			if load := s.loadOf(h.devices[0]); load >= hot && h.taken[0].Load >= cooler && d.part(h, load) {
