@@ -126,6 +126,34 @@ func TestYieldIsTakenBack(t *testing.T) {
 	})
 }
 
+// TestFormerRevisionTakesRequestsAgain: who waits for a model whose former revision has
+// yielded gets that at once when its room is not needed any more.
+func TestFormerRevisionTakesRequestsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, end := o.worker(t, nil)
+		defer end()
+		revision := func(n string) func(*api.Home) { return func(h *api.Home) { h.Revision = n } }
+		b, c := o.home("b", 4*mib, asleep), o.home("c", 9*mib, asleep)
+		assign(t, w, o.home("a", 2*mib, revision("1")), b, c)
+		after(t, w, time.Second, "a:Resident b:Idle c:Idle")
+		long := make(chan answer, 1)
+		go func() { long <- ask(t.Context(), w, "ns/b", 2*time.Minute) }()
+		after(t, w, time.Minute, "a:Resident b:Resident c:Idle")
+		o.fetchTime = 2 * time.Hour
+		assign(t, w, o.home("a", 2*mib, revision("2")), b, c)
+		patient, leave := context.WithTimeout(t.Context(), 15*time.Second)
+		defer leave()
+		go ask(patient, w, "ns/c", 0)
+		time.Sleep(12 * time.Second) // c's turn has come: a and b yield to it
+		got := ask(t.Context(), w, "ns/a", 0)
+		if got.err != nil || got.waited != 3*time.Second {
+			t.Errorf("%+v", got)
+		}
+		<-long
+	})
+}
+
 // TestPatienceEnds: a request that finds no pause of a dearer neighbour is refused after a
 // minute, and one whose model is kept out by what must stay, at once.
 func TestPatienceEnds(t *testing.T) {

@@ -359,6 +359,9 @@ func (w *Worker) settle() {
 				h.set(api.PhaseResident, "", why)
 			}
 			h.notify()
+			if next := w.homes[h.want.Model]; next != nil && next.old == h {
+				next.notify() // who waits for the model waits for its next revision
+			}
 		}
 	}
 	refused := map[string]bool{}
