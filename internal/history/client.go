@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/estiba/estiba/api/worker"
@@ -31,7 +29,7 @@ func Latest(ctx context.Context, o Options) (Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
 	var s Snapshot
-	err := o.do(ctx, http.MethodGet, PathSnapshot, nil, func(body io.Reader) error {
+	err := o.do(ctx, http.MethodGet, PathSnapshot, nil, patience, func(body io.Reader) error {
 		if err := json.NewDecoder(body).Decode(&s); err != nil {
 			return err
 		}
@@ -52,20 +50,20 @@ func Inspect(ctx context.Context, o Options, pool string, r worker.InspectReques
 	if err != nil {
 		return in, err
 	}
-	err = o.do(ctx, http.MethodPost, PathInspect, body, func(body io.Reader) error { return json.NewDecoder(body).Decode(&in) })
+	err = o.do(ctx, http.MethodPost, PathInspect, body, 2*asking, func(body io.Reader) error { return json.NewDecoder(body).Decode(&in) })
 	return in, err
 }
 
 // Fetch copies the decisions that are kept to w, as Read takes them.
 func Fetch(ctx context.Context, o Options, w io.Writer) error {
-	return o.do(ctx, http.MethodGet, PathHistory, nil, func(body io.Reader) error {
+	return o.do(ctx, http.MethodGet, PathHistory, nil, patience, func(body io.Reader) error {
 		_, err := io.Copy(w, body)
 		return err
 	})
 }
 
 // do asks one thing.
-func (o Options) do(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) error {
+func (o Options) do(ctx context.Context, method, path string, body []byte, patience time.Duration, read func(io.Reader) error) error {
 	base := o.Server
 	if base == "" {
 		local, end, err := forward(ctx, o.Namespace)
@@ -75,11 +73,11 @@ func (o Options) do(ctx context.Context, method, path string, body []byte, read 
 		defer end()
 		base = local
 	}
-	base = strings.TrimSuffix(base, "/")
-	if !strings.Contains(base, "://") {
-		base = "http://" + base
+	address, err := Address(base)
+	if err != nil {
+		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, address.JoinPath(path).String(), bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -89,23 +87,11 @@ func (o Options) do(ctx context.Context, method, path string, body []byte, read 
 	// Not the environment's proxy: what is asked is this machine, or a tunnel that begins here.
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	resp, err := client.Do(req)
-	if err != nil {
-		if o.Server != "" {
-			return fmt.Errorf("%w (is an estiba running there? --server names its address)", err)
-		}
+	err = Exchange(ctx, client, req, patience, func(body io.Reader) error {
+		return read(http.MaxBytesReader(nil, io.NopCloser(body), maxSnapshot))
+	})
+	if err != nil && o.Server == "" {
 		return fmt.Errorf("ask the operator: %w", err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-		if text := strings.TrimSpace(string(why)); text != "" && resp.StatusCode != http.StatusNotFound {
-			return errors.New(text)
-		}
-		return fmt.Errorf("ask for %s: %s (is this the address of an estiba serve, or of an operator's --debug-listen?)", base+path, resp.Status)
-	}
-	if err := read(http.MaxBytesReader(nil, resp.Body, maxSnapshot)); err != nil {
-		return fmt.Errorf("read the answer of %s: %w", path, err)
-	}
-	return nil
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -31,6 +32,9 @@ type Options struct {
 	JSON      bool
 }
 
+// patience is how long a server may be silent.
+const patience = 15 * time.Second
+
 // Stowage is what is where.
 type Stowage struct {
 	Pools  []v1alpha1.InferencePool `json:"pools"`
@@ -43,7 +47,7 @@ type Stowage struct {
 
 // Show reads the stowage and writes it to w.
 func Show(ctx context.Context, w io.Writer, o Options) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	read := fromCluster
 	if o.Server != "" {
@@ -79,43 +83,36 @@ func fromServer(ctx context.Context, o Options) (Stowage, error) {
 		pools  v1alpha1.InferencePoolList
 		models v1alpha1.ModelList
 	)
-	base := strings.TrimSuffix(o.Server, "/")
-	if !strings.Contains(base, "://") {
-		base = "http://" + base
-	}
-	base += "/apis/" + v1alpha1.GroupVersion.String()
-	if o.Namespace != "" {
-		base += "/namespaces/" + o.Namespace
-	}
-	if err := get(ctx, base+"/inferencepools", &pools); err != nil {
+	address, err := history.Address(o.Server)
+	if err != nil {
 		return Stowage{}, err
 	}
-	if err := get(ctx, base+"/models", &models); err != nil {
+	base := address.JoinPath("apis", v1alpha1.GroupVersion.String())
+	if o.Namespace != "" {
+		base = base.JoinPath("namespaces", o.Namespace)
+	}
+	if err := get(ctx, base.JoinPath("inferencepools"), &pools); err != nil {
+		return Stowage{}, err
+	}
+	if err := get(ctx, base.JoinPath("models"), &models); err != nil {
 		return Stowage{}, err
 	}
 	return Stowage{Pools: pools.Items, Models: models.Items}, nil
 }
 
-func get(ctx context.Context, url string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func get(ctx context.Context, from *url.URL, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.String(), nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("%w (is estiba serve running there? --server names its address)", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("get %s: %s (is this the address of an estiba serve?)", url, resp.Status)
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(into); err != nil {
-		return fmt.Errorf("get %s: %w", url, err)
-	}
-	return nil
+	return history.Exchange(ctx, http.DefaultClient, req, patience, func(body io.Reader) error {
+		return json.NewDecoder(io.LimitReader(body, 256<<20)).Decode(into)
+	})
 }
 
 func fromCluster(ctx context.Context, o Options) (Stowage, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	config, err := kubeconfig.Get("")
 	if err != nil {
 		return Stowage{}, fmt.Errorf("%w (name a cluster with KUBECONFIG, or an estiba serve with --server)", err)
