@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/controllers"
+	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/internal/history"
 	"github.com/estiba/estiba/internal/kubeconfig"
 	"github.com/estiba/estiba/internal/standalone"
@@ -29,7 +31,7 @@ const maxManifestBytes = 16 << 20
 // Manifest explains where the Models of a manifest would land if it were
 // applied now. Nothing is applied. A path "-" is the standard input.
 func Manifest(ctx context.Context, w io.Writer, stdin io.Reader, path string, o Options) error {
-	objects, err := read(stdin, path, o.namespace())
+	objects, err := read(ctx, stdin, path, o.namespace())
 	if err != nil {
 		return err
 	}
@@ -72,21 +74,26 @@ func Manifest(ctx context.Context, w io.Writer, stdin io.Reader, path string, o 
 	return nil
 }
 
-func read(stdin io.Reader, path, namespace string) (standalone.Manifests, error) {
-	from, name, made := stdin, "standard input", time.Now()
-	if path != "-" {
-		f, err := os.Open(path)
-		if e, ok := errors.AsType[*os.PathError](err); ok {
-			return standalone.Manifests{}, fmt.Errorf("read %s: %w; name a manifest with -f, or - for the standard input", path, e.Err)
+// read the manifest of a path, or those of a folder.
+func read(ctx context.Context, stdin io.Reader, path, namespace string) (standalone.Manifests, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return standalone.ReadIn(namespace, path)
+	}
+	name := filepath.Clean(path)
+	var text []byte
+	var err error
+	if path == "-" {
+		name = "standard input"
+		if text, err = file.ReadFrom(ctx, stdin, maxManifestBytes); err != nil {
+			err = fmt.Errorf("read %s: %w", name, err)
 		}
-		defer f.Close()
-		from, name = f, filepath.Clean(path)
+	} else if text, err = file.Read(ctx, path, maxManifestBytes); errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; name a manifest with -f, or - for the standard input", err)
 	}
-	text, err := io.ReadAll(io.LimitReader(from, maxManifestBytes))
 	if err != nil {
-		return standalone.Manifests{}, fmt.Errorf("read %s: %w", name, err)
+		return standalone.Manifests{}, err
 	}
-	objects, err := standalone.Parse(text, name, namespace, made)
+	objects, err := standalone.Parse(text, name, namespace, time.Now())
 	if err != nil {
 		return standalone.Manifests{}, fmt.Errorf("read %s: %w", name, err)
 	}

@@ -18,37 +18,51 @@ import (
 // Read gives the content of a file, pipe or device that has at most most bytes. It
 // ends with ctx, even while a pipe has no writer. Errors name the path.
 func Read(ctx context.Context, path string, most int64) ([]byte, error) {
+	text, err := within(ctx, func() ([]byte, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return readAll(f, most)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, Cause(err))
+	}
+	return text, nil
+}
+
+// ReadFrom is Read for what is open already, such as the standard input.
+func ReadFrom(ctx context.Context, r io.Reader, most int64) ([]byte, error) {
+	text, err := within(ctx, func() ([]byte, error) { return readAll(r, most) })
+	return text, Cause(err)
+}
+
+// within gives what read gives, or the end of ctx if that comes first.
+func within(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 	type result struct {
 		text []byte
 		err  error
 	}
 	done := make(chan result, 1)
 	go func() {
-		text, err := read(path, most)
+		text, err := read()
 		done <- result{text, err}
 	}()
 	select {
 	case r := <-done:
 		return r.text, r.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("read %s: %w", path, ctx.Err())
+		return nil, ctx.Err()
 	}
 }
 
-func read(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, Cause(err))
+func readAll(r io.Reader, most int64) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && int64(len(text)) > most {
+		return nil, fmt.Errorf("it has more than %d MiB, which are the most that are read", most>>20)
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, Cause(err))
-	}
-	if int64(len(text)) > most {
-		return nil, fmt.Errorf("read %s: it has more than %d MiB, which are the most that are read", path, most>>20)
-	}
-	return text, nil
+	return text, err
 }
 
 // Cause is err without the call and the path, for callers that say those themselves.

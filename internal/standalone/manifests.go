@@ -31,7 +31,10 @@ type Manifests struct {
 
 // Read reads files, and of a folder every .yaml, .yml and .json file in the
 // order of their names. Every error names the file and the document in it.
-func Read(paths ...string) (Manifests, error) {
+func Read(paths ...string) (Manifests, error) { return ReadIn("default", paths...) }
+
+// ReadIn is Read with objects without a namespace in the one given.
+func ReadIn(namespace string, paths ...string) (Manifests, error) {
 	var all Manifests
 	seen := map[string]string{} // kind namespace/name -> file
 	for _, path := range paths {
@@ -40,7 +43,7 @@ func Read(paths ...string) (Manifests, error) {
 			return Manifests{}, err
 		}
 		for _, file := range files {
-			if err := all.readFile(file, seen); err != nil {
+			if err := all.readFile(file, namespace, seen); err != nil {
 				return Manifests{}, fmt.Errorf("read %s: %w", file, err)
 			}
 		}
@@ -69,7 +72,7 @@ func manifestFiles(path string) ([]string, error) {
 	return files, nil
 }
 
-func (m *Manifests) readFile(file string, seen map[string]string) error {
+func (m *Manifests) readFile(file, namespace string, seen map[string]string) error {
 	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
 		return errors.New("it is no file: manifests are watched, so they cannot come from a pipe or a device")
 	}
@@ -89,7 +92,7 @@ func (m *Manifests) readFile(file string, seen map[string]string) error {
 	if info, err := f.Stat(); err == nil {
 		created = info.ModTime()
 	}
-	return m.parse(text, file, "default", created, seen)
+	return m.parse(text, file, namespace, created, seen)
 }
 
 // Parse reads the documents of one manifest, as of a file of that name made at
@@ -126,6 +129,9 @@ func (m *Manifests) parse(text []byte, file, namespace string, created time.Time
 func (m *Manifests) add(doc []byte, file, namespace string, created time.Time, seen map[string]string) error {
 	text, err := sigyaml.YAMLToJSONStrict(doc)
 	if err != nil {
+		if _, ok := errors.AsType[*json.UnsupportedValueError](err); ok {
+			return errors.New("a value is .nan or .inf: no field takes such numbers")
+		}
 		return err
 	}
 	var head struct {
@@ -153,6 +159,9 @@ func (m *Manifests) add(doc []byte, file, namespace string, created time.Time, s
 	strict := json.NewDecoder(bytes.NewReader(text))
 	strict.DisallowUnknownFields()
 	if err := strict.Decode(object); err != nil {
+		if e := wrong(text, object); e != nil {
+			err = e
+		}
 		return fmt.Errorf("%s %v: %w", head.Kind, head.Metadata.Name, plain(err))
 	}
 	if object.GetName() == "" {

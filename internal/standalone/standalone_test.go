@@ -40,7 +40,7 @@ func TestRead(t *testing.T) {
 		"other kind":                      {strings.Replace(valid, "kind: Model", "kind: Pod", 1), "reads Model and InferencePool"},
 		"no name":                         {strings.Replace(valid, "{name: stories}", "{}", 1), "metadata.name"},
 		"a rule is broken":                {strings.Replace(valid, "file:///models", "ftp://models", 1), "must start with file://"},
-		"a name that YAML reads as false": {strings.Replace(valid, "{name: stories}", "{name: no}", 1), "field metadata.name is a bool, which does not fit: quote it"},
+		"a name that YAML reads as false": {strings.Replace(valid, "{name: stories}", "{name: no}", 1), "field metadata.name is false: write a text; quote it"},
 		"a string":                        {"hello", "it is no object"},
 		"a list":                          {"- " + strings.ReplaceAll(valid, "\n", "\n  "), "it is no object"},
 		"not YAML":                        {"apiVersion: [", "document 1"},
