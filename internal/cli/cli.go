@@ -17,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/estiba/estiba/internal/terminal"
 )
 
 // Main runs one command line and returns the exit code: 0 for success, 1 for a
@@ -38,7 +40,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "estiba:", err)
+	fmt.Fprintln(stderr, "estiba:", terminal.Text(err.Error()))
 	if _, usage := errors.AsType[usageError](err); usage {
 		fmt.Fprintln(stderr, "Run 'estiba --help', or the command with --help, for usage.")
 		return 2
@@ -93,7 +95,6 @@ func rootCommand() *cobra.Command {
 		Args: cobra.ArbitraryArgs,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SuggestionsMinimumDistance = 2
 	root.SetHelpCommand(helpCommand())
 	for _, command := range commands {
 		root.AddCommand(command())
@@ -168,13 +169,14 @@ func none(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// unknown says which commands there are.
-func unknown(root *cobra.Command, name string) error {
-	if like := root.SuggestionsFor(name); len(like) > 0 {
+// unknown says which commands there are below one.
+func unknown(above *cobra.Command, name string) error {
+	above.SuggestionsMinimumDistance = min(2, max(1, (len(name)+1)/3)) // of "foo" everything of three letters is two away
+	if like := above.SuggestionsFor(name); len(like) > 0 {
 		return usageError{fmt.Errorf("unknown command %q: did you mean %s?", name, strings.Join(like, " or "))}
 	}
 	var names []string
-	for _, c := range root.Commands() {
+	for _, c := range above.Commands() {
 		if c.IsAvailableCommand() {
 			names = append(names, c.Name())
 		}
@@ -192,7 +194,10 @@ func helpCommand() *cobra.Command {
 				return usageError{err}
 			}
 			if len(rest) > 0 {
-				return unknown(cmd.Root(), rest[0])
+				if !about.HasSubCommands() {
+					about = cmd.Root()
+				}
+				return unknown(about, rest[0])
 			}
 			about.InitDefaultHelpFlag()
 			return about.Help()

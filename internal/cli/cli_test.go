@@ -23,6 +23,11 @@ func TestUsage(t *testing.T) {
 	}{
 		"bogus":                        {2, `unknown command "bogus": give one of embed, eval`},
 		"rum":                          {2, `unknown command "rum": did you mean run?`},
+		"help foo":                     {2, `unknown command "foo": give one of embed, eval`},
+		"help explain modle":           {2, `unknown command "modle": did you mean model?`},
+		"explain modle m":              {2, `unknown command "modle": did you mean model?`},
+		"tpo\x1b[2J\u202e":             {2, `unknown command "tpo\x1b[2J\u202e": give one of`},
+		"top --serv\x1be":              {2, `unknown flag: --serv\x1be`},
 		"help nothing":                 {2, `unknown command "nothing": give one of`},
 		"help run now":                 {2, `unknown command "now"`},
 		"help":                         {0, ""},

@@ -9,6 +9,9 @@ import (
 	"github.com/estiba/estiba/internal/explain"
 )
 
+// mostNeeds is the largest --needs, in bytes; a quantity beyond 8 EiB would be cut to that.
+const mostNeeds = 1 << 50
+
 func explainCommand() *cobra.Command {
 	var (
 		o           explain.Options
@@ -29,7 +32,12 @@ estiba serve.`,
   estiba explain pool a100
   estiba explain -f model.yaml
   estiba explain -f model.yaml --needs 14Gi                    # without asking a worker`,
-		Args: none,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknown(cmd, args[0])
+			}
+			return nil
+		},
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&o.Server, "server", "", "address of an estiba serve, or of an operator's --debug-listen, instead of a cluster")
@@ -44,8 +52,11 @@ estiba serve.`,
 		}
 		if needs != "" {
 			q, err := resource.ParseQuantity(needs)
-			if err != nil || q.Value() <= 0 {
+			switch {
+			case err != nil || q.Value() <= 0:
 				return usageError{fmt.Errorf("--needs %q: write a size such as 14Gi", needs)}
+			case q.Value() > mostNeeds:
+				return usageError{fmt.Errorf("--needs %q: no device has so much; write at most 1Pi", needs)}
 			}
 			o.Needs = q.Value()
 		}

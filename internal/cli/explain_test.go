@@ -35,6 +35,11 @@ func TestExplainAndTop(t *testing.T) {
 	}
 	serves := file("served.yaml", manifest("stories", "")+"---\n"+manifest("large", ", context: {maxTokens: 512, sequences: 64}"))
 	next, twice, wrong := file("next.yaml", manifest("next", "")), file("twice.yaml", manifest("next", ", replicas: 1, autoscaling: {max: 1}")), file("wrong.yaml", manifest("next", ", replica: 1"))
+	folder := filepath.Join(dir, "folder")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file("folder/next.yaml", manifest("next", ""))
 	url := serveInProcess(t, serves, 16<<20)
 
 	estiba := func(stdin string, args ...string) (int, string, string) {
@@ -61,6 +66,9 @@ func TestExplainAndTop(t *testing.T) {
 		"a rule broken":  {"explain -f " + twice, "", 1, []string{"spec.replicas and spec.autoscaling exclude each other"}},
 		"unknown field":  {"explain -f " + wrong, "", 1, []string{`unknown field "replica"`, "wrong.yaml"}},
 		"no Model":       {"explain -f -", "# nothing\n", 1, []string{"it has no Model to explain"}},
+		"no such thing":  {"explain modle stories", "", 2, []string{"unknown command \"modle\": did you mean model?"}},
+		"a folder":       {"explain -f " + folder, "", 0, []string{"Model default/next would go to default-"}},
+		"no such size":   {"explain -f - --needs 99999999Ei", manifest("next", ""), 2, []string{"no device has so much"}},
 		"no file":        {"explain -f " + dir + "/none.yaml", "", 1, []string{"no such file", "name a manifest with -f"}},
 		"top":            {"top", "", 0, []string{"Pool default/default: 1 of 1 worker ready", "[", "# default/stories ", "? default/large, DoesNotFit: it needs "}},
 	} {
