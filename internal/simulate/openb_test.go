@@ -120,3 +120,23 @@ func TestStageIsTwin(t *testing.T) {
 		}
 	}
 }
+
+// TestTies: the operator's own rule allocates as much whichever fixed order of nodes decides among equals, the seed's or one drawn for it.
+func TestTies(t *testing.T) {
+	nodes, pods := openb(t, "openb_pod_list_default")
+	mix := Mix(pods)
+	for _, random := range []bool{false, true} {
+		sum := 0.0
+		for seed := int64(42); seed < 45; seed++ {
+			o, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, Own, Options{RandomTies: random}, seed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += o.allocated / 3
+		}
+		t.Logf("ties random %v: %.2f %%", random, sum)
+		if sum < 95.3 {
+			t.Errorf("ties random %v: %.2f %% allocated, want at least 95.3", random, sum)
+		}
+	}
+}
