@@ -58,6 +58,7 @@ type Need struct {
 	KVFloor   int64  `json:"kvFloorBytes"`
 	Workspace int64  `json:"workspaceBytes"`
 	Measured  bool   `json:"measured"`
+	Given     bool   `json:"given,omitempty"` // by who asks; neither measured nor estimated
 	MaxTokens int    `json:"maxTokens,omitempty"`
 }
 
@@ -160,7 +161,8 @@ const (
 	GrowthNode     = "WaitingForNode" // its pod waits for a node; Message is Kubernetes' own
 	GrowthPod      = "PodDoesNotStart"
 	GrowthPossible = "Possible"
-	GrowthFull     = "AtMax" // spec.workers.max, or spec.replicas
+	GrowthFull     = "AtMax"   // spec.workers.max, or spec.replicas
+	GrowthDivided  = "Divided" // AtMax, and with more workers each would have less
 	GrowthBlocked  = "Blocked"
 	GrowthBarred   = "Barred" // until somebody changes something
 )
@@ -259,7 +261,7 @@ func (d *decision) needs(m *model) []Need {
 	var all []Need
 	for _, p := range m.pools {
 		if f, known := m.need.of(p.key); known {
-			all = append(all, Need{p.key, f.Total(), f.WeightsBytes, f.KVFloorBytes, f.WorkspaceBytes, f.Measured, m.need.tokens(p.key)})
+			all = append(all, Need{Pool: p.key, Bytes: f.Total(), Weights: f.WeightsBytes, KVFloor: f.KVFloorBytes, Workspace: f.WorkspaceBytes, Measured: f.Measured, MaxTokens: m.need.tokens(p.key)})
 		}
 	}
 	return all
@@ -300,7 +302,7 @@ func (h *home) stay() Stay {
 	s.Bytes = max(s.Bytes, h.state.Footprint.Total())
 	s.Progress, s.Load, s.Running, s.Waiting = h.state.Progress, h.state.Load, h.state.Running, h.state.Waiting
 	s.ResidentSeconds, s.IdleSeconds = h.state.ResidentSeconds, h.state.IdleSeconds
-	if s.State == v1alpha1.PlacementFailed {
+	if s.State == v1alpha1.PlacementFailed || s.State == v1alpha1.PlacementWaiting {
 		s.Message = cmp.Or(h.state.Message, h.state.Reason)
 	}
 	if h.station.silent {

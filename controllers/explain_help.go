@@ -134,6 +134,7 @@ func (d *decision) growth(m *model) []Growth {
 		g := Growth{Pool: p.key, Workers: len(p.present(d.seen.Now)), Max: p.limit(), Device: p.device}
 		g.Helps = p.device == 0 || likely(known(m), p.key) <= p.device
 		g.State, g.Pod, g.Message = d.growing(p, g)
+		g.Helps = g.Helps && g.State != GrowthDivided
 		if p.barred() != "" {
 			g.Max = int(p.Spec.Workers.Max)
 		}
@@ -165,6 +166,8 @@ func (d *decision) growing(p *pool, g Growth) (state, pod, message string) {
 		return GrowthBlocked, "", p.Blocked
 	case g.Workers < g.Max || p.replacing() || d.plan.Create[p.key] > 0:
 		return GrowthPossible, "", ""
+	case p.Divided > 0:
+		return GrowthDivided, "", fmt.Sprintf("the workers divide %s, and have all of it", packing.Size(p.Divided))
 	}
 	return GrowthFull, "", ""
 }
@@ -243,11 +246,12 @@ func (d *decision) context(m *model) (best shorter, ok bool) {
 	sequences, share := int64(max(1, m.Spec.Context.Sequences)), 0.0
 	for _, b := range d.berths(m) {
 		f, tokens := m.need.in(b.Pool), int64(m.need.tokens(b.Pool))
-		left := float64(b.Free-f.WeightsBytes-f.WorkspaceBytes) / float64(f.KVFloorBytes)
+		room := b.Free - f.WeightsBytes - f.WorkspaceBytes
+		left := float64(room) / float64(f.KVFloorBytes)
 		if f.KVFloorBytes <= 0 || tokens <= 0 || left <= share || left >= 1 {
 			continue
 		}
-		s := shorter{b, "sequences", int(sequences), int(left * float64(sequences))}
+		s := shorter{b, "sequences", int(sequences), int(float64(room) / (float64(f.KVFloorBytes) / float64(sequences)))}
 		if s.fits < 1 {
 			s = shorter{b, "maxTokens", int(tokens), int(left*float64(tokens*sequences)) / int(sequences) / leastContext * leastContext}
 		}
@@ -416,10 +420,11 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 	}
 	if s, ok := d.headroom(m); ok {
 		all = append(all, Action{
-			fmt.Sprintf("Lower spec.memory.headroom of InferencePool %s from %d%% to %d%%: then it fits %s. The pool's workers are replaced one by one.", s.pool.key, s.pool.headroom(), s.most, cmp.Or(s.at.at(), "an empty device")),
+			fmt.Sprintf("Lower spec.memory.headroom of InferencePool %s from %d%% to %d%%: then it fits %s. The pool's workers are replaced one by one.", s.pool.named(), s.pool.headroom(), s.most, cmp.Or(s.at.at(), "an empty device")),
 			patch(poolsResource, s.pool.Namespace, s.pool.Name, fmt.Sprintf(`{"spec":{"memory":{"headroom":"%d%%"}}}`, s.most)),
 		})
 	}
+	all = append(all, d.adviseMemory(m, e)...)
 	if s, ok := d.context(m); ok {
 		all = append(all, Action{
 			fmt.Sprintf("Lower spec.context.%s of the Model from %d to %d: then it fits %s.", s.field, s.now, s.fits, cmp.Or(s.at.at(), "an empty device")),
@@ -431,6 +436,56 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 		all = append(all, Action{What: fmt.Sprintf("Name a smaller checkpoint in spec.source (of fewer bits a weight, for example), or add a pool whose devices have at least %s.", packing.Size(smallestNeed(m)))})
 	}
 	return append(wait, all...)
+}
+
+// adviseMemory is about pools whose workers divide one memory: it is that which has to grow.
+func (d *decision) adviseMemory(m *model, e Explanation) []Action {
+	var all []Action
+	for _, g := range e.Growth {
+		if g.State != GrowthDivided {
+			continue
+		}
+		p := d.pools[g.Pool]
+		n, workers := d.short(m, p), int64(max(g.Max, 1))
+		if n == 0 { // it fits, but not beside another of its replicas
+			all = append(all, Action{What: fmt.Sprintf("Raise spec.workers.max of InferencePool %s above %d, and start estiba serve with --memory %s, so that each worker keeps what it has: they divide %s now.",
+				p.named(), g.Max, flag(p.Divided/workers*(workers+1)), packing.Size(p.Divided))})
+			continue
+		}
+		all = append(all, Action{What: fmt.Sprintf("Start estiba serve with --memory %s: its workers divide %s now.", flag(p.Divided+n*workers), packing.Size(p.Divided))})
+		if p.Spec.Workers.Max > 1 && p.Spec.Device.Memory == nil {
+			all = append(all, Action{What: fmt.Sprintf("Or lower spec.workers.max of InferencePool %s: fewer workers have more memory each.", p.named())})
+		}
+	}
+	return all
+}
+
+// flag is at least so many bytes as a flag takes them: 363Mi, 123Gi.
+func flag(n int64) string {
+	const mebi = 1 << 20
+	if n < 16*1024*mebi {
+		return fmt.Sprintf("%dMi", (n+mebi-1)/mebi)
+	}
+	return fmt.Sprintf("%dGi", (n+1024*mebi-1)/(1024*mebi))
+}
+
+// short is how many bytes each worker of p would need more for m to fit the device that has the most free; 0: unknown.
+func (d *decision) short(m *model, p *pool) int64 {
+	least := int64(0)
+	for _, b := range d.berths(m) {
+		if lacks := m.need.in(p.key).Total() - b.Free; b.Pool == p.key && lacks > 0 && (least == 0 || lacks < least) {
+			least = lacks
+		}
+	}
+	return (least*100 + 99 - int64(p.headroom())) / (100 - int64(p.headroom()))
+}
+
+// named is how actions name p: one that no manifest has must be written before it can be changed.
+func (p *pool) named() string {
+	if p.MadeUp {
+		return p.key + " (estiba serve made it up; write a manifest of it)"
+	}
+	return p.key
 }
 
 // adviseGrowth; waits: somebody is at it, and a person need only wait or help with the node.
@@ -469,10 +524,10 @@ func (d *decision) adviseMoves(e Explanation) (a Action, ok bool) {
 	case !r.Spent:
 		return Action{What: "Wait: room is made by moving others, as soon as they have been where they are for long enough."}, true
 	}
-	what := fmt.Sprintf("Raise spec.moves.maxPerHour of InferencePool %s above %d", p.key, r.PerHour)
+	what := fmt.Sprintf("Raise spec.moves.maxPerHour of InferencePool %s above %d", p.named(), r.PerHour)
 	command := patch(poolsResource, p.Namespace, p.Name, fmt.Sprintf(`{"spec":{"moves":{"maxPerHour":%d}}}`, r.PerHour+len(r.Moves)-r.Left))
 	if r.Left >= len(r.Moves) { // the bytes are short
-		what = fmt.Sprintf("Raise spec.moves.maxBytesPerHour of InferencePool %s: %s are left of it", p.key, packing.Size(r.BytesLeft))
+		what = fmt.Sprintf("Raise spec.moves.maxBytesPerHour of InferencePool %s: %s are left of it", p.named(), packing.Size(r.BytesLeft))
 		command = fmt.Sprintf("kubectl edit %s %s -n %s", poolsResource, p.Name, p.Namespace)
 	}
 	if r.RefillSeconds > 0 {

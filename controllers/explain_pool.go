@@ -27,6 +27,7 @@ type Stowage struct {
 
 	Capacity    int64 `json:"capacityBytes"`
 	Used        int64 `json:"usedBytes"`        // on devices now
+	Kept        int64 `json:"keptBytes"`        // for homes that are not on their devices now: those that sleep, wait, or are on their way
 	Free        int64 `json:"freeBytes"`        // for new homes, over all devices
 	LargestFree int64 `json:"largestFreeBytes"` // on one device: what is larger does not fit
 	// Moves that spec.moves still allows within this hour, of how many.
@@ -44,6 +45,7 @@ type Deck struct {
 	Kind     string  `json:"kind,omitempty"`
 	Capacity int64   `json:"capacityBytes"`
 	Used     int64   `json:"usedBytes"` // on the device now
+	Kept     int64   `json:"keptBytes"` // for homes that are not on the device now
 	Free     int64   `json:"freeBytes"` // for new homes
 	Load     float64 `json:"load"`      // share of its time, 0 to 1
 	// State is empty for a worker that takes homes; else it says why it does not.
@@ -86,6 +88,7 @@ func (d *decision) stowage(p *pool) Stowage {
 		for _, deck := range d.decks(w) {
 			s.Capacity += deck.Capacity
 			s.Used += deck.Used
+			s.Kept += deck.Kept
 			s.Free += deck.Free
 			s.LargestFree = max(s.LargestFree, deck.Free)
 			s.Devices = append(s.Devices, deck)
@@ -134,6 +137,7 @@ func (d *decision) decks(s *station) []Deck {
 		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled()}
 		if s.usable {
 			deck.Free = max(0, d.fleet.Free(s.Name, device.Name))
+			deck.Kept = max(0, deck.Capacity-deck.Used-deck.Free)
 		}
 		for _, key := range sortedKeys(s.homes) {
 			if h := s.homes[key]; slices.Contains(h.devices, device.Name) {
@@ -256,39 +260,69 @@ const (
 
 // Text is the stowage for a terminal.
 func (s Stowage) Text() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Pool %s: ", s.Pool)
-	if s.Workers == 0 {
-		fmt.Fprintf(&b, "no worker (%d to %d)\n", s.Min, s.Max)
-	} else {
-		fmt.Fprintf(&b, "%d of %s ready (%d to %d), %s of %s on devices, %s free for new homes", s.ReadyWorkers, count(s.Workers, "worker"), s.Min, s.Max,
-			packing.Size(s.Used), packing.Size(s.Capacity), packing.Size(s.Free))
-		if len(s.Devices) > 1 {
-			fmt.Fprintf(&b, " (at most %s on one device)", packing.Size(s.LargestFree))
-		}
-		fmt.Fprintf(&b, ", %d of %s left this hour\n", s.MovesLeft, count(s.MovesPerHour, "move"))
-	}
+	t := &text{}
+	t.line("%s", s.head())
 	if !s.Ready || s.Stalled {
-		fmt.Fprintf(&b, "  %s: %s\n", s.Reason, s.Message)
+		t.line("  %s: %s", s.Reason, s.Message)
 	}
 	for i, k := range s.Devices {
 		if i == shownDevices {
-			fmt.Fprintf(&b, "  and %s more; --json shows all\n", count(len(s.Devices)-i, "device"))
+			t.line("  and %s more; --json shows all", count(len(s.Devices)-i, "device"))
 			break
 		}
-		fmt.Fprintf(&b, "  %s\n", k.line())
+		t.line("  %s", k.line())
 		for _, h := range k.Homes {
-			fmt.Fprintf(&b, "      %s\n", h.short())
+			t.line("      %s", h.short())
 		}
 	}
 	for i, p := range s.Pending {
 		if i == shownPending {
-			fmt.Fprintf(&b, "  ? and %s more; --json shows all\n", count(len(s.Pending)-i, "model"))
+			t.line("  ? and %s more; --json shows all", count(len(s.Pending)-i, "model"))
 			break
 		}
-		fmt.Fprintf(&b, "  ? %s\n", p.line())
+		t.line("  ? %s", p.line())
 	}
-	return b.String()
+	return t.String()
+}
+
+// head is the line about the whole pool. What is on devices, kept and free is its memory.
+func (s Stowage) head() string {
+	if s.Workers == 0 {
+		return fmt.Sprintf("Pool %s: no worker (%d to %d)", s.Pool, s.Min, s.Max)
+	}
+	free := packing.Size(s.Free) + " free for new homes"
+	if len(s.Devices) > 1 {
+		free += fmt.Sprintf(" (at most %s on one device)", packing.Size(s.LargestFree))
+	}
+	return fmt.Sprintf("Pool %s: %d of %s ready (%d to %d), %s of %s on devices, %s%s, %d of %s left this hour", s.Pool, s.ReadyWorkers, count(s.Workers, "worker"), s.Min, s.Max,
+		packing.Size(s.Used), packing.Size(s.Capacity), s.kept(), free, s.MovesLeft, count(s.MovesPerHour, "move"))
+}
+
+// kept says for whom what is neither on devices nor free is kept.
+func (s Stowage) kept() string {
+	asleep, coming := 0, 0
+	for _, k := range s.Devices {
+		for _, h := range k.Homes {
+			switch {
+			case h.State == v1alpha1.PlacementAssigned || h.State == v1alpha1.PlacementLoading:
+				coming++
+			case !h.onDevice():
+				asleep++
+			}
+		}
+	}
+	switch size := packing.Size(s.Kept); {
+	case s.Kept == 0:
+		return ""
+	case asleep > 0 && coming > 0:
+		return fmt.Sprintf("%s kept for %d that %s or wait and %d that %s, ", size, asleep, verb(asleep, "sleeps", "sleep"), coming, verb(coming, "comes", "come"))
+	case asleep > 0:
+		return fmt.Sprintf("%s kept for %d that %s or wait, ", size, asleep, verb(asleep, "sleeps", "sleep"))
+	case coming > 0:
+		return fmt.Sprintf("%s kept for %d that %s, ", size, coming, verb(coming, "comes", "come"))
+	default:
+		return size + " kept for those that are there, "
+	}
 }
 
 func (k Deck) line() string {
@@ -312,6 +346,8 @@ func (s Stay) state() string {
 		return "asleep, weights in host memory"
 	case v1alpha1.PlacementDisk:
 		return "asleep"
+	case v1alpha1.PlacementWaiting:
+		return "waiting for room"
 	case v1alpha1.PlacementAssigned:
 		return "assigned, not reported yet"
 	}

@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -250,7 +251,7 @@ func (d *decision) loads(m *model, p *pool) (seconds float64, because string, kn
 func span(seconds float64) string {
 	switch t := time.Duration(seconds * float64(time.Second)); {
 	case seconds < 0.05:
-		return "0.1 s"
+		return fmt.Sprintf("%d ms", int(math.Ceil(seconds*1000)))
 	case seconds < 10:
 		return strings.Replace(fmt.Sprintf("%.1f s", seconds), ".0 ", " ", 1)
 	case seconds < 120:
@@ -275,10 +276,19 @@ func unknown(seen Seen, key string) Explanation {
 	case len(seen.Models) == 0:
 		e.Answer += " There is no Model at all."
 	default:
-		e.Answer += " `kubectl get models -A` lists those that there are."
+		e.Answer += " There " + verb(len(seen.Models), "is ", "are ") + list(keys(seen.Models)) + "."
 	}
 	e.Message = e.Answer
 	return e
+}
+
+func keys(models []v1alpha1.Model) []string {
+	var all []string
+	for i := range models {
+		all = append(all, Key(&models[i]))
+	}
+	slices.Sort(all)
+	return all
 }
 
 // likeIt are up to three Models whose names, or served names, are like the one of key.

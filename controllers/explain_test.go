@@ -27,12 +27,13 @@ import (
 //	set-model NAME [never] [kv=GIB tokens=N sequences=N] [selector=VALUE]
 //	set-pool NAME [headroom=5%] [moves=N] [device=GIB]
 //	set-pool NAME blocked=WHY          no worker can be made; _ stands for a space
+//	set-pool NAME divided=GIB [made-up]    its workers are of one process
 //	took NAME model=MODEL seconds=N    how long its last load took
 //	spoil URI reason=REASON message=TEXT
 func TestExplain(t *testing.T) {
 	datadriven.Walk(t, "testdata/explain", func(t *testing.T, path string) {
 		s := &explained{story: story{now: fixture.Epoch, epoch: 1, capacity: 80, sources: map[string]worker.Inspection{}, sent: map[string]worker.Assignment{},
-			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}, blocked: map[string]string{}}
+			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}, blocked: map[string]string{}, divided: map[string]int64{}, madeUp: map[string]bool{}}
 		datadriven.RunTest(t, path, s.run)
 	})
 }
@@ -40,12 +41,15 @@ func TestExplain(t *testing.T) {
 type explained struct {
 	story
 	blocked map[string]string // pool -> why it gets no worker
+	divided map[string]int64  // pool -> bytes
+	madeUp  map[string]bool   // pools
 }
 
 func (s *explained) seen() Seen {
 	seen := s.story.seen()
 	for i := range seen.Pools {
-		seen.Pools[i].Blocked = s.blocked[seen.Pools[i].Name]
+		name := seen.Pools[i].Name
+		seen.Pools[i].Blocked, seen.Pools[i].Divided, seen.Pools[i].MadeUp = s.blocked[name], s.divided[name], s.madeUp[name]
 	}
 	return seen
 }
@@ -134,6 +138,7 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 			if d.HasArg("device") {
 				p.Spec.Device.Memory = resource.NewQuantity(int64(num("device", 0))*gib, resource.BinarySI)
 			}
+			s.divided[name], s.madeUp[name] = int64(num("divided", 0))*gib, d.HasArg("made-up")
 			s.blocked[name] = strings.ReplaceAll(text("blocked"), "_", " ")
 		}
 		return "ok\n"
@@ -181,6 +186,48 @@ func TestExplanations(t *testing.T) {
 		wellFormed(t, seed, ExplainProposal(seen, after, Key(&m)).Answer)
 		if diff := cmp.Diff(plan, Decide(seen)); diff != "" {
 			t.Fatalf("seed %d: an explanation changes what it is about: %s", seed, diff)
+		}
+	}
+}
+
+// TestRefused: a home whose worker has no room for it now waits, and the reason why it was chosen outlives that.
+func TestRefused(t *testing.T) {
+	x := fixture.NewModel("x")
+	h := resident(x, 10)
+	seen := seenWith([]v1alpha1.Model{x}, reporting("w1", 1, 1, h))
+	chosen := v1alpha1.Placement{Pool: "default/p", Worker: "w1", Devices: h.Devices, State: v1alpha1.PlacementResident, Reason: "the only device with room: 5 GiB left"}
+	seen.Models[0].Status.Placements = []v1alpha1.Placement{chosen}
+	is := &seen.Workers[0].Report.Homes[0]
+	for _, c := range []struct {
+		phase          worker.Phase
+		state          v1alpha1.PlacementState
+		message, lines string
+	}{
+		{worker.PhaseRefused, v1alpha1.PlacementWaiting, "needs 10 GiB. It waits for its turn.", "- default/x 10 GiB, waiting for room, 1 request; needs 10 GiB. It waits for its turn\n"},
+		{worker.PhaseResident, v1alpha1.PlacementResident, "", "# default/x 10 GiB, resident, 1 request\n"},
+	} {
+		is.Phase, is.Message, is.Waiting, is.ResidentSeconds = c.phase, c.message, 1, 0
+		plan := Decide(seen)
+		seen.Models[0].Status = plan.Models[0]
+		if p := plan.Models[0].Placements; len(p) != 1 || p[0].State != c.state || p[0].Reason != chosen.Reason {
+			t.Errorf("%s: %+v, want %s, %q", c.phase, p, c.state, chosen.Reason)
+		}
+		if text := StowageOf(seen)[0].Text(); !strings.Contains(text, c.lines) {
+			t.Errorf("%s: no %q in\n%s", c.phase, c.lines, text)
+		}
+	}
+	if e := Explain(seen, "default/x").Text(true); !strings.Contains(e, "chosen: the only device with room: 5 GiB left then\n") {
+		t.Error(e)
+	}
+}
+
+// TestControlCharacters: nothing that others wrote moves the cursor, or begins a line.
+func TestControlCharacters(t *testing.T) {
+	e := Explanation{Model: "x", Answer: "no\x1b[2J", Reason: "a\nb", Do: []Action{{What: "make file:///\x1b]0;t\x07 readable\nnow"}}}
+	s := Stowage{Pool: "p", Message: "\u202e\r", Devices: []Deck{{Worker: "w", State: "waits: \x9b1m\n"}}, Pending: []Pending{{Model: "m", Why: "a\nb"}}}
+	for text, lines := range map[string]int{e.Text(true): 6, s.Text(): 4} {
+		if strings.ContainsAny(text, "\x1b\x07\r\u202e\u009b") || strings.Count(text, "\n") != lines {
+			t.Errorf("%q, want %d lines", text, lines)
 		}
 	}
 }

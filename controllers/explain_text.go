@@ -6,6 +6,7 @@ import (
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/policy/packing"
+	"github.com/estiba/estiba/internal/terminal"
 )
 
 // Text is the explanation for a terminal. Commands are left out where there is no cluster.
@@ -15,14 +16,14 @@ func (e Explanation) Text(commands bool) string {
 	t.line("")
 	t.topic("reason", "%s", e.Reason)
 	if e.Reason == ReasonNotFound {
-		return e.Answer + "\n"
+		return terminal.Line(e.Answer) + "\n"
 	}
 	for _, n := range e.Needs {
 		t.topic("needs", "%s", n)
 	}
 	for _, s := range e.Homes {
 		if e.DryRun && s.State == v1alpha1.PlacementAssigned {
-			s.State = "new"
+			s.State = newHome
 		}
 		t.topic("home", "%s", s.line())
 	}
@@ -48,13 +49,18 @@ func (e Explanation) Text(commands bool) string {
 	return t.String()
 }
 
+// newHome is the state of a home that is not assigned, but would be.
+const newHome v1alpha1.PlacementState = "new"
+
 // text is lines with topics in front.
 type text struct {
 	strings.Builder
 	last string
 }
 
-func (t *text) line(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
+func (t *text) line(format string, args ...any) {
+	t.WriteString(terminal.Line(fmt.Sprintf(format, args...)) + "\n")
+}
 
 // topic writes a line; of several with one topic only the first names it.
 func (t *text) topic(name, format string, args ...any) {
@@ -82,8 +88,11 @@ func (t *text) actions(all []Action, commands bool) {
 
 func (n Need) String() string {
 	how := "estimated"
-	if n.Measured {
+	switch {
+	case n.Measured:
 		how = "measured"
+	case n.Given:
+		return fmt.Sprintf("%s on a device of pool %s (as given)", packing.Size(n.Bytes), n.Pool)
 	}
 	return fmt.Sprintf("%s on a device of pool %s: weights %s, KV floor %s, workspace %s (%s)",
 		packing.Size(n.Bytes), n.Pool, packing.Size(n.Weights), packing.Size(n.KVFloor), packing.Size(n.Workspace), how)
@@ -107,9 +116,18 @@ func (s Stay) line() string {
 	if s.Message != "" {
 		fmt.Fprintf(&b, "; %s", strings.TrimSuffix(s.Message, "."))
 	} else if s.Reason != "" {
-		fmt.Fprintf(&b, "; chosen: %s", strings.TrimSuffix(s.Reason, "."))
+		fmt.Fprintf(&b, "; chosen: %s", s.chosen())
 	}
 	return b.String()
+}
+
+// chosen is why the home was chosen: what was left then is no longer what is left now.
+func (s Stay) chosen() string {
+	reason := strings.TrimSuffix(s.Reason, ".")
+	if s.State != newHome && strings.HasSuffix(reason, " left") {
+		reason += " then"
+	}
+	return reason
 }
 
 func (r Refused) String() string {
@@ -171,6 +189,8 @@ func (r Repacking) String() string {
 func (g Growth) String() string {
 	has := fmt.Sprintf("pool %s has %d of at most %s", g.Pool, g.Workers, count(g.Max, "worker"))
 	switch {
+	case g.State == GrowthDivided:
+		return fmt.Sprintf("%s; another one would not help: %s", has, g.Message)
 	case !g.Helps && g.Device > 0:
 		return fmt.Sprintf("%s; another one would not help, its devices have %s", has, packing.Size(g.Device))
 	case g.State == GrowthFull && g.Device == 0:

@@ -125,7 +125,9 @@ func (h *home) placement() v1alpha1.PlacementState {
 		return v1alpha1.PlacementResident
 	case worker.PhaseFetching, worker.PhaseLoading:
 		return v1alpha1.PlacementLoading
-	case worker.PhaseFailed, worker.PhaseRefused:
+	case worker.PhaseRefused:
+		return v1alpha1.PlacementWaiting
+	case worker.PhaseFailed:
 		return v1alpha1.PlacementFailed
 	case worker.PhaseDraining:
 		return v1alpha1.PlacementDraining

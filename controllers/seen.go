@@ -59,6 +59,11 @@ type Pool struct {
 	Taken string `json:"taken,omitzero"`
 	// Blocked says why the last pod could not be made (a quota, for example).
 	Blocked string `json:"blocked,omitzero"`
+	// Divided is how many bytes its workers divide among them, as those of one process do: with more workers each has
+	// less. 0: each worker brings its own.
+	Divided int64 `json:"dividedBytes,omitzero"`
+	// MadeUp: no manifest has the pool; there is one since there has to be.
+	MadeUp bool `json:"madeUp,omitzero"`
 }
 
 // Key is the pool's "namespace/name".

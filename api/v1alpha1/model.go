@@ -258,6 +258,7 @@ const (
 	PlacementResident PlacementState = "Resident"
 	PlacementHost     PlacementState = "Host"
 	PlacementDisk     PlacementState = "Disk"
+	PlacementWaiting  PlacementState = "Waiting" // there is no room for it on the device now
 	PlacementFailed   PlacementState = "Failed"
 	PlacementDraining PlacementState = "Draining"
 )

@@ -57,7 +57,11 @@ func Manifest(ctx context.Context, w io.Writer, stdin io.Reader, path string, o 
 		if err != nil {
 			return err
 		}
-		all = append(all, controllers.ExplainProposal(seen, after, controllers.Key(&m)))
+		e := controllers.ExplainProposal(seen, after, controllers.Key(&m))
+		for i, n := range e.Needs {
+			e.Needs[i].Given = o.Needs > 0 && !n.Measured && n.Bytes == o.Needs && n.Weights == o.Needs
+		}
+		all = append(all, e)
 		seen = after
 	}
 	if o.JSON && len(all) > 1 {

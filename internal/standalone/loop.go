@@ -188,7 +188,10 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 
 // pool is p, with what keeps another worker of it from being made.
 func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) controllers.Pool {
-	is := controllers.Pool{InferencePool: p, Hash: hashOf(p)}
+	is := controllers.Pool{InferencePool: p, Hash: hashOf(p), MadeUp: madeUp(p)}
+	if asked(p) == 0 {
+		is.Divided = l.budget.total
+	}
 	key := is.Key()
 	if _, err := controllers.MemoryLimit(&p); err != nil {
 		is.Invalid = err.Error()
@@ -196,7 +199,7 @@ func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) cont
 	}
 	leaving := func(name string) bool { _, stays := l.started[name]; return !stays }
 	if _, err := l.budget.want(p, all, leaving); err != nil {
-		is.Blocked = err.Error()
+		is.Blocked, is.Divided = err.Error(), l.budget.total
 	}
 	if f, ok := l.failed[key]; ok && is.Blocked == "" {
 		if f.hash == is.Hash && time.Since(f.at) < failureLasts {

@@ -65,6 +65,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if len(manifests.Models) == 0 {
+		o.Log.Warn("the manifests have no Model: nothing is served until one is written", "from", strings.Join(o.Paths, ", "))
+	}
 	manifests = withDefaultPool(manifests)
 
 	machine, err := device.CPU(device.Options{Memory: o.Memory})
@@ -138,6 +141,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	return failed
 }
+
+// madeUp: p is of withDefaultPool. Those of manifests have an identity.
+func madeUp(p v1alpha1.InferencePool) bool { return p.UID == "" }
 
 // withDefaultPool adds a pool when the manifests have none: one worker that
 // holds the Models of every namespace and reads what its user may read.

@@ -18,6 +18,7 @@ import (
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/history"
 	"github.com/estiba/estiba/internal/kubeconfig"
+	"github.com/estiba/estiba/internal/terminal"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -61,7 +62,10 @@ func Show(ctx context.Context, w io.Writer, o Options) error {
 	if o.JSON {
 		return json.NewEncoder(w).Encode(s)
 	}
-	return s.write(w)
+	if o.Namespace != "" && len(s.Pools) == 0 && len(s.Models) == 0 {
+		return fmt.Errorf("namespace %q has no InferencePool and no Model: leave out --namespace to see all", o.Namespace)
+	}
+	return s.write(terminal.Writer(w))
 }
 
 // ask the operator for what statuses do not have: devices. Who may not ask it sees the statuses.
@@ -169,7 +173,7 @@ func (s Stowage) write(w io.Writer) error {
 		}
 		if n <= most {
 			_, reason := condition(m.Status.Conditions)
-			fmt.Fprintf(w, "  %s, %s: %s\n", key, reason, dash(message(m.Status.Conditions)))
+			fmt.Fprintf(w, "  %s, %s: %s\n", key, reason, terminal.Line(dash(message(m.Status.Conditions))))
 		}
 	}
 	if n > most {
@@ -203,7 +207,7 @@ func (s Stowage) table(w io.Writer) error {
 	fmt.Fprintln(t, "POOL\tREADY\tWORKERS\tMODELS\tMEMORY (USED / CAPACITY)\tWHY")
 	for _, p := range s.Pools {
 		ready, _ := condition(p.Status.Conditions)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory), trouble(p.Status.Conditions))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", name(p.ObjectMeta), ready, dash(p.Status.Summary.Workers), p.Status.Models, dash(p.Status.Summary.Memory), terminal.Line(trouble(p.Status.Conditions)))
 	}
 	fmt.Fprintln(t)
 	fmt.Fprintln(t, "MODEL\tREADY\tREASON\tREPLICAS\tMEMORY\tWHERE\tSTATE\tWHY")
@@ -215,14 +219,14 @@ func (s Stowage) table(w io.Writer) error {
 		}
 		trouble := trouble(m.Status.Conditions)
 		if len(m.Status.Placements) == 0 {
-			row("-", "-", trouble)
+			row("-", "-", terminal.Line(trouble))
 		}
 		for _, p := range m.Status.Placements {
 			why := p.Reason
 			if trouble != "" {
 				why = trouble
 			}
-			row(p.Worker+"/"+strings.Join(p.Devices, ","), string(p.State), why)
+			row(p.Worker+"/"+strings.Join(p.Devices, ","), string(p.State), terminal.Line(why))
 		}
 	}
 	return t.Flush()
