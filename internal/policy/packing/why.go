@@ -108,7 +108,7 @@ func (d *device) freer(e *device) bool {
 
 // awake names models that are awake where others sleep.
 func (y *Why) awake(d *device) {
-	if d.asleep == 0 {
+	if d.asleep == 0 || d.Capacity < y.Need { // nobody who leaves would make it large enough
 		return
 	}
 	for _, e := range d.held {
