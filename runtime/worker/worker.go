@@ -296,7 +296,7 @@ func (w *Worker) Drain(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("drain worker %s: %d requests had not ended: %w", w.o.Name, users, ctx.Err())
+			return fmt.Errorf("drain worker %s: %d of its requests had not ended: %w", w.o.Name, users, ctx.Err())
 		}
 		w.mu.Lock()
 	}
