@@ -26,6 +26,10 @@ is allocated. No pod leaves; one that does not fit is dropped.
 The operator's own decision is the default. Published policies are beside it:
 ` + strings.Join(simulate.Baselines, ", ") + `; all stands for all of them.
 
+With --ties first, the first in the seed's order of nodes is taken among equals. With random,
+a published policy draws anew for each pod; the operator's own rule ends in a fixed order of
+workers, so that order is drawn, once for each seed.
+
 A seed shuffles the pods, draws more of them, with replacement, until --demand is asked
 for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace-gpu-v2023
 ("openb"); gzip is fine:
@@ -42,8 +46,8 @@ for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace
 				return usageError{errors.New("give --nodes, a CSV file")}
 			case o.Pods == "":
 				return usageError{errors.New("give --pods, a CSV file")}
-			case !(o.Demand > 0) || o.Demand > 100:
-				return usageError{fmt.Errorf("--demand is %v: give a number above 0 and up to 100, such as 1.3 for 130 %% of the GPUs", o.Demand)}
+			case !(o.Demand >= leastDemand) || o.Demand > 100:
+				return usageError{fmt.Errorf("--demand is %v: give a number of %v to 100, such as 1.3 for 130 %% of the GPUs", o.Demand, leastDemand)}
 			case o.Moves < 0 || o.Moves > mostMoves:
 				return usageError{fmt.Errorf("--moves is %d: give 0 to %d", o.Moves, mostMoves)}
 			case ties != "first" && ties != "random":
@@ -71,7 +75,7 @@ for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace
 	cmd.Flags().Float64Var(&o.Demand, "demand", 1.3, "GPUs asked for, as a multiple of those that there are")
 	cmd.Flags().Int64Var(&seed, "seed", 42, "equal seeds give equal pods and nodes")
 	cmd.Flags().StringVar(&seeds, "seeds", "", "several, such as 42-51 or 1,2,3; figures are their means")
-	cmd.Flags().StringVar(&ties, "ties", "first", "among equals take the first in the seed's order, or a random one")
+	cmd.Flags().StringVar(&ties, "ties", "first", "first or random: how equals are told apart")
 	cmd.Flags().IntVar(&o.Moves, "moves", 0, "most moves of others for each pod that does not fit")
 	cmd.Flags().StringVar(&o.Plot, "plot", "", "SVG `file`, whose name ends in .svg, for allocation over demand")
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
@@ -80,8 +84,9 @@ for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace
 
 // Bounds of a simulation.
 const (
-	mostMoves = 16
-	mostSeeds = 1000
+	mostMoves   = 16
+	mostSeeds   = 1000
+	leastDemand = 0.01 // a point of the curve
 )
 
 // parsePolicies reads names that are separated by commas, in any case.
@@ -103,7 +108,7 @@ func parsePolicies(text string) ([]string, error) {
 	return policies, nil
 }
 
-// parseSeeds reads numbers and ranges that are separated by commas.
+// parseSeeds reads numbers and ranges that are separated by commas. Each counts once.
 func parseSeeds(text string) ([]int64, error) {
 	wrong := fmt.Errorf("--seeds is %q: give at most %d, such as 42-51 or 1,2,3", text, mostSeeds)
 	var seeds []int64
@@ -119,11 +124,16 @@ func parseSeeds(text string) ([]int64, error) {
 				return nil, wrong
 			}
 		}
-		if b < a || b-a >= mostSeeds || len(seeds)+int(b-a) >= mostSeeds {
+		if b < a {
+			return nil, fmt.Errorf("--seeds is %q: %s goes down: write %d-%d", text, strings.TrimSpace(part), b, a)
+		}
+		if b-a < 0 || b-a >= mostSeeds || len(seeds)+int(b-a) >= mostSeeds {
 			return nil, wrong
 		}
 		for s := a; s <= b; s++ {
-			seeds = append(seeds, s)
+			if !slices.Contains(seeds, s) {
+				seeds = append(seeds, s)
+			}
 		}
 	}
 	return seeds, nil

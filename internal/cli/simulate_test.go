@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,11 +19,12 @@ func TestSimulateUsage(t *testing.T) {
 		"simulate packing --nodes n":         "give --pods, a CSV file",
 		packing + "x":                        `"x" is too much: estiba simulate packing takes flags only`,
 		packing + "--policy Tetris":          `--policy: there is no "Tetris"; give Estiba, Random, DotProd`,
-		packing + "--demand 0":               "--demand is 0: give a number above 0",
-		packing + "--demand NaN":             "--demand is NaN: give a number above 0",
+		packing + "--demand 0":               "--demand is 0: give a number of 0.01 to 100",
+		packing + "--demand NaN":             "--demand is NaN: give a number of 0.01",
 		packing + "--moves -1":               "--moves is -1: give 0 to 16",
 		packing + "--ties last":              `--ties is "last": give first or random`,
-		packing + "--seeds 9-3":              `--seeds is "9-3": give at most 1000, such as 42-51 or 1,2,3`,
+		packing + "--demand 1e-9":            "--demand is 1e-09: give a number of 0.01 to 100",
+		packing + "--seeds 1,9-3":            `--seeds is "1,9-3": 9-3 goes down: write 3-9`,
 		packing + "--seeds 1-1001":           "give at most 1000",
 		packing + "--seeds 1-500,1-501":      "give at most 1000",
 		packing + "--seeds a":                "give at most 1000",
@@ -37,6 +39,15 @@ func TestSimulateUsage(t *testing.T) {
 		var stdout, stderr bytes.Buffer
 		if code := Main(strings.Fields(args), nil, &stdout, &stderr); code != 2 || !strings.Contains(stderr.String(), want) {
 			t.Errorf("estiba %s: exit %d, want 2 with %q\n%s", args, code, want, stderr.String())
+		}
+	}
+}
+
+// TestSeeds: each seed counts once.
+func TestSeeds(t *testing.T) {
+	for text, want := range map[string][]int64{"1,1,1": {1}, "42-44, 43-45": {42, 43, 44, 45}, "7": {7}} {
+		if got, err := parseSeeds(text); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v %v, want %v", text, got, err, want)
 		}
 	}
 }

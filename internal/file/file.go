@@ -116,6 +116,9 @@ func create(path string) (*Replacement, error) {
 	mode := fs.FileMode(0o666) // less the umask
 	if old != nil {
 		mode = old.Mode().Perm()
+		if mode&0o222 == 0 { // which root could write all the same
+			return nil, fmt.Errorf("nobody may write to it (its mode is %04o): give another name, or chmod it", mode)
+		}
 		f, err := os.OpenFile(path, os.O_WRONLY, 0) // a file that may not be written is not replaced either
 		if err != nil {
 			return nil, err

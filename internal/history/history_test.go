@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -137,7 +138,7 @@ func recorded(t *testing.T, o RecorderOptions, c *cluster, n int) *Recorder {
 
 func count(t *testing.T, from io.Reader) (n int) {
 	t.Helper()
-	if err := Read(from, func(Decision) error { n++; return nil }); err != nil {
+	if err := Read(from, func(Decision) error { n++; return nil }); err != nil && !errors.Is(err, ErrCutOff) {
 		t.Error(err)
 	}
 	return n
@@ -220,11 +221,61 @@ func TestCutOff(t *testing.T) {
 		before = n
 	}
 	n := 0
-	if err := ReadPath(dir, func(Decision) error { n++; return nil }); err != nil || n != 20 {
+	if err := ReadPath(t.Context(), dir, func(Decision) error { n++; return nil }); err != nil || n != 20 {
 		t.Error(n, err)
 	}
-	if err := ReadPath(t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "no file decisions-") {
+	if err := ReadPath(t.Context(), t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "no file decisions-") {
 		t.Error(err)
+	}
+}
+
+// TestReadTellsOfACut: what ends within a decision gives those before it, and says so; what ends between two, as while its writer goes on, does not.
+func TestReadTellsOfACut(t *testing.T) {
+	dir := t.TempDir()
+	recorded(t, RecorderOptions{Dir: dir}, newCluster(4, 3, 1), 5)
+	files, err := historyFiles(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(files[0], int64(len(whole)-len(whole)/20)); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	err = ReadPath(t.Context(), dir, func(Decision) error { n++; return nil })
+	if !errors.Is(err, ErrCutOff) || !strings.Contains(err.Error(), files[0]) || n == 0 || n > 4 {
+		t.Errorf("%d decisions, %v", n, err)
+	}
+}
+
+// TestReadPathEnds: nobody writes to a pipe, or somebody does and goes on.
+func TestReadPathEnds(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Skip(err)
+	}
+	for _, written := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if written {
+			go func() {
+				if f, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil {
+					defer f.Close()
+					<-t.Context().Done()
+				}
+			}()
+		}
+		if err := ReadPath(ctx, pipe, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("written %v: %v", written, err)
+		}
+		cancel()
+		if !written { // the one that still waits to open it
+			if f, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil {
+				f.Close()
+			}
+		}
 	}
 }
 

@@ -289,7 +289,7 @@ func (r *Recorder) serveHistory(w http.ResponseWriter, _ *http.Request) {
 		if err != nil {
 			continue // it was dropped meanwhile
 		}
-		err = lines(from, func(line []byte) error {
+		_, err = lines(from, func(line []byte) error {
 			_, err := z.Write(append(slices.Clip(line), '\n'))
 			return err
 		})

@@ -67,6 +67,11 @@ func (m *machine) room(p Pod) bool {
 	return n >= p.GPUs
 }
 
+// fits says whether a pod has room.
+func (m *machine) fits(p Pod) bool {
+	return m.cpu >= p.CPU && m.memory >= p.Memory && (p.GPUs == 0 || accepts(p.Kinds, m.Kind) && m.room(p))
+}
+
 // fragments are the expected 1/1000 GPUs that are free here and of no use to a pod of the mix: all of them where it does not
 // fit at all or needs no GPU, else those that are too small for it. Source: FGD, USENIX ATC 2023.
 func (m *machine) fragments(mix []Typical) (sum float64) {

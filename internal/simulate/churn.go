@@ -51,6 +51,7 @@ func ReadInstances(ctx context.Context, path string) ([]Instance, error) {
 			all = append(all, i)
 		}
 	}
+	t.nothing("instances")
 	if t.err == nil && !slices.ContainsFunc(all, func(i Instance) bool { return i.GPUs > 0 }) {
 		t.err = fmt.Errorf("read %s: nothing in it asks for a GPU", path)
 	}
@@ -111,6 +112,10 @@ type Hour struct {
 
 // Churn replays instances that come and go, by each policy, and writes a table or JSON to stdout, progress to stderr.
 func Churn(ctx context.Context, stdout, stderr io.Writer, o ChurnOptions) error {
+	return ended(ctx, runChurn(ctx, stdout, stderr, o))
+}
+
+func runChurn(ctx context.Context, stdout, stderr io.Writer, o ChurnOptions) error {
 	nodes, err := ReadNodes(ctx, o.Nodes)
 	if err != nil {
 		return err
@@ -121,6 +126,13 @@ func Churn(ctx context.Context, stdout, stderr io.Writer, o ChurnOptions) error 
 	}
 	if all := gpus(nodes); o.GPUs > all {
 		return fmt.Errorf("read %s: it has %d GPUs, and --gpus asks for %d", o.Nodes, all, o.GPUs)
+	}
+	pods := make([]Pod, len(instances))
+	for i := range instances {
+		pods[i] = instances[i].Pod
+	}
+	if err := someFit(nodes, pods); err != nil {
+		return fmt.Errorf("%s on %s: %w", o.Instances, o.Nodes, err)
 	}
 	plot, err := beginPlot(o.Plot, o.Nodes, o.Instances)
 	if err != nil {
@@ -136,7 +148,11 @@ func Churn(ctx context.Context, stdout, stderr io.Writer, o ChurnOptions) error 
 			budgets = []int{o.MovesPerHour, 0}
 		}
 		for _, budget := range budgets {
-			r, err := newHarbour(nodes, instances, policy, budget, o).run(ctx)
+			h := newHarbour(nodes, instances, policy, budget, o)
+			if len(reports) == 0 && o.GPUs > 0 && h.GPUs > o.GPUs {
+				fmt.Fprintf(stderr, "nodes are taken whole: %d have %d GPUs\n", len(h.machines), h.GPUs)
+			}
+			r, err := h.run(ctx, stderr)
 			if err != nil {
 				return err
 			}
@@ -211,8 +227,9 @@ func newHarbour(nodes []Node, instances []Instance, policy string, budget int, o
 }
 
 // run goes through the events; each hour there may be moves, and a sample is taken. What is still there at the last event counts up to it.
-func (h *harbour) run(ctx context.Context) (ChurnReport, error) {
+func (h *harbour) run(ctx context.Context, stderr io.Writer) (ChurnReport, error) {
 	now, hour := 0.0, 0
+	state := progress{w: stderr}
 	var served, inUse, fragmentation float64 // times seconds
 	until := func(at float64) {
 		d := at - now
@@ -225,6 +242,7 @@ func (h *harbour) run(ctx context.Context) (ChurnReport, error) {
 		if err := ctx.Err(); err != nil {
 			return ChurnReport{}, err
 		}
+		state.tell("%s: hour %d, %d of %d events, %d wait, %d moves", h.title(), hour, i, len(h.events), len(h.waiting), h.Moves)
 		at := h.events[i].at
 		if next := float64(hour+1) * 3600; next <= at {
 			until(next)
@@ -254,7 +272,7 @@ func (h *harbour) run(ctx context.Context) (ChurnReport, error) {
 	h.Unplaced = (h.Asked - served) / 3.6e6
 	h.Served = 100 * served / max(h.Asked, 1)
 	h.Asked /= 3.6e6
-	h.InUse = inUse / max(now, 1)
+	h.InUse = math.Round(1000*inUse/max(now, 1)) / 1000
 	h.Fragmentation = fragmentation / max(float64(len(h.Hours)), 1)
 	h.P50, h.P99 = percentile(h.decisions, 50), percentile(h.decisions, 99)
 	return h.ChurnReport, nil

@@ -50,6 +50,9 @@ func TestChurn(t *testing.T) {
 	if err := Churn(t.Context(), &out, io.Discard, o); err != nil || !strings.Contains(out.String(), "of 1 GPUs, seed 1.") {
 		t.Errorf("%v\n%s", err, out.String())
 	}
+	if strings.Contains(progress.String(), "taken whole") {
+		t.Error(progress.String())
+	}
 	o.GPUs = 3
 	if err := Churn(t.Context(), io.Discard, io.Discard, o); err == nil || !strings.Contains(err.Error(), "it has 2 GPUs, and --gpus asks for 3") {
 		t.Error(err)

@@ -3,6 +3,7 @@ package simulate
 import (
 	"flag"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"runtime"
@@ -82,7 +83,7 @@ func replayAll(t *testing.T, trace string, policies []string) map[string]float64
 				if policy == "random" {
 					name, o.RandomTies = Own, true
 				}
-				result, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, name, o, seed)
+				result, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, name, o, seed, io.Discard)
 				if err != nil {
 					t.Error(err)
 					return

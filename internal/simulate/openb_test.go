@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"encoding/csv"
+	"io"
 	"math"
 	"os"
 	"strconv"
@@ -110,7 +111,7 @@ func TestStageIsTwin(t *testing.T) {
 		for seed := range int64(3) {
 			w := Draw(nodes, pods, 1.3, seed)
 			c, used, lost := newTwin(w.Nodes).run(policy, w, mix, nil)
-			o, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, policy, Options{}, seed)
+			o, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, policy, Options{}, seed, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -128,7 +129,7 @@ func TestTies(t *testing.T) {
 	for _, random := range []bool{false, true} {
 		sum := 0.0
 		for seed := int64(42); seed < 45; seed++ {
-			o, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, Own, Options{RandomTies: random}, seed)
+			o, err := replay(t.Context(), Draw(nodes, pods, 1.3, seed), mix, Own, Options{RandomTies: random}, seed, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}

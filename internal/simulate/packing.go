@@ -56,6 +56,10 @@ type outcome struct {
 // Packing replays the pods of a trace on its nodes by each policy and seed, and writes a table or JSON to stdout, progress
 // to stderr.
 func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
+	return ended(ctx, runPacking(ctx, stdout, stderr, o))
+}
+
+func runPacking(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 	nodes, err := ReadNodes(ctx, o.Nodes)
 	if err != nil {
 		return err
@@ -63,6 +67,9 @@ func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 	pods, err := ReadPods(ctx, o.Pods)
 	if err != nil {
 		return err
+	}
+	if err := someFit(nodes, pods); err != nil {
+		return fmt.Errorf("%s on %s: %w", o.Pods, o.Nodes, err)
 	}
 	plot, err := beginPlot(o.Plot, o.Nodes, o.Pods)
 	if err != nil {
@@ -79,7 +86,7 @@ func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 			r.Ties = "random"
 		}
 		for i, seed := range o.Seeds {
-			result, err := replay(ctx, Draw(nodes, pods, o.Demand, seed), mix, policy, o, seed)
+			result, err := replay(ctx, Draw(nodes, pods, o.Demand, seed), mix, policy, o, seed, stderr)
 			if err != nil {
 				return err
 			}
@@ -96,7 +103,7 @@ func Packing(ctx context.Context, stdout, stderr io.Writer, o Options) error {
 }
 
 // replay lets a policy place a workload, pod by pod.
-func replay(ctx context.Context, w Workload, mix []Typical, policy string, o Options, seed int64) (outcome, error) {
+func replay(ctx context.Context, w Workload, mix []Typical, policy string, o Options, seed int64, stderr io.Writer) (outcome, error) {
 	var ties *rand.Rand
 	if o.RandomTies {
 		ties = rand.New(rand.NewSource(seed))
@@ -105,10 +112,12 @@ func replay(ctx context.Context, w Workload, mix []Typical, policy string, o Opt
 	total := float64(1000 * gpus(w.Nodes))
 	result := outcome{curve: &curve{total: total}}
 	var asked, used int64
-	for _, p := range w.Pods {
+	now := progress{w: stderr}
+	for i, p := range w.Pods {
 		if err := ctx.Err(); err != nil {
 			return outcome{}, err
 		}
+		now.tell("%s, seed %d: %d of %d pods", policy, seed, i, len(w.Pods))
 		asked += p.Demand()
 		start := time.Now()
 		placed := s.place(p)

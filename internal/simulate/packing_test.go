@@ -96,7 +96,7 @@ func TestPackingTable(t *testing.T) {
 func TestPackingStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Packing(ctx, io.Discard, io.Discard, few(t)); !errors.Is(err, context.Canceled) {
+	if err := Packing(ctx, io.Discard, io.Discard, few(t)); !errors.Is(err, context.Canceled) || err.Error() != "interrupted" {
 		t.Error(err)
 	}
 	o := few(t)
@@ -113,7 +113,11 @@ func TestPlotSparesInput(t *testing.T) {
 	if err := os.Symlink(o.Pods, link); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{o.Nodes, o.Pods, link} {
+	hard := filepath.Join(filepath.Dir(o.Plot), "hard.svg")
+	if err := os.Link(o.Nodes, hard); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{o.Nodes, o.Pods, link, hard} {
 		o.Plot = path
 		if err := Packing(t.Context(), io.Discard, io.Discard, o); err == nil || !strings.Contains(err.Error(), "which is read: give the plot another name") {
 			t.Errorf("%s: %v", path, err)
@@ -121,6 +125,52 @@ func TestPlotSparesInput(t *testing.T) {
 	}
 	if text, err := os.ReadFile(o.Pods); err != nil || string(text) != fewPods {
 		t.Errorf("the pods are now %q, %v", text, err)
+	}
+}
+
+// TestPlotSparesReadOnly: what nobody may write to stays, for root too.
+func TestPlotSparesReadOnly(t *testing.T) {
+	o := few(t)
+	fixture.WriteFile(t, o.Plot, []byte("kept"))
+	if err := os.Chmod(o.Plot, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := Packing(t.Context(), io.Discard, io.Discard, o); err == nil {
+		t.Error("it was written")
+	}
+	if text, err := os.ReadFile(o.Plot); err != nil || string(text) != "kept" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestNothingFits is said, and not left to a table of zeros.
+func TestNothingFits(t *testing.T) {
+	o := few(t)
+	fixture.WriteFile(t, o.Pods, []byte(podsHead+"large,4000,1024,8,1000,\nother,4000,1024,1,500,A100\ncpu,1000,1024,0,0,\n"))
+	if err := Packing(t.Context(), io.Discard, io.Discard, o); err == nil || !strings.Contains(err.Error(), "no pod that asks for a GPU fits any node") {
+		t.Error(err)
+	}
+}
+
+// TestLabels: ticks that are close to one another read differently.
+func TestLabels(t *testing.T) {
+	a := chart{lines: []line{{points: []point{{0, 0.2}, {1, 0.26}}}}}.scale(func(p point) float64 { return p.y })
+	var got []string
+	for _, v := range a.ticks() {
+		got = append(got, a.label(v))
+	}
+	if want := "0.20 0.21 0.22 0.23 0.24 0.25 0.26"; strings.Join(got, " ") != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+}
+
+// TestCurveBegins: nothing is asked for, nothing is allocated.
+func TestCurveBegins(t *testing.T) {
+	c := &curve{total: 1000}
+	c.add(4, 4)
+	c.add(10, 10)
+	if got := c.points(); got[0] != (Point{}) || got[1] != (Point{1, 1}) {
+		t.Error(got)
 	}
 }
 

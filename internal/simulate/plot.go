@@ -51,10 +51,10 @@ func (c chart) draw(b *strings.Builder) {
 	y := func(v float64) float64 { return bottom - (v-ys.from)/(ys.to-ys.from)*(bottom-top) }
 	fmt.Fprintf(b, `<text x="%g" y="24" font-size="16">%s</text>`+"\n", left, html.EscapeString(c.title))
 	for _, v := range xs.ticks() {
-		fmt.Fprintf(b, `<path d="M%.1f %gV%g" stroke="#dddddd"/><text x="%.1f" y="%g" text-anchor="middle">%s</text>`+"\n", x(v), top, bottom, x(v), bottom+18, short(v))
+		fmt.Fprintf(b, `<path d="M%.1f %gV%g" stroke="#dddddd"/><text x="%.1f" y="%g" text-anchor="middle">%s</text>`+"\n", x(v), top, bottom, x(v), bottom+18, xs.label(v))
 	}
 	for _, v := range ys.ticks() {
-		fmt.Fprintf(b, `<path d="M%g %.1fH%g" stroke="#dddddd"/><text x="%g" y="%.1f" text-anchor="end">%s</text>`+"\n", left, y(v), right, left-8, y(v)+4, short(v))
+		fmt.Fprintf(b, `<path d="M%g %.1fH%g" stroke="#dddddd"/><text x="%g" y="%.1f" text-anchor="end">%s</text>`+"\n", left, y(v), right, left-8, y(v)+4, ys.label(v))
 	}
 	fmt.Fprintf(b, `<path d="M%g %gV%gH%g" fill="none" stroke="#000000"/>`+"\n", left, top, bottom, right)
 	fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="middle">%s</text>`+"\n", (left+right)/2, bottom+40, html.EscapeString(c.x))
@@ -72,7 +72,7 @@ func (c chart) draw(b *strings.Builder) {
 		fmt.Fprintf(b, `" %s/>`+"\n", style)
 		at := legendY + legendStep*i
 		fmt.Fprintf(b, `<path d="M%d %dh28" %s/><text x="%d" y="%d">%s</text><text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
-			legendX, at-4, style, legendX+36, at, html.EscapeString(l.name), width-12, at, strconv.FormatFloat(l.last(), 'f', 1, 64))
+			legendX, at-4, style, legendX+36, at, html.EscapeString(l.name), width-12, at, strconv.FormatFloat(l.last(), 'f', max(1, ys.decimals()), 64))
 	}
 }
 
@@ -125,7 +125,10 @@ func (a axis) ticks() (at []float64) {
 	}
 }
 
-func short(v float64) string { return strconv.FormatFloat(v, 'g', 6, 64) }
+// decimals are as many as tell the ticks apart.
+func (a axis) decimals() int { return max(0, int(math.Ceil(-math.Log10(a.step)-1e-9))) }
+
+func (a axis) label(v float64) string { return strconv.FormatFloat(v, 'f', a.decimals(), 64) }
 
 // svg stacks charts.
 func svg(charts []chart) string {

@@ -135,7 +135,10 @@ func (c *curve) join(o *curve) {
 func (c *curve) points() []Point {
 	var points []Point
 	for at, n := range c.n {
-		if n > 0 {
+		switch {
+		case n > 0 && at == 0: // the mean of what rounds to 0 would be more than was asked for
+			points = append(points, Point{})
+		case n > 0:
 			points = append(points, Point{at, c.sum[at] / n})
 		}
 	}

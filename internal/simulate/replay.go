@@ -79,6 +79,10 @@ var Scores = map[string]packing.Score{
 // seen, which must come out as it was recorded; then, for each policy, with its
 // own homes. Progress goes to stderr. It is an error if decisions come out otherwise.
 func Replay(ctx context.Context, stdout, stderr io.Writer, o ReplayOptions) error {
+	return ended(ctx, runReplay(ctx, stdout, stderr, o))
+}
+
+func runReplay(ctx context.Context, stdout, stderr io.Writer, o ReplayOptions) error {
 	for _, p := range o.Policies {
 		if p != Own && Scores[p] == nil {
 			return fmt.Errorf("no policy %s: there are %s, and %s", p, Own, strings.Join(slices.Sorted(maps.Keys(Scores)), ", "))
@@ -118,7 +122,9 @@ func Replay(ctx context.Context, stdout, stderr io.Writer, o ReplayOptions) erro
 		}
 		return nil
 	})
-	if err != nil {
+	if errors.Is(err, history.ErrCutOff) {
+		fmt.Fprintf(stderr, "warning: %v\n", err)
+	} else if err != nil {
 		return err
 	}
 	if r.Check.Decisions == 0 {
@@ -139,7 +145,7 @@ func Replay(ctx context.Context, stdout, stderr io.Writer, o ReplayOptions) erro
 // open gives what reads the history. One that is fetched is kept in a file meanwhile.
 func (o ReplayOptions) open(ctx context.Context, stderr io.Writer) (read func(func(history.Decision) error) error, end func(), err error) {
 	if o.History != "" {
-		return func(each func(history.Decision) error) error { return history.ReadPath(o.History, each) }, func() {}, nil
+		return func(each func(history.Decision) error) error { return history.ReadPath(ctx, o.History, each) }, func() {}, nil
 	}
 	f, err := os.CreateTemp("", "estiba-history-")
 	if err != nil {

@@ -103,7 +103,7 @@ func TestReplayNamesDifferences(t *testing.T) {
 	recordHistory(t, dir)
 	var text bytes.Buffer
 	n := 0
-	err := history.ReadPath(dir, func(d history.Decision) error {
+	err := history.ReadPath(t.Context(), dir, func(d history.Decision) error {
 		plan := controllers.Decide(d.Seen)
 		if len(plan.Assignments) > 0 && n == 0 {
 			n++

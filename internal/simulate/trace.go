@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/estiba/estiba/internal/file"
 )
@@ -74,6 +75,7 @@ func ReadNodes(ctx context.Context, path string) ([]Node, error) {
 		seen[n.Name] = true
 		nodes = append(nodes, n)
 	}
+	t.nothing("nodes")
 	if t.err == nil && gpus == 0 {
 		t.err = fmt.Errorf("read %s: none of %d nodes has a GPU", path, len(nodes))
 	}
@@ -97,6 +99,7 @@ func ReadPods(ctx context.Context, path string) ([]Pod, error) {
 		seen[p.Name], demand = true, demand+p.Demand()
 		pods = append(pods, p)
 	}
+	t.nothing("pods")
 	if t.err == nil && demand == 0 {
 		t.err = fmt.Errorf("read %s: none of %d pods asks for a GPU", path, len(pods))
 	}
@@ -134,6 +137,9 @@ type table struct {
 // open reads a file whole, unpacks it, and finds the columns in its first line. One with a question mark may be missing.
 func open(ctx context.Context, path string, columns ...string) (*table, error) {
 	text, err := file.Read(ctx, path, mostBytes)
+	if errors.Is(err, syscall.EISDIR) {
+		return nil, fmt.Errorf("read %s: it is a folder: give the CSV file in it", path)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -147,10 +153,16 @@ func open(ctx context.Context, path string, columns ...string) (*table, error) {
 
 func unpack(packed []byte) ([]byte, error) {
 	z, err := gzip.NewReader(bytes.NewReader(packed))
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, errors.New("its end is missing: fetch it again")
+	}
 	if err != nil {
 		return nil, err
 	}
 	text, err := io.ReadAll(io.LimitReader(z, mostBytes+1))
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, errors.New("its end is missing: fetch it again")
+	}
 	if err == nil && len(text) > mostBytes {
 		err = fmt.Errorf("it unpacks to more than %d MiB, which are the most that are read", mostBytes>>20)
 	}
@@ -173,6 +185,9 @@ func parse(path string, text []byte, columns ...string) (*table, error) {
 		if i < 0 && !optional {
 			needed := slices.DeleteFunc(slices.Clone(columns), func(c string) bool { return strings.HasSuffix(c, "?") })
 			return nil, fmt.Errorf("read %s: line 1 has no column %s; needed are %s", path, c, strings.Join(needed, ","))
+		}
+		if i >= 0 && slices.Contains(first[i+1:], c) {
+			return nil, fmt.Errorf("read %s: line 1 has the column %s twice: leave one of them", path, c)
 		}
 		t.at = append(t.at, i)
 	}
@@ -245,6 +260,13 @@ func (t *table) need(columns ...int) error {
 		}
 	}
 	return nil
+}
+
+// nothing reports a table without rows.
+func (t *table) nothing(rows string) {
+	if t.err == nil && t.rows == 0 {
+		t.err = fmt.Errorf("read %s: it has no %s, but for the names of its columns", t.path, rows)
+	}
 }
 
 func (t *table) twice(name string) {

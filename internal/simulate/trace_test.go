@@ -25,6 +25,9 @@ func TestRead(t *testing.T) {
 		"not a number":    {nodesHead + "a,1,1,8,T4\nb,many,1,8,T4\n", "", `line 3, cpu_milli: it is "many"; give a whole number of 0 to 2147483647`},
 		"negative":        {nodesHead + "a,1,-1,8,T4\n", "", `line 2, memory_mib: it is "-1"`},
 		"too many GPUs":   {nodesHead + "a,1,1,9999,T4\n", "", `line 2, gpu: it is "9999"; give a whole number of 0 to 1024`},
+		"only a head":     {nodesHead, "", "it has no nodes, but for the names of its columns"},
+		"only pods' head": {"", podsHead, "it has no pods"},
+		"column twice":    {"sn,cpu_milli,memory_mib,gpu,model,gpu\na,1,1,1,T4,2\n", "", "line 1 has the column gpu twice"},
 		"no GPU":          {nodesHead + "a,1,1,0,\n", "", "none of 1 nodes has a GPU"},
 		"twice":           {nodesHead + "a,1,1,1,T4\na,1,1,1,T4\n", "", `line 3: "a" is there twice`},
 		"no name":         {nodesHead + ",1,1,1,T4\n", "", "line 2, sn: it is empty; give a name"},
@@ -63,7 +66,7 @@ func TestReadPacked(t *testing.T) {
 		t.Errorf("%v %v, want %v", got, err, want)
 	}
 	fixture.WriteFile(t, path, packed.Bytes()[:packed.Len()-9])
-	if _, err := ReadPods(t.Context(), path); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
+	if _, err := ReadPods(t.Context(), path); err == nil || !strings.Contains(err.Error(), "its end is missing: fetch it again") {
 		t.Errorf("a torn file: %v", err)
 	}
 }

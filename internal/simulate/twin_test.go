@@ -5,10 +5,6 @@ import (
 	"math/rand"
 )
 
-func (m *machine) fits(p Pod) bool {
-	return m.cpu >= p.CPU && m.memory >= p.Memory && (p.GPUs == 0 || accepts(p.Kinds, m.Kind) && m.room(p))
-}
-
 // twin is the whole simulation, slow and obvious but for scores of nodes that did not change.
 type twin struct {
 	machines []*machine
