@@ -433,6 +433,8 @@ func (h Home) stays() string {
 		return "until its next revision is there"
 	case !h.Loaded:
 		return "loading"
+	case h.Running+h.Waiting == 1:
+		return "1 request"
 	case h.busy():
 		return fmt.Sprintf("%d requests", h.Running+h.Waiting)
 	case h.Required:

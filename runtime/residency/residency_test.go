@@ -115,7 +115,7 @@ func TestDecide(t *testing.T) {
 				resident("d", 1*mib, time.Hour),
 				wanted("e", 7*mib),
 			},
-			"refuse e: Needs 7 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle)."},
+			"refuse e: Needs 7 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 request), d (1 MiB, idle)."},
 		"busy ones may pause": {
 			[]Home{
 				with(resident("a", 2*mib, time.Hour), func(h *Home) { h.Required = true }),
@@ -124,35 +124,35 @@ func TestDecide(t *testing.T) {
 				resident("d", 1*mib, time.Hour),
 				wanted("e", 6*mib),
 			},
-			"crowded e: Needs 6 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 requests), d (1 MiB, idle).\nagain in 10s"},
+			"crowded e: Needs 6 MiB; 3 MiB of 10 MiB is free on cpu-0; held by a (2 MiB, must stay resident), b (2 MiB, eviction: Never), c (2 MiB, 1 request), d (1 MiB, idle).\nagain in 10s"},
 		"a turn is not yet over": {
 			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 6*mib, 9*time.Second)},
-			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 1s"},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request).\nagain in 1s"},
 		"a turn comes": {
 			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 6*mib, 10*time.Second)},
-			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request)."},
 		"the assignment's wish has a turn, too": {
 			[]Home{busy("a", 6*mib, time.Hour), {Model: "b", Device: "cpu-0", Need: 6 * mib, Required: true, WantedSince: now.Add(-10 * time.Second)}},
-			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+			"yield a\ncrowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request)."},
 		"who has yielded goes": {
 			[]Home{with(busy("a", 6*mib, time.Hour), func(h *Home) { h.Running, h.Waiting = 0, 2 }), waiting("b", 6*mib, 10*time.Second)},
 			"evict a"},
 		"whose turn it is has it first, and nobody takes the rest": {
 			[]Home{busy("a", 6*mib, 4*time.Second), waiting("b", 10*mib, time.Minute), waiting("c", 2*mib, time.Second)},
-			"crowded b: Needs 10 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\n" +
-				"crowded c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 6s"},
+			"crowded b: Needs 10 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request).\n" +
+				"crowded c: Needs 2 MiB; 0 bytes of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request).\nagain in 6s"},
 		"what is left beside a turn is free": {
 			[]Home{busy("a", 6*mib, time.Hour), waiting("b", 7*mib, time.Minute), waiting("c", 3*mib, time.Second)},
-			"load c\nyield a\ncrowded b: Needs 7 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+			"load c\nyield a\ncrowded b: Needs 7 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request)."},
 		"a load that took long makes a long turn": {
 			[]Home{with(busy("a", 6*mib, 25*time.Second), func(h *Home) { h.LoadTook = 10 * time.Second }), waiting("b", 6*mib, time.Minute)},
-			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests).\nagain in 5s"},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request).\nagain in 5s"},
 		"a dearer one has its own pauses": {
 			[]Home{with(busy("a", 6*mib, time.Hour), func(h *Home) { h.EvictionOrder = 1 }), waiting("b", 6*mib, time.Minute)},
-			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 requests)."},
+			"crowded b: Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by a (6 MiB, 1 request)."},
 		"they yield together, idle ones first": {
 			[]Home{busy("a", 2*mib, time.Hour), busy("b", 2*mib, 2*time.Hour), resident("c", 4*mib, time.Second), waiting("d", 8*mib, time.Minute)},
-			"yield c\nyield b\ncrowded d: Needs 8 MiB; 2 MiB of 10 MiB is free on cpu-0; held by c (4 MiB, idle), a (2 MiB, 1 requests), b (2 MiB, 1 requests)."},
+			"yield c\nyield b\ncrowded d: Needs 8 MiB; 2 MiB of 10 MiB is free on cpu-0; held by c (4 MiB, idle), a (2 MiB, 1 request), b (2 MiB, 1 request)."},
 		"waits for what is leaving": {
 			[]Home{with(resident("a", 8*mib, time.Hour), func(h *Home) { h.Leaving = true }), resident("b", 2*mib, time.Hour), wanted("c", 8*mib)},
 			""},

@@ -820,7 +820,7 @@ func TestWorkerDrains(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := w.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests") {
+		if err := w.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 of its requests") {
 			t.Errorf("Drain with a request that runs: %v", err)
 		}
 		time.AfterFunc(3*time.Second, release)
@@ -897,7 +897,7 @@ func TestEvictionAndRefusal(t *testing.T) {
 			asked <- got{release, err}
 		}()
 		after(t, w, 3*time.Second, "a:Refused(DoesNotFit) b:Resident c:Refused(DoesNotFit)")
-		if h := w.State().Homes[0]; h.Waiting != 1 || h.Message != "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 requests). It waits until those that need not stay are idle, or for its turn." {
+		if h := w.State().Homes[0]; h.Waiting != 1 || h.Message != "Needs 6 MiB; 4 MiB of 10 MiB is free on cpu-0; held by ns/b (6 MiB, 1 request). It waits until those that need not stay are idle, or for its turn." {
 			t.Errorf("%+v", h)
 		}
 		release() // b may go
