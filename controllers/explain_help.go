@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"fmt"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -285,9 +286,9 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 			{What: "If not, put the files back as they were; they are read again within a minute."},
 		}
 	case v1alpha1.ReasonSourceUnavailable:
-		return []Action{{What: "Make " + m.Spec.Source.URI + " readable from the workers; it is tried again within a minute."}}
+		return []Action{{What: "Make " + m.source() + " readable from the workers; it is tried again within a minute."}}
 	case v1alpha1.ReasonInvalidModel:
-		return []Action{{What: "Mend the files at " + m.Spec.Source.URI + " and change the spec (another uri or digest), so that they are read again."}}
+		return []Action{{What: "Mend the files at " + m.source() + " and change the spec (another uri or digest), so that they are read again."}}
 	case v1alpha1.ReasonUnsupportedModel:
 		return []Action{{What: "Name another checkpoint in spec.source of the Model; this version cannot run that one.", Command: edit(m)}}
 	case v1alpha1.ReasonWorkerLost:
@@ -300,6 +301,15 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 		return []Action{{What: "Nothing: wait."}}
 	}
 	return nil
+}
+
+// source is where the files of m are, without a password: people show explanations to others.
+func (m *model) source() string {
+	u, err := url.Parse(m.Spec.Source.URI)
+	if err != nil || u.User == nil {
+		return m.Spec.Source.URI
+	}
+	return u.Redacted()
 }
 
 // adviseConfirm is about a plan that takes much away from a pool.

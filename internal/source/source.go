@@ -36,8 +36,26 @@ type Error struct {
 	Message string
 }
 
-func (e *Error) Error() string { return e.URI + ": " + e.Message }
+func (e *Error) Error() string { return withoutPassword(e.URI) + ": " + e.Message }
 func (e *Error) Unwrap() error { return e.Kind }
+
+// withoutPassword is uri as others may see it, in conditions and logs.
+func withoutPassword(uri string) string {
+	scheme, rest, ok := strings.Cut(uri, "://")
+	if !ok {
+		return uri
+	}
+	authority := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		authority = rest[:end]
+	}
+	at := strings.LastIndexByte(authority, '@')
+	user, _, secret := strings.Cut(authority[:max(at, 0)], ":")
+	if !secret {
+		return uri
+	}
+	return scheme + "://" + user + ":xxxxx" + rest[at:]
+}
 
 // Reason is the wire's word for the kind.
 func (e *Error) Reason() string {

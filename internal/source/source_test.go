@@ -623,3 +623,20 @@ func TestHeader(t *testing.T) {
 		t.Errorf("held: %v", s.holds)
 	}
 }
+
+// TestPassword: errors come to conditions, which more people read than may have the source.
+func TestPassword(t *testing.T) {
+	for uri, want := range map[string]string{
+		"https://me:secret@host/a?b=c@d": "https://me:xxxxx@host/a?b=c@d",
+		"https://me:se@cret@host":        "https://me:xxxxx@host",
+		"https://me:se cret@host":        "https://me:xxxxx@host",
+		"https://me@host/a:b@c":          "https://me@host/a:b@c",
+		"https://host:80/a":              "https://host:80/a",
+		"file:///a:b@c":                  "file:///a:b@c",
+		"nothing":                        "nothing",
+	} {
+		if got := (&Error{ErrUnavailable, uri, "is gone"}).Error(); got != want+": is gone" {
+			t.Errorf("%s: %s", uri, got)
+		}
+	}
+}
