@@ -72,7 +72,7 @@ func (c chart) draw(b *strings.Builder) {
 		fmt.Fprintf(b, `" %s/>`+"\n", style)
 		at := legendY + legendStep*i
 		fmt.Fprintf(b, `<path d="M%d %dh28" %s/><text x="%d" y="%d">%s</text><text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
-			legendX, at-4, style, legendX+36, at, html.EscapeString(l.name), width-12, at, strconv.FormatFloat(l.last(), 'f', max(1, ys.decimals()), 64))
+			legendX, at-4, style, legendX+36, at, html.EscapeString(l.name), width-12, at, strconv.FormatFloat(l.last(), 'f', ys.decimals()+1, 64))
 	}
 }
 
