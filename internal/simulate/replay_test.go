@@ -127,3 +127,24 @@ func TestReplayNamesDifferences(t *testing.T) {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 }
+
+// TestReplayTellsOfACut: the decisions before it are replayed, and it is said that the last one is torn.
+func TestReplayTellsOfACut(t *testing.T) {
+	dir := t.TempDir()
+	recordHistory(t, dir)
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	info, err := os.Stat(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(files[0], info.Size()-20); err != nil {
+		t.Fatal(err)
+	}
+	var progress bytes.Buffer
+	if err := Replay(t.Context(), io.Discard, &progress, ReplayOptions{History: dir, Policies: []string{Own}}); err != nil || !strings.Contains(progress.String(), "warning: read "+files[0]+": it ends within a decision") {
+		t.Errorf("%v\n%s", err, progress.String())
+	}
+}
