@@ -122,7 +122,7 @@ func TestStageIsTwin(t *testing.T) {
 	}
 }
 
-// TestTies: the operator's own rule allocates as much whichever fixed order of nodes decides among equals, the seed's or one drawn for it.
+// TestTies: the operator's own rule allocates as much whether the first of equals is taken or any.
 func TestTies(t *testing.T) {
 	nodes, pods := openb(t, "openb_pod_list_default")
 	mix := Mix(pods)

@@ -25,28 +25,21 @@ type stage struct {
 	index    map[string]int   // of names
 	spots    map[string]*spot // pod -> where it is
 	judge    *judge           // nil: the operator's own
+	ties     *rand.Rand       // decides among equals; nil: their order
 	needs    map[int64]map[string]int64
 	kinds    map[string][]string
 }
 
-// newStage makes empty nodes; the first is preferred among equals, unless ties are drawn. The operator's own rule ends in a fixed
-// order of workers, so that order is drawn, once; published policies draw anew for each pod. Nodes without GPU are left out, as
-// in the published experiments.
+// newStage makes empty nodes; the first is preferred among equals, unless ties are drawn, for each pod anew. Nodes without GPU are
+// left out, as in the published experiments.
 func newStage(nodes []Node, mix []Typical, policy string, ties *rand.Rand, r *rand.Rand) *stage {
-	s := &stage{byName: map[string]*machine{}, index: map[string]int{}, spots: map[string]*spot{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
+	s := &stage{ties: ties, byName: map[string]*machine{}, index: map[string]int{}, spots: map[string]*spot{}, needs: map[int64]map[string]int64{}, kinds: map[string][]string{}}
 	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n Node) bool { return n.GPUs == 0 })
-	order := make([]int, len(nodes))
-	for i := range order {
-		order[i] = i
-	}
-	if policy == Own && ties != nil {
-		order = ties.Perm(len(nodes))
-	}
 	var workers []packing.Worker
 	var devices []packing.Device
 	for i, n := range nodes {
 		m := newMachine(n)
-		workers = append(workers, packing.Worker{Name: n.Name, Pool: pool, Rank: order[i], Host: host(n.CPU, n.Memory)})
+		workers = append(workers, packing.Worker{Name: n.Name, Pool: pool, Rank: i, Host: host(n.CPU, n.Memory)})
 		s.machines, s.byName[n.Name] = append(s.machines, m), m
 		for i := range n.GPUs {
 			if i == len(s.names) {
@@ -98,11 +91,15 @@ func (s *stage) want(p Pod) packing.Want {
 
 // place decides by the policy, and reports whether there was room.
 func (s *stage) place(p Pod) bool {
+	w := s.want(p)
+	if s.ties != nil {
+		w.Draw = s.ties.Uint64() | 1
+	}
 	var score packing.Score
 	if s.judge != nil {
 		score = s.judge.start(p)
 	}
-	h, _, _ := s.fleet.Put(s.want(p), score) // Place would also say why not
+	h, _, _ := s.fleet.Put(w, score) // Place would also say why not
 	if h.Worker == "" {
 		return false
 	}

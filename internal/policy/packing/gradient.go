@@ -303,22 +303,44 @@ func (m *mix) several(w *worker, rank int, on []*device, less int64) (sum int64)
 	return sum
 }
 
-// grain is what two places may differ by in fragmentation and still count as
-// equal, so that the tightest is taken: a 25th of the mean device. Without it the
-// last permille decides where to go, and ever more devices are begun.
-func grain(workers []*worker) int64 {
+// measure finds what an empty worker or device is worth beside a full one: 3 % of
+// the mean device. Without it the last permille of fragmentation decides where to
+// go, and ever more devices and workers are begun: 94.5 % of openb's GPUs are
+// allocated. From 2 to 4 %, here and in slack, it is 95.4.
+func (p *pool) measure() {
 	sum, n := int64(0), int64(0)
-	for _, w := range workers {
+	for _, w := range p.workers {
+		whole := int64(0)
 		for _, d := range w.devices {
-			sum += d.Capacity
+			whole += d.capacity
 			n++
 		}
+		sum += whole
+		p.most, p.widest = max(p.most, w.Host.CPU), max(p.widest, whole)
 	}
-	if n == 0 {
-		return 1
-	}
-	return max(1, sum/n*unit/25)
+	p.little = sum / max(n, 1) * unit / 100 * 3
 }
+
+// begun is what is lost when a worker is begun or filled rather than a fuller one,
+// in bytes times unit: by what its devices and its host have left, compared with the
+// largest, and by its place in the order, so that of near equals the same are filled first.
+func (p *pool) begun(at *worker, w *Want) (n int64) {
+	const parts = 1024
+	st := at.state
+	if w.Draw == 0 {
+		n += p.little / parts * (int64(at.place) * parts / int64(len(p.workers)))
+	}
+	if p.widest > 0 {
+		n += p.little / parts * (st.idle * parts / p.widest)
+	}
+	if p.most > 0 {
+		n += p.little / parts * (st.free.CPU * parts / p.most)
+	}
+	return n
+}
+
+// slack is what is lost by room that is left where w comes: 4 % of it, in bytes times unit.
+func slack(left int64) int64 { return left * unit / 25 }
 
 // Fragmentation is what is free and cannot be used by the mix, in expected bytes.
 func (f *Fleet) Fragmentation() float64 {

@@ -351,7 +351,7 @@ func (f *Fleet) goes(e *held) bool {
 // two are workers that have room for w and are not to be avoided; there may be more.
 func (f *Fleet) two(w *Want) (some []*worker) {
 	s := f.search(w, nil)
-	s.grain = 0
+	s.plain = true
 	for _, name := range f.asks(w) {
 		s.ask(name)
 		for _, st := range f.pools[name].states {
@@ -396,7 +396,7 @@ func (f *Fleet) options(w *Want, will func(*worker) bool) []choice {
 		if a.tier&shared != 0 {
 			left = -left
 		}
-		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.grains, b.grains), left)
+		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.cost, b.cost), left)
 	})
 	return s.all
 }
@@ -476,7 +476,7 @@ func (f *Fleet) fitsAt(w *Want, at *worker) bool {
 		return false
 	}
 	s := f.search(w, nil)
-	s.grain = 0
+	s.plain = true
 	s.ask(at.Pool)
 	s.look(at, 1)
 	return s.best.worker != nil

@@ -8,9 +8,9 @@
 //  2. devices that would be busy for no more than all of the time (Load);
 //  3. exclusive room before shared room;
 //  4. in exclusive room, the least increase of what the mix of shapes cannot use
-//     (gradient.go), then the tightest; in shared room, the most that is left;
-//  5. a fixed order: Worker.Rank, pool, worker and device, by name. Whatever it
-//     is, it fills the same workers first, which beats drawing lots.
+//     (gradient.go), with a little for the emptier device, worker and host and the later
+//     worker, then the tightest; in shared room, the most that is left;
+//  5. a fixed order: Worker.Rank, pool, worker and device, by name.
 //
 // Overcommit: homes that are awake (they do not sleep, or are busy now) take
 // their bytes alone. Homes that sleep share what is left of the device, which
@@ -105,7 +105,7 @@ type Want struct {
 	Priority   int
 	// Not are workers that are out of the question, besides those that hold the model already.
 	Not map[string]bool
-	// Draw is for simulations: if it is not 0, equals go by a number drawn from it for each worker, instead of by rank and name.
+	// Draw is for simulations: if it is not 0, the order of workers says nothing, and equals go by a number drawn from it for each.
 	Draw uint64
 }
 
@@ -124,7 +124,9 @@ type Fleet struct {
 // pool is the workers of a pool, in the order that decides among equals.
 type pool struct {
 	workers []*worker
-	grain   int64    // below this, differences of fragmentation count as none; bytes times unit
+	little  int64    // 3 % of the mean device, in bytes times unit
+	most    int64    // CPU of the largest host
+	widest  int64    // capacity of the largest worker
 	states  []*state // in no order
 	byHash  map[uint64][]*state
 	unused  []*state
@@ -133,6 +135,7 @@ type pool struct {
 type worker struct {
 	Worker
 	order   int // among all
+	place   int // among those of the pool
 	out     int // the round in which it is out of the question
 	homes   int // of models
 	alone   int // homes that want to be
@@ -252,11 +255,12 @@ func (f *Fleet) fill(workers []Worker, devices []Device) {
 			p = &pool{byHash: map[uint64][]*state{}}
 			f.pools[w.Pool] = p
 		}
+		e.place = len(p.workers)
 		p.workers = append(p.workers, e)
 		f.changed(e)
 	}
 	for _, p := range f.pools {
-		p.grain = grain(p.workers)
+		p.measure()
 	}
 }
 

@@ -24,7 +24,7 @@ type choice struct {
 	whole   []*device // which; found at the end
 	bytes   int64     // on each device
 	tier    tier
-	grains  int64   // of more fragmentation
+	cost    int64   // of exclusive room: more fragmentation, and what is left; bytes times unit
 	rated   float64 // by a Score
 	left    int64   // room afterwards
 }
@@ -122,14 +122,6 @@ func (f *Fleet) chooseOfAll(w *Want, score Score) (best choice, room int) {
 	return s.found()
 }
 
-// grain of the pools that w asks: the coarsest, so that all places are measured alike.
-func (f *Fleet) grain(w *Want) (n int64) {
-	for _, name := range f.asks(w) {
-		n = max(n, f.pools[name].grain)
-	}
-	return n
-}
-
 // asks are the pools of w that there are, by name.
 func (f *Fleet) asks(w *Want) []string {
 	if len(w.Need) == 1 {
@@ -199,8 +191,9 @@ type search struct {
 	f     *Fleet
 	w     *Want
 	score Score
-	grain int64
+	plain bool // costs are not asked for
 	pool  string
+	in    *pool
 	need  int64
 	kinds []answer // of kinds, by their id
 	each  bool     // keep them all, not the best alone
@@ -216,12 +209,12 @@ type answer struct {
 }
 
 func (f *Fleet) search(w *Want, score Score) *search {
-	return &search{f: f, w: w, score: score, grain: f.grain(w), kinds: make([]answer, len(f.mix.kinds))}
+	return &search{f: f, w: w, score: score, plain: score != nil || f.mix.total == 0, kinds: make([]answer, len(f.mix.kinds))}
 }
 
 // ask turns to another pool.
 func (s *search) ask(pool string) {
-	s.pool, s.need = pool, s.w.need(pool)
+	s.pool, s.in, s.need = pool, s.f.pools[pool], s.w.need(pool)
 	for _, k := range s.f.mix.kinds {
 		s.kinds[k.id] = answer{s.w.suits(k), k.fit(s.need)}
 	}
@@ -258,7 +251,7 @@ func (s *search) share(at *worker, workers int) {
 			continue
 		}
 		s.room += d.n * workers
-		tier, free, grains := d.tier(w)|at.tier(), d.free()-a.bytes, int64(0)
+		tier, free, cost := d.tier(w)|at.tier(), d.free()-a.bytes, int64(0)
 		if free < 0 {
 			tier |= shared
 		} else {
@@ -268,24 +261,20 @@ func (s *search) share(at *worker, workers int) {
 		if best.worker != nil && tier > best.tier {
 			continue
 		}
-		if free >= 0 && s.grain > 0 {
+		if free >= 0 && !s.plain {
 			if after < 0 {
 				rank, before, after = s.rank(st)
 			}
+			cost = s.in.begun(at, w) + slack(free) - before
 			rival := best.worker != nil && tier == best.tier
-			enough := (best.grains + 1) * s.grain // so much more fragmentation is worse than the best
-			if rival && after-before-a.bytes*(s.f.mix.total-d.kind.usable[rank][d.step]) >= enough {
+			if rival && cost+after-a.bytes*(s.f.mix.total-d.kind.usable[rank][d.step]) > best.cost {
 				continue // it is no less than this, see leavers
 			}
-			delta := after + s.f.mix.more(st, d, a.bytes, rank) - before
-			if rival && delta >= enough {
-				continue
-			}
-			if grains = floor(delta, s.grain); rival && grains == best.grains && left > best.left {
+			if cost += after + s.f.mix.more(st, d, a.bytes, rank); rival && cost > best.cost {
 				continue
 			}
 		}
-		s.consider(&choice{worker: at, first: d.first, bytes: a.bytes, left: left, tier: tier, grains: grains})
+		s.consider(&choice{worker: at, first: d.first, bytes: a.bytes, left: left, tier: tier, cost: cost})
 	}
 }
 
@@ -331,14 +320,14 @@ func (s *search) several(at *worker, workers int) {
 	if s.score != nil || spots > 1 {
 		c.whole = s.whole(at)
 	}
-	if s.score == nil && s.grain > 0 {
+	if !s.plain {
 		rank, before, after := s.rank(at.state)
 		if spots > 1 {
 			after = s.f.mix.fragment(at, rank, c.whole, c.whole[0].fit(s.need))
 		} else {
 			after += s.f.mix.taken(at.state, spot, s.w.Devices, s.kinds[at.state.spots[spot].kind.id].bytes, rank)
 		}
-		c.grains = floor(after-before, s.grain)
+		c.cost = after - before + s.in.begun(at, s.w) + slack(c.left)
 	}
 	s.consider(&c)
 }
@@ -372,9 +361,9 @@ func (s *search) hostOnly(at *worker, workers int) {
 	}
 	s.room += workers
 	c := choice{worker: at, first: -1, tier: at.tier(), left: at.state.idle}
-	if s.score == nil && s.grain > 0 {
+	if !s.plain {
 		_, before, after := s.rank(at.state)
-		c.grains = floor(after-before, s.grain)
+		c.cost = after - before + s.in.begun(at, s.w) + slack(c.left)
 	}
 	s.consider(&c)
 }
@@ -418,8 +407,8 @@ func (s *search) better(c *choice) bool {
 		return c.tier < b.tier
 	case cmp.Compare(c.rated, b.rated) != 0: // what is not a number is the lowest
 		return cmp.Compare(c.rated, b.rated) > 0
-	case c.grains != b.grains:
-		return c.grains < b.grains
+	case c.cost != b.cost:
+		return c.cost < b.cost
 	case c.left != b.left:
 		return (c.left < b.left) != (c.tier&shared != 0)
 	case c.worker != b.worker && s.w.Draw != 0:
@@ -428,15 +417,6 @@ func (s *search) better(c *choice) bool {
 		return c.worker.order < b.worker.order
 	}
 	return c.first < b.first
-}
-
-// floor divides and rounds down.
-func floor(n, by int64) int64 {
-	q := n / by
-	if n%by < 0 {
-		q--
-	}
-	return q
 }
 
 // reason says in a few words why this is the place.

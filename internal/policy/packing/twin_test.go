@@ -145,16 +145,15 @@ func (s *slow) place(w Want) (Home, int) {
 				h.Devices = append(h.Devices, d.Name)
 				h.Bytes = fitted(devices[0], need)
 			}
-			grains := int64(0)
-			if shared == 0 {
-				delta := s.fragmentation(at, append(slices.Clone(s.homes), h)) - s.fragmentation(at, s.homes)
-				grains = floor(delta, s.grain(w))
+			cost := int64(0)
+			if shared == 0 && len(s.mix) > 0 {
+				cost = s.fragmentation(at, append(slices.Clone(s.homes), h)) - s.fragmentation(at, s.homes) + s.kept(at, left, w)
 			}
 			place := int64(order)
 			if w.Draw != 0 {
 				place = int64((&worker{order: order}).drawn(w.Draw) >> 1)
 			}
-			all = append(all, candidate{[]int64{avoid, hot, shared, grains, left, place, int64(len(all))}, h})
+			all = append(all, candidate{[]int64{avoid, hot, shared, cost, left, place, int64(len(all))}, h})
 		}
 		var empty []Device
 		idle, unused := int64(0), int64(0)
@@ -206,22 +205,31 @@ func (s *slow) place(w Want) (Home, int) {
 	return slices.MinFunc(all, func(a, b candidate) int { return slices.Compare(a.key, b.key) }).home, room
 }
 
-func (s *slow) grain(w Want) int64 {
-	most := int64(0)
-	for pool := range w.Need {
-		sum, n := int64(0), int64(0)
-		for _, d := range s.devices {
-			if d.Pool == pool {
-				sum, n = sum+d.Capacity, n+1
-			}
+// kept is what room that is left is worth, 4 % on the device, and up to 3 % of a mean device for each of host and devices of the worker.
+func (s *slow) kept(at Worker, left int64, want Want) int64 {
+	sum, n, most, widest, idle, place, workers := int64(0), int64(0), int64(0), int64(0), int64(0), int64(0), int64(0)
+	for _, w := range s.workers {
+		if w.Pool != at.Pool {
+			continue
 		}
-		if n > 0 {
-			most = max(most, sum/n*unit/25)
-		} else if slices.ContainsFunc(s.workers, func(w Worker) bool { return w.Pool == pool }) {
-			most = max(most, 1)
+		if w.Name == at.Name {
+			place = workers
 		}
+		workers++
+		whole := int64(0)
+		for _, d := range s.of(w.Name) {
+			whole, n = whole+d.Capacity, n+1
+		}
+		sum, most, widest = sum+whole, max(most, w.Host.CPU), max(widest, whole)
 	}
-	return max(1, most)
+	for _, d := range s.of(at.Name) {
+		idle += max(0, s.free(d, s.homes))
+	}
+	little := sum / max(n, 1) * unit / 100 * 3 / 1024
+	if want.Draw != 0 {
+		place = 0
+	}
+	return left*unit/25 + little*(place*1024/workers) + little*(idle*1024/max(widest, 1)) + little*(s.host(at, s.homes).CPU*1024/max(most, 1))
 }
 
 // world is a random fleet with its twin.
