@@ -218,7 +218,7 @@ func (d *decision) headroom(m *model) (best spared, ok bool) {
 }
 
 // berths are the devices that have too little free memory for m, and for a pool
-// without workers a device as it is expected.
+// that may have another worker a device as it is expected.
 func (d *decision) berths(m *model) []Berth {
 	var all []Berth
 	for _, v := range d.fleet.Look(d.want(m, nil)) {
@@ -227,7 +227,7 @@ func (d *decision) berths(m *model) []Berth {
 		}
 	}
 	for _, p := range m.pools {
-		if len(p.present(d.seen.Now)) == 0 && p.device > 0 {
+		if len(p.present(d.seen.Now)) < p.limit() && p.device > 0 {
 			all = append(all, Berth{Pool: p.key, Free: p.device, Capacity: p.device})
 		}
 	}
@@ -452,10 +452,10 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 func (d *decision) adviseMemory(m *model, e Explanation) []Action {
 	var all []Action
 	for _, g := range e.Growth {
-		if g.State != GrowthDivided {
+		p := d.pools[g.Pool]
+		if p.Divided == 0 || g.Helps && g.State != GrowthDivided {
 			continue
 		}
-		p := d.pools[g.Pool]
 		n, workers := d.short(m, p), int64(max(g.Max, 1))
 		if n == 0 { // it fits, but not beside another of its replicas
 			all = append(all, Action{What: fmt.Sprintf("Raise spec.workers.max of InferencePool %s above %d, and start estiba serve with --memory %s, so that each worker keeps what it has: they divide %s now.",
