@@ -26,9 +26,8 @@ is allocated. No pod leaves; one that does not fit is dropped.
 The operator's own decision is the default. Published policies are beside it:
 ` + strings.Join(simulate.Baselines, ", ") + `; all stands for all of them.
 
-With --ties first, the first in the seed's order of nodes is taken among equals. With random,
-a published policy draws anew for each pod; the operator's own rule ends in a fixed order of
-workers, so that order is drawn, once for each seed.
+With --ties first, the first in the seed's order of nodes is taken among equals, as the
+operator does by the names of workers; with random any of them, drawn anew for each pod.
 
 A seed shuffles the pods, draws more of them, with replacement, until --demand is asked
 for, and draws an order of the nodes. Files are those of Alibaba's cluster-trace-gpu-v2023
