@@ -206,8 +206,14 @@ func TestHostBytes(t *testing.T) {
 		fixture.WriteFile(t, filepath.Join(dir, "tokenizer.json"), text)
 		paths[name] = dir
 	}
+	if m, err := Open(paths["a tiny model"]); err != nil { // what the first one allocates for all is nobody's
+		t.Fatal(err)
+	} else {
+		m.Vocabulary()
+		m.Close()
+	}
+	const extent = 64 << 10 // the smallest: less makes no difference
 	for name, path := range paths {
-		runtime.GC()
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.GC() // what pools hold too
@@ -224,7 +230,7 @@ func TestHostBytes(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		got := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 		t.Logf("%s: %d bytes, %d reckoned", name, got, m.HostBytes)
-		if m.HostBytes < got*9/10 || m.HostBytes > max(got*5/4, got+96<<10) {
+		if m.HostBytes < min(got*9/10, got-extent) || m.HostBytes > max(got*5/4, got+96<<10) {
 			t.Errorf("%s: %d bytes, %d reckoned", name, got, m.HostBytes)
 		}
 		m.Close()
