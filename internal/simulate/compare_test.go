@@ -34,22 +34,22 @@ func TestCompare(t *testing.T) {
 	for _, trace := range traces {
 		r := replayAll(t, trace, policies)
 		short := strings.TrimPrefix(trace, "openb_pod_list_")
-		row := fmt.Sprintf("| %s\t| %.2f\t| %.2f", short, r[Own], r["random"])
+		row := fmt.Sprintf("| %s\t| %.2f\t| %.2f", short, mean(r[Own]), mean(r["random"]))
 		fgd := mean(allocated[trace]["FGD"])
 		for _, ties := range []string{Own, "random"} {
-			if r[ties] < fgd-0.2 {
-				t.Errorf("%s: Estiba (%s) allocates %.2f %%, and published FGD %.2f", short, ties, r[ties], fgd)
+			if mean(r[ties]) < fgd-0.2 {
+				t.Errorf("%s: Estiba (%s) allocates %.2f %%, and published FGD %.2f", short, ties, mean(r[ties]), fgd)
 			}
-			if short == "default" && r[ties] < 95.3 {
-				t.Errorf("%s: Estiba (%s) allocates %.2f %%, less than 95.3", short, ties, r[ties])
+			if short == "default" && mean(r[ties]) < 95.3 {
+				t.Errorf("%s: Estiba (%s) allocates %.2f %%, less than 95.3", short, ties, mean(r[ties]))
 			}
 		}
 		for _, policy := range policies[1:] {
-			row += fmt.Sprintf("\t| %.2f", r[policy])
+			row += fmt.Sprintf("\t| %.2f", mean(r[policy]))
 			if of := allocated[trace][policy]; of != nil {
 				row += fmt.Sprintf(" (%.2f)", mean(of))
-				if math.Abs(r[policy]-mean(of)) > 0.5 {
-					t.Errorf("%s: %s allocates %.2f %%, published %.2f", short, policy, r[policy], mean(of))
+				if d := math.Abs(mean(r[policy]) - mean(of)); d > 0.5 && d > 3*math.Hypot(deviation(r[policy]), deviation(of)) {
+					t.Errorf("%s: %s allocates %.2f %%, published %.2f", short, policy, mean(r[policy]), mean(of))
 				}
 			}
 		}
@@ -58,7 +58,7 @@ func TestCompare(t *testing.T) {
 	w.Flush()
 }
 
-// mean of the published seeds.
+// mean of the seeds.
 func mean(of map[int64]float64) (sum float64) {
 	for _, v := range of {
 		sum += v / float64(len(of))
@@ -66,15 +66,29 @@ func mean(of map[int64]float64) (sum float64) {
 	return sum
 }
 
-// replayAll gives the mean allocation at 130 % of each policy, and of the operator's with random ties.
-func replayAll(t *testing.T, trace string, policies []string) map[string]float64 {
+// deviation of the mean. The order of nodes is another than that of the published results, and moves a seed by half a point where
+// a trace has many pods without GPU.
+func deviation(of map[int64]float64) float64 {
+	sum, m := 0.0, mean(of)
+	for _, v := range of {
+		sum += (v - m) * (v - m)
+	}
+	return math.Sqrt(sum / float64(max(1, len(of)-1)) / float64(len(of)))
+}
+
+// replayAll gives the allocation at 130 % by each policy and seed, and by the operator's with random ties.
+func replayAll(t *testing.T, trace string, policies []string) map[string]map[int64]float64 {
 	nodes, pods := openb(t, trace)
 	mix := Mix(pods)
-	sums := map[string]float64{}
+	all := map[string]map[int64]float64{}
 	var mu sync.Mutex
 	var wait sync.WaitGroup
 	slots := make(chan struct{}, runtime.NumCPU())
-	for _, policy := range append([]string{"random"}, policies...) {
+	policies = append([]string{"random"}, policies...)
+	for _, policy := range policies {
+		all[policy] = map[int64]float64{}
+	}
+	for _, policy := range policies {
 		for seed := int64(42); seed < 42+int64(*compare); seed++ {
 			slots <- struct{}{}
 			wait.Go(func() {
@@ -91,10 +105,10 @@ func replayAll(t *testing.T, trace string, policies []string) map[string]float64
 				points := result.curve.points()
 				mu.Lock()
 				defer mu.Unlock()
-				sums[policy] += points[len(points)-1].Allocated / float64(*compare)
+				all[policy][seed] = points[len(points)-1].Allocated
 			})
 		}
 	}
 	wait.Wait()
-	return sums
+	return all
 }
