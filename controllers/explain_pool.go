@@ -315,9 +315,9 @@ func (s Stowage) kept() string {
 	case s.Kept == 0:
 		return ""
 	case asleep > 0 && coming > 0:
-		return fmt.Sprintf("%s kept for %d that %s or wait and %d that %s, ", size, asleep, verb(asleep, "sleeps", "sleep"), coming, verb(coming, "comes", "come"))
+		return fmt.Sprintf("%s kept for %d that %s and %d that %s, ", size, asleep, verb(asleep, "sleeps or waits", "sleep or wait"), coming, verb(coming, "comes", "come"))
 	case asleep > 0:
-		return fmt.Sprintf("%s kept for %d that %s or wait, ", size, asleep, verb(asleep, "sleeps", "sleep"))
+		return fmt.Sprintf("%s kept for %d that %s, ", size, asleep, verb(asleep, "sleeps or waits", "sleep or wait"))
 	case coming > 0:
 		return fmt.Sprintf("%s kept for %d that %s, ", size, coming, verb(coming, "comes", "come"))
 	default:
