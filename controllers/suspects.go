@@ -19,9 +19,11 @@ import (
 const (
 	// quarantine is the number of deaths that ends the trial.
 	quarantine = 2
-	// probation is how long a death is remembered after its trial was passed, or where the
-	// model serves on and nothing is to be tried.
+	// probation is how long a death is remembered after its trial was passed.
 	probation = 10 * time.Minute
+	// quiet is how long a model that serves on, where it was before the death, stays a suspect: it
+	// may not move meanwhile, and others may wait for that.
+	quiet = 30 * time.Second
 	// passed is how long a model stays resident alone to pass without a request.
 	passed = 10 * time.Second
 )
@@ -173,7 +175,11 @@ func (d *decision) acquits(s *station, m *model) bool {
 	}
 	resident := seconds(h.ResidentSeconds) + d.seen.Now.Sub(s.Heard)
 	if d.seen.Now.Add(-resident).Before(m.trial.Since.Time) {
-		return d.seen.Now.Sub(m.trial.Since.Time) >= probation // it had been there before, and nothing more came of it
+		until := m.trial.Since.Add(quiet) // it had been there before: does anything more come of it?
+		if d.seen.Now.Before(until) {
+			d.soon(until)
+		}
+		return !d.seen.Now.Before(until)
 	}
 	if h.Completed > 0 || resident >= passed {
 		return true
