@@ -12,6 +12,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -153,9 +154,13 @@ func TestPoolSize(t *testing.T) {
 	s.kubectl("patch", "ipool", "size", "--type=merge", "-p", `{"spec": {"replicas": 1}}`)
 	var scale autoscalingv1.Scale
 	for _, n := range []int32{2, 3, 1} { // as a HorizontalPodAutoscaler writes it
-		check(t, s.client.SubResource("scale").Get(context.Background(), &pool, &scale))
-		scale.Spec.Replicas = n
-		check(t, s.client.SubResource("scale").Update(context.Background(), &pool, client.WithSubResourceBody(&scale)))
+		check(t, retry.RetryOnConflict(retry.DefaultRetry, func() error { // the operator writes the status meanwhile
+			if err := s.client.SubResource("scale").Get(context.Background(), &pool, &scale); err != nil {
+				return err
+			}
+			scale.Spec.Replicas = n
+			return s.client.SubResource("scale").Update(context.Background(), &pool, client.WithSubResourceBody(&scale))
+		}))
 		s.eventually(fmt.Sprintf("there are %d workers", n), ready(int(n)))
 	}
 	s.eventually("the scale subresource tells their number", func() string {
