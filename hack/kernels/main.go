@@ -266,10 +266,10 @@ func (b *blob) assembly() error {
 		fmt.Fprintf(&w, `
 // func %[1]s_%[2]s(args unsafe.Pointer)
 TEXT ·%[1]s_%[2]s(SB), 0, $%[3]d-8
-MOVQ args+0(FP), DI
+	MOVQ args+0(FP), DI
 %[4]s	LEAQ %[5]s(SB), AX
-ADDQ $%[6]d, AX
-CALL AX
+	ADDQ $%[6]d, AX
+	CALL AX
 %[7]s	RET
 `, name, b.variant, frame, move, code, e.offset, back)
 	}

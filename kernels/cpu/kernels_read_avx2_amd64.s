@@ -4,10 +4,10 @@
 
 // func readBytes_avx2(args unsafe.Pointer)
 TEXT ·readBytes_avx2(SB), 0, $0-8
-MOVQ args+0(FP), DI
+	MOVQ args+0(FP), DI
 	LEAQ read_avx2<>(SB), AX
-ADDQ $0, AX
-CALL AX
+	ADDQ $0, AX
+	CALL AX
 	RET
 
 TEXT read_avx2<>(SB), NOSPLIT|NOFRAME, $0-0
