@@ -128,35 +128,15 @@ func strangers(host fs.FS, group string) int64 {
 // cgroupLimit is the smallest memory limit of this process's control groups,
 // version 2 or 1, and the folder of that group; false if there is none.
 func cgroupLimit(host fs.FS) (least int64, group string, found bool) {
-	groups, err := fs.ReadFile(host, "proc/self/cgroup")
-	if err != nil {
-		return 0, "", false
-	}
-	for line := range strings.Lines(string(groups)) {
-		// "0::/kubepods/pod1" or "4:memory:/kubepods/pod1"
-		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(part) != 3 {
-			continue
+	eachCgroup(host, "memory", func(version int, dir string) {
+		file := "memory.max"
+		if version == 1 {
+			file = "memory.limit_in_bytes"
 		}
-		root, file := "", ""
-		switch {
-		case part[0] == "0" && part[1] == "":
-			root, file = "sys/fs/cgroup", "memory.max"
-		case strings.Contains(","+part[1]+",", ",memory,"):
-			root, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-		default:
-			continue
+		if n, ok := readLimit(host, path.Join(dir, file)); ok && (!found || n < least) {
+			least, group, found = n, dir, true
 		}
-		// Inside a container the path may be the host's and absent; what is there, up to the root, counts.
-		for dir := path.Clean("/" + part[2]); ; dir = path.Dir(dir) {
-			if n, ok := readLimit(host, path.Join(root, dir, file)); ok && (!found || n < least) {
-				least, group, found = n, path.Join(root, dir), true
-			}
-			if dir == "/" {
-				break
-			}
-		}
-	}
+	})
 	return least, group, found
 }
 
