@@ -118,6 +118,9 @@ func TestBuilderKeepsFirstError(t *testing.T) {
 // the one it wants, and no slot may be too small.
 func TestPlan(t *testing.T) {
 	check := func(t *testing.T, g *graph.Graph) {
+		if err := g.Check(); err != nil {
+			t.Fatal(err)
+		}
 		p := g.Plan()
 		holds := make([]graph.Value, len(p.Slots))
 		for i := range holds {
@@ -163,6 +166,7 @@ func TestPlan(t *testing.T) {
 		}
 	}
 	check(t, tiny(t))
+	check(t, tiny(t).Fast())
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		var b graph.Builder
@@ -195,5 +199,54 @@ func TestPlan(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t, g)
+		check(t, g.Fast())
+	}
+}
+
+// TestFast: what is computed for wanted rows only, and which products stand together.
+func TestFast(t *testing.T) {
+	var b graph.Builder
+	weight := func(name string, shape ...int) graph.Value { return b.Weight(graph.Weight{Name: name, Shape: shape}) }
+	none := graph.Attr{}
+	x := b.Op(graph.Embed, none, weight("embedding", 7, 4))
+	for l, name := range []string{"first ", "second "} {
+		q := b.Op(graph.Bias, none, b.Op(graph.MatMul, none, x, weight(name+"q", 4, 4)), weight(name+"bias", 4))
+		k := b.Op(graph.MatMul, none, x, weight(name+"k", 4, 4))
+		a := b.Op(graph.Attention, graph.Attr{Heads: 1, KVHeads: 1, HeadDim: 4, Scale: 0.5, Layer: l}, q, k, k)
+		x = b.Op(graph.Add, none, x, b.Op(graph.MatMul, none, a, weight(name+"o", 4, 4)))
+	}
+	h := b.Op(graph.Rows, none, x)
+	g, err := b.Graph(h, b.Op(graph.MatMul, none, h, weight("output", 7, 4)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := g.Fast()
+	if err := f.Check(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, n := range f.Nodes {
+		s := n.Kind.String()
+		for _, v := range n.In {
+			if f.IsWeight(v) {
+				s += " " + f.Weights[v].Name
+			}
+		}
+		if f.Shapes[n.Out][0] == graph.Wanted {
+			s += ", wanted"
+		}
+		got = append(got, s)
+	}
+	want := []string{
+		"Embed embedding",
+		"MatMul first q", "MatMul first k", "Bias first bias", "Attention", "MatMul first o", "Add",
+		"MatMul second q", "MatMul second k", "Bias second bias", "Attention",
+		"Rows, wanted", "MatMul second o, wanted", "Rows, wanted", "Add, wanted", "MatMul output, wanted",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	if uses := g.Uses(); uses[0] != graph.Table || uses[1] != graph.Product || uses[2] != graph.Vector {
+		t.Errorf("uses %v", uses)
 	}
 }

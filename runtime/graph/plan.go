@@ -148,15 +148,35 @@ func inPlace(k Kind) bool {
 }
 
 // WorkspaceBytes is what a program of the graph needs beside weights and cache
-// for steps of up to maxTokens tokens and maxRows rows of logits: the slots, the angles
-// of the rotary embeddings (a cosine and a sine for each token and pair), and the logits.
+// for steps of up to maxTokens tokens and maxRows rows of logits, in the order of Fast: the
+// slots, what products read in a form of their own, the angles of the rotary embeddings (a
+// cosine and a sine for each token and pair), and the logits.
 func (g *Graph) WorkspaceBytes(maxTokens, maxRows int) int64 {
-	n := g.Plan().Floats(maxTokens, maxRows) + int64(maxRows)*int64(g.Vocabulary())
+	f := g.Fast()
+	n := f.Plan().Floats(maxTokens, maxRows) + int64(maxRows)*int64(g.Vocabulary())
 	for _, r := range g.Rotations() {
 		n += int64(maxTokens) * int64(r.Width())
 	}
-	return 4 * n
+	return 4*n + f.PreparedBytes(maxTokens, maxRows)
 }
+
+// PreparedBytes is room for what any one product of the graph reads, in the form that suits its weights:
+// numbers of at most 16 bits, or of 8 with a scale and sums for some of them.
+func (g *Graph) PreparedBytes(tokens, wanted int) int64 {
+	most := int64(0)
+	for _, n := range g.Nodes {
+		if n.Kind != MatMul && n.Kind != ExpertMatMul {
+			continue
+		}
+		x, cols := n.In[0], g.Width(n.In[activations(n.Kind)])
+		each := int64(g.Width(x)/cols) * PreparedRow(cols)
+		most = max(most, int64(rows(g.Shapes[x][0], tokens, wanted))*each)
+	}
+	return most
+}
+
+// PreparedRow is PreparedBytes of one row of so many numbers.
+func PreparedRow(cols int) int64 { return 2 * ((int64(cols) + 63) / 64 * 64) }
 
 // Rotation is what the angles of a Rope op depend on beside the position.
 type Rotation struct {
