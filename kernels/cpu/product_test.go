@@ -1,0 +1,126 @@
+package cpu
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+	"unsafe"
+
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// aligned is n bytes at a multiple of 64, with 64 bytes before and after that must not change.
+func aligned(n int) []byte {
+	b := make([]byte, n+3*64)
+	for i := range b {
+		b[i] = 0xa5
+	}
+	at := 64 + int(-uintptr(unsafe.Pointer(unsafe.SliceData(b)))&63)
+	return b[at : at+n : at+n]
+}
+
+// randomMatrix has random bits, but for the scales, which are small numbers; offset puts it at an odd address.
+func randomMatrix(r *rand.Rand, d tensor.DType, rows, cols, offset int) Matrix {
+	size := int(d.Bytes(int64(rows * cols)))
+	data := make([]byte, size+offset)[offset:]
+	for i := range data {
+		data[i] = byte(r.Uint32())
+	}
+	block := int(d.Bytes(int64(d.Block())))
+	put := func(at int) {
+		h := uint16(0x2000 + r.UintN(0x800) | r.UintN(2)<<15) // 0.008 to 0.03
+		data[at], data[at+1] = byte(h), byte(h>>8)
+	}
+	for at := 0; at < size; at += block {
+		switch d {
+		case tensor.F32:
+			bits := math.Float32bits(float32(r.NormFloat64()))
+			data[at], data[at+1], data[at+2], data[at+3] = byte(bits), byte(bits>>8), byte(bits>>16), byte(bits>>24)
+		case tensor.BF16:
+			bits := math.Float32bits(float32(r.NormFloat64()))
+			data[at], data[at+1] = byte(bits>>16), byte(bits>>24)
+		case tensor.Q4_1, tensor.Q5_1, tensor.Q4_K, tensor.Q5_K:
+			put(at)
+			put(at + 2)
+		case tensor.Q6_K:
+			put(at + 208)
+		default:
+			put(at)
+		}
+	}
+	return Matrix{DType: d, Rows: rows, Cols: cols, Data: data}
+}
+
+// packed is w packed by p.
+func packed(p Path, w Matrix) Packed {
+	dst := Packed{DType: w.DType, Rows: w.Rows, Cols: w.Cols, Data: aligned(int(PackedBytes(w.DType, w.Rows, w.Cols)))}
+	p.Pack(dst, w, 0, dst.Panels())
+	return dst
+}
+
+// prepared is x in form f, by p.
+func prepared(p Path, f Form, x []float32, n, cols int) Rows {
+	if f == Float32 {
+		return Rows{f, n, cols, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x))}
+	}
+	rows := Rows{f, n, cols, aligned(RowsBytes(f, n, cols))}
+	p.Prepare(rows, x, 0, n)
+	return rows
+}
+
+func normal(r *rand.Rand, n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	return x
+}
+
+// TestPackedRow wants of packed weights what they were.
+func TestPackedRow(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, d := range tensor.DTypes() {
+		for _, p := range Available() {
+			for _, shape := range [][2]int{{1, 1}, {16, 2}, {17, 3}, {40, 5}} {
+				rows, cols := shape[0], shape[1]*d.Block()
+				w := randomMatrix(r, d, rows, cols, 1)
+				got, want := make([]float32, cols), make([]float32, cols)
+				for i := range rows {
+					packed(p, w).Row(got, i)
+					w.Row(want, i)
+					for k := range got {
+						if math.Float32bits(got[k]) != math.Float32bits(want[k]) {
+							t.Fatalf("%v %v [%d, %d]: row %d, column %d: %v, want %v", p, d, rows, cols, i, k, got[k], want[k])
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPlainProduct wants of the plain product what the float64 twin gives, but for the rounding of activations.
+func TestPlainProduct(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for _, d := range tensor.DTypes() {
+		const n, rows, cols = 3, 20, 512
+		w := randomMatrix(r, d, rows, cols, 0)
+		x := normal(r, n*cols)
+		want := make([]float32, n*rows)
+		MatMulRef(want, x, n, w)
+		y := make([]float32, n*rows)
+		PlainGo.MatMul(y, rows, prepared(PlainGo, PlainGo.Form(d, n), x, n, cols), packed(PlainGo, w), 0, 2, nil)
+		row := make([]float32, cols)
+		for i := range y {
+			w.RowRef(row, i%rows)
+			bound := 1e-5
+			if PlainGo.Form(d, n) == Int8 {
+				bound = 1.0 / 127 // half a step of 4 deviations, over 512 columns' norm
+			}
+			norm := math.Sqrt(DotRef(row, row) * cols)
+			if e := math.Abs(float64(y[i]-want[i])) / norm * math.Sqrt(cols); e > bound*math.Sqrt(cols) {
+				t.Fatalf("%v: element %d: %v, want %v (%.2g)", d, i, y[i], want[i], e)
+			}
+		}
+	}
+}
