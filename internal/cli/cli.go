@@ -62,6 +62,7 @@ func (w *watched) Write(b []byte) (int, error) {
 
 // commands lists every subcommand; a new one is a line here and a file beside this one.
 var commands = []func() *cobra.Command{
+	benchCommand,
 	embedCommand,
 	evalCommand,
 	explainCommand,

@@ -21,9 +21,9 @@ func TestUsage(t *testing.T) {
 		code int
 		want string // in standard error
 	}{
-		"bogus":                        {2, `unknown command "bogus": give one of embed, eval`},
+		"bogus":                        {2, `unknown command "bogus": give one of bench, embed, eval`},
 		"rum":                          {2, `unknown command "rum": did you mean run?`},
-		"help foo":                     {2, `unknown command "foo": give one of embed, eval`},
+		"help foo":                     {2, `unknown command "foo": give one of bench, embed, eval`},
 		"help explain modle":           {2, `unknown command "modle": did you mean model?`},
 		"explain modle m":              {2, `unknown command "modle": did you mean model?`},
 		"tpo\x1b[2J\u202e":             {2, `unknown command "tpo\x1b[2J\u202e": give one of`},

@@ -1,4 +1,5 @@
-// Package inspect shows what a model's headers say. Start with Run.
+// Package inspect shows what a model's headers say, and what a device can do. Start with Run
+// and RunDevice.
 package inspect
 
 import (

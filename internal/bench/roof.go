@@ -1,0 +1,64 @@
+package bench
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+// roof is how fast threads read memory that is in no cache, whatever they compute.
+type roof struct {
+	threads int
+	best    float64 // bytes per second
+}
+
+const (
+	// roofBytes are read: many times what caches hold.
+	roofBytes = 512 << 20
+	// roofPasses are those of one measurement; the best one counts, as others disturb.
+	roofPasses = 8
+)
+
+// measure reads memory of its own, in huge pages, which it gives back.
+func (r *roof) measure() error {
+	size := roofBytes
+	if d, err := device.CPU(device.Options{}); err == nil {
+		for size > 64<<20 && int64(size) > d.Capacity/4 {
+			size /= 2
+		}
+	}
+	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("claim %s to find out how fast memory can be read: %w", residency.Bytes(int64(size)), err)
+	}
+	defer unix.Munmap(memory)
+	_ = unix.Madvise(memory, unix.MADV_HUGEPAGE) // EINVAL where the system has none
+	r.each(memory, func(part []byte) {
+		for at := 0; at < len(part); at += 4096 {
+			part[at] = 1
+		}
+	})
+	path := kernels.Available()[0] // the best there is, whatever path computes
+	for range roofPasses {
+		start := time.Now()
+		r.each(memory, func(part []byte) { path.Read(part) })
+		r.best = max(r.best, float64(size)/time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// each gives every thread its part of memory, in whole kilobytes.
+func (r *roof) each(memory []byte, do func(part []byte)) {
+	part := (len(memory)/r.threads + 1023) / 1024 * 1024
+	var reading sync.WaitGroup
+	for from := 0; from < len(memory); from += part {
+		reading.Go(func() { do(memory[from:min(from+part, len(memory))]) })
+	}
+	reading.Wait()
+}

@@ -1,0 +1,55 @@
+package inspect
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	kernels "github.com/estiba/estiba/kernels/cpu"
+)
+
+// TestLacking holds the list of instructions against what the kernels ask for: a path can
+// run exactly where nothing is lacking, but that the system may keep AMX to itself.
+func TestLacking(t *testing.T) {
+	t.Setenv(kernels.PathVariable, "")
+	r, err := processor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := kernels.PlainGo; p <= kernels.AMX && len(r.Instructions) > 0; p++ {
+		runs, complete := slices.Contains(r.Paths, p.String()), len(r.Lacking[p.String()]) == 0
+		if runs != complete && (p != kernels.AMX || runs) {
+			t.Errorf("path %v: runs %v, lacks %v", p, runs, r.Lacking[p.String()])
+		}
+	}
+	if r.Path != r.Paths[0] || r.Threads < 1 || r.CPU == "" || r.Memory.TotalBytes < r.Memory.AvailableBytes || r.Memory.ModelsBytes < 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestForcedPath(t *testing.T) {
+	for path, want := range map[string]string{
+		"go":   "Path: go: ESTIBA_CPU names it; this CPU can run",
+		"sse9": `no path of instructions is called "sse9"`,
+	} {
+		t.Setenv(kernels.PathVariable, path)
+		var out bytes.Buffer
+		if err := RunDevice(&out, Options{}); err != nil {
+			out.WriteString(err.Error())
+		}
+		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
+			t.Errorf("%s: %s, want %s", path, out.String(), want)
+		}
+	}
+	t.Setenv(kernels.PathVariable, "go")
+	var out bytes.Buffer
+	if err := RunDevice(&out, Options{JSON: true}); err != nil {
+		t.Fatal(err)
+	}
+	var r DeviceResult
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil || r.Path != "go" {
+		t.Errorf("%s: %v", out.String(), err)
+	}
+}
