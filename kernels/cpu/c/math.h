@@ -1,0 +1,101 @@
+// Functions and sums of vectors, and the first n lanes of them in memory.
+#pragma once
+#include "vec.h"
+
+#ifdef PATH_AVX512
+typedef __mmask16 lanes;
+INLINE lanes first(int64_t n) { return n >= 16 ? 0xffff : (1u << n) - 1; }
+INLINE vf vf_load_first(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+INLINE void vf_store_first(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
+INLINE void vf_store_half(half *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE vf vf_abs(vf v) { return _mm512_abs_ps(v); }
+INLINE vf vf_sign(vf v, vf of) { return _mm512_or_ps(v, _mm512_and_ps(of, _mm512_set1_ps(-0.0f))); } // v, which is not negative, with the sign of another
+INLINE vf vf_if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
+INLINE vf vf_round(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf vf_ldexp(vf v, vf n) { return _mm512_scalef_ps(v, n); } // v times two to the power of n, rounded once
+INLINE float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
+INLINE float vf_most(vf v) { return _mm512_reduce_max_ps(v); }
+#else
+// Twice eight lanes: all of the first, none of the second.
+static const int32_t steps[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+INLINE __m256i first8(int64_t n) { return _mm256_loadu_si256((const __m256i *)(steps + 8 - (n < 0 ? 0 : n > 8 ? 8 : n))); }
+INLINE vf vf_load_first(const float *p, int64_t n) {
+	if (n >= 16) return vf_load(p);
+	return (vf){_mm256_maskload_ps(p, first8(n)), _mm256_maskload_ps(p + 8, first8(n - 8))};
+}
+INLINE void vf_store_first(float *p, vf v, int64_t n) {
+	if (n >= 16) return vf_store(p, v);
+	_mm256_maskstore_ps(p, first8(n), v.lo);
+	_mm256_maskstore_ps(p + 8, first8(n - 8), v.hi);
+}
+INLINE void vf_store_half(half *p, vf v) {
+	_mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT));
+	_mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+INLINE vf vf_abs(vf v) {
+	__m256 sign = _mm256_set1_ps(-0.0f);
+	return (vf){_mm256_andnot_ps(sign, v.lo), _mm256_andnot_ps(sign, v.hi)};
+}
+INLINE vf vf_sign(vf v, vf of) {
+	__m256 sign = _mm256_set1_ps(-0.0f);
+	return (vf){_mm256_or_ps(v.lo, _mm256_and_ps(of.lo, sign)), _mm256_or_ps(v.hi, _mm256_and_ps(of.hi, sign))};
+}
+INLINE vf vf_if_less(vf a, vf b, vf yes, vf no) {
+	return (vf){_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)), _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+INLINE vf vf_round(vf v) {
+	return (vf){_mm256_round_ps(v.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), _mm256_round_ps(v.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// In two factors, of which the first is exact, since one alone may be no normal number.
+INLINE __m256 ldexp256(__m256 v, __m256 n) {
+	__m256i whole = _mm256_cvtps_epi32(n), a = _mm256_srai_epi32(whole, 1), b = _mm256_sub_epi32(whole, a), bias = _mm256_set1_epi32(127);
+	v = _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(a, bias), 23)));
+	return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(b, bias), 23)));
+}
+INLINE vf vf_ldexp(vf v, vf n) { return (vf){ldexp256(v.lo, n.lo), ldexp256(v.hi, n.hi)}; }
+INLINE float vf_sum(vf v) {
+	__m256 a = _mm256_add_ps(v.lo, v.hi);
+	__m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+	b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+	return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+INLINE float vf_most(vf v) {
+	__m256 a = _mm256_max_ps(v.lo, v.hi);
+	__m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+	b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+	return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+#endif
+
+// vf_clamp keeps what is not a number: of two numbers min and max give the second if one is none.
+INLINE vf vf_clamp(vf v, float least, float most) { return vf_min(vf_set(most), vf_max(vf_set(least), v)); }
+
+// vf_exp is e to the power of x within 1 unit in the last place: 2^n e^r, r at most ln 2 / 2, ln 2 in
+// two parts. The polynomial is a minimax one, 3e-9 off.
+INLINE vf vf_exp(vf x) {
+	x = vf_clamp(x, -104, 89); // beyond are 0 and infinity
+	vf n = vf_round(vf_mul(x, vf_set(1.44269504f)));
+	vf r = vf_fma(n, vf_set(-0.693359375f), x);
+	r = vf_fma(n, vf_set(2.12194440e-4f), r);
+	vf p = vf_set(0.00138148281f);
+	p = vf_fma(p, r, vf_set(0.00836871006f));
+	p = vf_fma(p, r, vf_set(0.0416683815f));
+	p = vf_fma(p, r, vf_set(0.166665211f));
+	p = vf_fma(p, r, vf_set(0.49999994f));
+	p = vf_fma(vf_mul(r, r), p, r);
+	return vf_ldexp(vf_add(p, vf_set(1)), n);
+}
+
+// vf_tanh is within 2 units in the last place: a minimax polynomial near 0, and 1 - 2/(e^2x + 1).
+INLINE vf vf_tanh(vf x) {
+	vf a = vf_abs(x), z = vf_mul(x, x);
+	vf p = vf_set(0.00213856599f);
+	p = vf_fma(p, z, vf_set(-0.00818028674f));
+	p = vf_fma(p, z, vf_set(0.0217058565f));
+	p = vf_fma(p, z, vf_set(-0.0539486744f));
+	p = vf_fma(p, z, vf_set(0.133332327f));
+	p = vf_fma(p, z, vf_set(-0.333333313f));
+	p = vf_fma(vf_mul(p, z), x, x);
+	vf far = vf_sub(vf_set(1), vf_div(vf_set(2), vf_add(vf_exp(vf_add(a, a)), vf_set(1))));
+	return vf_if_less(a, vf_set(0.625f), p, vf_sign(far, x));
+}
