@@ -18,7 +18,7 @@ type Form uint8
 //	Float32  the numbers themselves
 //	BFloat16 rounded to nearest, ties to even; a row is filled up with zeros to a multiple of 32
 //	Int8     for each 32 columns a record of 48 bytes: 32 signed bytes q; a float32 scale; an int32, -128 times
-//	         the sum of q; a float32, scale times the sum of q; two int16, the sums of the first and last 16 q
+//	         the sum of q; a float32, scale times the sum of q; an int32, -128 times the sum of the first 16 q
 //
 // Int8's scale is the largest magnitude over 127, and q is rounded to nearest, ties to even. A group whose
 // numbers are all smaller than 2^-100 is taken as zeros. Where a number is infinite or none, the scale is no
@@ -114,8 +114,7 @@ func prepareInt8Ref(dst []byte, x []float32) {
 		binary.LittleEndian.PutUint32(dst[32:], math.Float32bits(scale))
 		binary.LittleEndian.PutUint32(dst[36:], uint32(-128*sum))
 		binary.LittleEndian.PutUint32(dst[40:], math.Float32bits(scale*float32(sum)))
-		binary.LittleEndian.PutUint16(dst[44:], uint16(sums[0]))
-		binary.LittleEndian.PutUint16(dst[46:], uint16(sums[1]))
+		binary.LittleEndian.PutUint32(dst[44:], uint32(-128*sums[0]))
 	}
 }
 

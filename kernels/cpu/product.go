@@ -189,5 +189,6 @@ func int8Scratch(rows int) int {
 	if rows <= fewRows {
 		return 0
 	}
-	return 1 << 16 // until there is one
+	const block, tile = 16 * 11 * 128, 6 // the common form of 512 columns of two panels; a tile's rows
+	return block + (rows+tile-1)/tile*tile*128
 }

@@ -124,3 +124,42 @@ func TestPlainProduct(t *testing.T) {
 		}
 	}
 }
+
+// TestInt8Product wants of every path the bits of the plain product, for each row alone and with others.
+func TestInt8Product(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, d := range tensor.DTypes() {
+		if PlainGo.Form(d, 1) != Int8 {
+			continue
+		}
+		for _, cols := range []int{32, 64, 96, 480, 544, 1120} {
+			cols := (cols + d.Block() - 1) / d.Block() * d.Block()
+			rows := 1 + r.IntN(70)
+			w := packed(PlainGo, randomMatrix(r, d, rows, cols, 0))
+			x := normal(r, 40*cols)
+			in := prepared(PlainGo, Int8, x, 40, cols)
+			stride := rows + r.IntN(3)
+			want := make([]float32, 40*stride)
+			PlainGo.MatMul(want, stride, in, w, 0, w.Panels(), nil)
+			for _, p := range Available() {
+				for n := 1; n <= 40; n++ {
+					y := float32s(aligned(4 * ((n-1)*stride + rows)))
+					scratch := aligned(p.ScratchBytes(d, cols, n))
+					some := in
+					some.N, some.Data = n, in.Data[:RowsBytes(Int8, n, cols)]
+					from := r.IntN(w.Panels())
+					to := from + 1 + r.IntN(w.Panels()-from)
+					p.MatMul(y, stride, some, w, 0, from, scratch)
+					p.MatMul(y, stride, some, w, from, to, scratch)
+					p.MatMul(y, stride, some, w, to, w.Panels(), scratch)
+					for i := range n * rows {
+						i, j := i/rows, i%rows
+						if got, want := y[i*stride+j], want[i*stride+j]; math.Float32bits(got) != math.Float32bits(want) {
+							t.Fatalf("%v %v [%d, %d] %d rows: element %d of row %d: %v, want %v", p, d, rows, cols, n, j, i, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}

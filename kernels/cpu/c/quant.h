@@ -1,0 +1,253 @@
+// Products of block formats with activations in form Int8. A format gives one function that
+// multiplies a panel by a few rows, and one that unpacks a panel into the common form; FEW and MANY
+// make the kernels of them.
+//
+// Every element is summed in the same order whatever the number of rows and in every variant:
+// groups of columns ascending, acc = fma(float(sum of (q-offset)*x), s*scale, acc), and where there are
+// minima acc = fma(m, sum, acc).
+#pragma once
+#include "vec.h"
+
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLL _Pragma("clang loop unroll(disable) vectorize(disable)")
+
+struct product {
+	float *y;
+	int64_t stride;     // row i goes to y + i*stride
+	const int64_t *yAt; // or, if not null, to y + yAt[i]
+	const uint8_t *x;
+	int64_t xBytes;      // of a row of x
+	const int64_t *rows; // row i is x's row rows[i]; null: i
+	int64_t n;           // rows
+	const uint8_t *w;
+	int64_t panelBytes, cols;
+	int64_t columns;  // of y: the rows of w
+	int64_t from, to; // panels
+	uint8_t *scratch;
+};
+
+struct pack {
+	uint8_t *panel;
+	const uint8_t *rows; // of a mapped file, at any address
+	int64_t stride;      // bytes between rows
+	int64_t count;       // rows: 16
+	int64_t cols;
+};
+
+// 32 columns of a row of activations
+struct record {
+	int8_t q[32];
+	float scale;
+	int32_t start; // -128 times the sum of q
+	float sum;     // scale times the sum of q
+	int32_t first; // -128 times the sum of the first 16 q
+};
+
+// kind is what a format's arithmetic has.
+struct kind {
+	int offset; // weights are s*(q-offset) + m
+	int most;   // the largest q
+	bool halves; // columns 0-15 and 16-31 have scales of their own
+	bool least;  // there are m
+};
+
+enum { FEW_ROWS = 8 };
+#ifdef PATH_AVX512
+enum { AT_ONCE = 8 }; // rows whose sums fit into the registers
+#else
+enum { AT_ONCE = 4 };
+#endif
+
+INLINE const uint8_t *x_row(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
+INLINE float *y_row(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
+INLINE const struct record *x_group(const uint8_t *x, int64_t group) { return (const struct record *)(x + group * (int64_t)sizeof(struct record)); }
+
+// signed_weights says that a kind's q are made signed before they are multiplied, and no offset remains.
+#ifdef PATH_AVX512
+INLINE bool signed_weights(struct kind k) { return false; }
+#else
+INLINE bool signed_weights(struct kind k) { return k.most > 128; }
+#endif
+
+// shift_of gives the offset as a share of 128.
+INLINE int shift_of(int offset) { return offset == 128 ? 0 : offset == 64 ? 1 : offset == 32 ? 2 : offset == 16 ? 3 : 4; }
+
+// done makes the compiler have v here: else it begins everything before it ends anything, and runs out of registers.
+#ifdef PATH_AVX512
+INLINE void done(vi *v) { __asm__ volatile("" : "+v"(*v)); }
+INLINE void donef(vf *v) { __asm__ volatile("" : "+v"(*v)); }
+#else
+INLINE void done(vi *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
+INLINE void donef(vf *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
+#endif
+
+// A dot product of a group of columns with R rows is begun, given 8 vectors of 4 columns for each row, and ended.
+// dots are the sums so far; part are those of 16 bits that AVX2 makes first.
+struct dots { vi dot[FEW_ROWS], part[FEW_ROWS]; };
+
+// begin starts the sums. half: 0 or 1, where the halves of a group have scales of their own.
+INLINE void begin(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int half) {
+	UNROLL for (int r = 0; r < R; r++) {
+		const struct record *g = x_group(x[r], group);
+		if (k.offset == 0 || signed_weights(k)) {
+			d->dot[r] = vi_zero();
+			continue;
+		}
+		vi start = vi_set(k.halves && half == 0 ? g->first : g->start);
+		if (k.halves && half == 1)
+			start = vi_sub(start, vi_set(g->first));
+		d->dot[r] = k.offset == 128 ? start : vi_right_signed(start, shift_of(k.offset));
+	}
+}
+
+// step multiplies columns 4i to 4i+3 of the group.
+INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int i, vi q) {
+#ifdef PATH_AVX512
+	UNROLL for (int r = 0; r < R; r++)
+		d->dot[r] = vi_dot(d->dot[r], q, vi_set(*(const int32_t *)(x_group(x[r], group)->q + 4 * i)));
+#else
+	const __m256i one = _mm256_set1_epi16(1);
+	if (signed_weights(k)) {
+		// The product of magnitudes has the sign of x*w; a pair is at most 2*128*127, which an int16 has.
+		vi w = vi_xor(q, vi_set(0x80808080));
+		vi m = {_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)};
+		UNROLL for (int r = 0; r < R; r++) {
+			__m256i b = _mm256_set1_epi32(*(const int32_t *)(x_group(x[r], group)->q + 4 * i));
+			vi t = {_mm256_maddubs_epi16(m.lo, _mm256_sign_epi8(b, w.lo)), _mm256_maddubs_epi16(m.hi, _mm256_sign_epi8(b, w.hi))};
+			d->dot[r] = vi_add(d->dot[r], (vi){_mm256_madd_epi16(t.lo, one), _mm256_madd_epi16(t.hi, one)});
+			done(&d->dot[r]);
+		}
+		return;
+	}
+	// So many pairs of q*127 fit into an int16.
+	const int room = k.most <= 15 ? 8 : k.most <= 31 ? 4 : k.most <= 63 ? 2 : 1;
+	const bool first = i % room == 0 || (k.halves && i == 4), last = i % room == room - 1 || (k.halves && i == 3);
+	UNROLL for (int r = 0; r < R; r++) {
+		__m256i b = _mm256_set1_epi32(*(const int32_t *)(x_group(x[r], group)->q + 4 * i));
+		vi t = {_mm256_maddubs_epi16(q.lo, b), _mm256_maddubs_epi16(q.hi, b)};
+		if (!first)
+			t = (vi){_mm256_add_epi16(d->part[r].lo, t.lo), _mm256_add_epi16(d->part[r].hi, t.hi)};
+		if (last)
+			d->dot[r] = vi_add(d->dot[r], (vi){_mm256_madd_epi16(t.lo, one), _mm256_madd_epi16(t.hi, one)});
+		d->part[r] = t;
+		done(last ? &d->dot[r] : &d->part[r]);
+	}
+#endif
+}
+
+// end adds what the sums are worth.
+INLINE void end(struct kind k, int R, vf *acc, const struct dots *d, const uint8_t *const *x, int64_t group, vf s, vf m, int half) {
+	UNROLL for (int r = 0; r < R; r++) {
+		const struct record *g = x_group(x[r], group);
+		acc[r] = vf_fma(vf_int(d->dot[r]), vf_mul(s, vf_set(g->scale)), acc[r]);
+		if (k.least && (!k.halves || half == 1))
+			acc[r] = vf_fma(m, vf_set(g->sum), acc[r]);
+#ifndef PATH_AVX512
+		donef(&acc[r]);
+#endif
+	}
+}
+
+// ahead asks for n bytes of weights that come later.
+INLINE void ahead(const uint8_t *w, int n) {
+	UNROLL for (int i = 0; i < n; i += 64) __builtin_prefetch(w + i + 2048, 0, 3);
+}
+
+// FEW makes the kernel of up to FEW_ROWS rows of panel(w, cols, R, x, acc), which multiplies a panel by R rows.
+#define FEW(name, panel)                                                                              \
+	INLINE void name##Rows(const struct product *a, int64_t i, int64_t first, const int R) {          \
+		const uint8_t *x[FEW_ROWS];                                                                   \
+		vf acc[FEW_ROWS];                                                                             \
+		UNROLL for (int r = 0; r < R; r++) {                                                          \
+			x[r] = x_row(a, first + r < a->n ? first + r : first);                                    \
+			acc[r] = vf_zero();                                                                       \
+		}                                                                                             \
+		panel(a->w + i * a->panelBytes, a->cols, R, x, acc);                                          \
+		UNROLL for (int r = 0; r < R; r++)                                                            \
+			if (first + r < a->n)                                                                     \
+				vf_store_some(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);             \
+	}                                                                                                 \
+	void name(const struct product *a) {                                                              \
+		ROLL for (int64_t i = a->from; i < a->to; i++) {                                              \
+			if (a->n == 1)                                                                            \
+				name##Rows(a, i, 0, 1);                                                               \
+			else if (a->n == 2)                                                                       \
+				name##Rows(a, i, 0, 2);                                                               \
+			else if (AT_ONCE == 8 && a->n > 4)                                                        \
+				name##Rows(a, i, 0, AT_ONCE);                                                         \
+			else                                                                                      \
+				ROLL for (int64_t r = 0; r < a->n; r += 4) name##Rows(a, i, r, 4);                    \
+		}                                                                                             \
+	}
+
+// The common form: for each group of 32 columns so many vectors of 64 bytes: 16 scales (where halves have their
+// own, 32), 16 minima where there are such, and 8 vectors of 16 rows x 4 columns q. PANELS panels are
+// interleaved vector by vector.
+#ifdef PATH_AVX512
+enum { PANELS = 2, TILE = 6 };
+#else
+enum { PANELS = 1, TILE = 4 };
+#endif
+enum { BLOCK = 16, VECTOR = 64 * PANELS }; // groups that are unpacked at once: a multiple of 8
+
+INLINE int first_q(struct kind k) { return 1 + k.halves + k.least; }
+INLINE int group_bytes(struct kind k) { return VECTOR * (first_q(k) + 8); }
+// put_float and put_q write vector number i of a group of one panel, whose first is at to.
+INLINE void put_float(uint8_t *to, int i, vf v) { vf_store((float *)(to + VECTOR * i), v); }
+INLINE void put_q(struct kind k, uint8_t *to, int i, vi q) { vi_store(to + VECTOR * (first_q(k) + i), q); }
+
+// tile multiplies so many groups of PANELS panels in the common form by R rows, from group on.
+INLINE void tile(struct kind k, const int R, vf acc[TILE][PANELS], const uint8_t *w, int64_t groups, const uint8_t *const *x, int64_t group) {
+	ROLL for (int64_t last = group + groups; group < last; group++, w += group_bytes(k)) {
+		UNROLL for (int half = 0; half < (k.halves ? 2 : 1); half++) {
+			struct dots d[PANELS];
+			begin(k, R, &d[0], x, group, half);
+			UNROLL for (int p = 1; p < PANELS; p++) d[p] = d[0];
+			UNROLL for (int i = k.halves ? 4 * half : 0; i < (k.halves ? 4 * half + 4 : 8); i++)
+				UNROLL for (int p = 0; p < PANELS; p++)
+					step(k, R, &d[p], x, group, i, vi_load(w + VECTOR * (first_q(k) + i) + 64 * p));
+			UNROLL for (int p = 0; p < PANELS; p++) {
+				vf sums[TILE];
+				UNROLL for (int r = 0; r < R; r++) sums[r] = acc[r][p];
+				vf s = vf_load((const float *)(w + VECTOR * half + 64 * p));
+				vf m = k.least ? vf_load((const float *)(w + VECTOR * (1 + k.halves) + 64 * p)) : vf_zero();
+				end(k, R, sums, &d[p], x, group, s, m, half);
+				UNROLL for (int r = 0; r < R; r++) acc[r][p] = sums[r];
+			}
+		}
+	}
+}
+
+// rows_tile does a tile of R rows from row r on: sums that are not whole yet wait in sums.
+INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64_t panel, const uint8_t *w, float *sums, int64_t group, int64_t groups, int64_t r0) {
+	const uint8_t *x[TILE];
+	vf acc[TILE][PANELS];
+	UNROLL for (int r = 0; r < R; r++) {
+		x[r] = x_row(a, r0 + r < a->n ? r0 + r : r0);
+		UNROLL for (int p = 0; p < PANELS; p++) acc[r][p] = group == 0 ? vf_zero() : vf_load(sums + 16 * (PANELS * r + p));
+	}
+	tile(k, R, acc, w, groups, x, group);
+	if (group + groups < a->cols / 32) {
+		UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < PANELS; p++) vf_store(sums + 16 * (PANELS * r + p), acc[r][p]);
+		return;
+	}
+	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < PANELS; p++)
+		if (r0 + r < a->n && panel + p < a->to)
+			vf_store_some(y_row(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
+}
+
+// MANY makes the kernel of any number of rows of unpack(to, panel, cols, group, groups), which writes so many
+// groups of a panel, from group on, in the common form.
+#define MANY(name, kind, unpack)                                                                                                              \
+	void name(const struct product *a) {                                                                                                      \
+		float *sums = (float *)(a->scratch + BLOCK * group_bytes((struct kind){.halves = true, .least = true}));                              \
+		ROLL for (int64_t i = a->from; i < a->to; i += PANELS) ROLL for (int64_t group = 0; group < a->cols / 32; group += BLOCK) {           \
+			int64_t groups = a->cols / 32 - group < BLOCK ? a->cols / 32 - group : BLOCK;                                                     \
+			ROLL for (int p = 0; p < PANELS; p++)                                                                                             \
+				unpack(a->scratch + 64 * p, a->w + (i + p < a->to ? i + p : i) * a->panelBytes, a->cols, group, groups);                      \
+			int64_t r = 0;                                                                                                                    \
+			ROLL for (; a->n - r > TILE / 2; r += TILE) rows_tile(kind, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);    \
+			if (r < a->n)                                                                                                                     \
+				rows_tile(kind, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                                        \
+		}                                                                                                                                     \
+	}
