@@ -10,18 +10,18 @@ import (
 	"bytes"
 	"cmp"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
-	"go/format"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 const folder = "kernels/cpu"
@@ -34,30 +34,25 @@ var variants = map[string][]string{
 	"amx":    {"-DPATH_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mfma", "-mf16c", "-mprefer-vector-width=512"},
 }
 
+// Stack is aligned to 8 where Go calls; what needs more aligns it. It is moved by the first instructions alone.
 var flags = []string{
-	"-O3", "-std=c23", "-ffreestanding", "-fno-builtin", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-fno-jump-tables",
-	"-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer", "-mno-red-zone", "-fcf-protection=none", "-fno-ident", "-Wall", "-Werror", "-fstack-usage",
+	"-O3", "-std=c23", "-ffreestanding", "-fno-builtin", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-fno-jump-tables", "-ffunction-sections",
+	"-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer", "-mno-red-zone", "-mstack-alignment=8", "-mllvm", "-enable-shrink-wrap=false",
+	"-fcf-protection=none", "-fno-ident", "-Wall", "-Werror", "-fstack-usage",
 }
-
-// blob is one C file compiled for one variant.
-type blob struct {
-	name    string // of the file, without ending
-	variant string
-	code    []byte
-	entries map[string]entry
-}
-
-type entry struct{ offset, stack int }
 
 func main() {
-	if err := run(cmp.Or(os.Getenv("CLANG"), "clang-19"), os.Args[1:]); err != nil {
+	verify := flag.Bool("verify", false, "write nothing, and fail if anything would be written")
+	flag.Parse()
+	if err := run(cmp.Or(os.Getenv("CLANG"), "clang-19"), flag.Args(), *verify); err != nil {
 		fmt.Fprintln(os.Stderr, "kernels:", err)
 		os.Exit(1)
 	}
 }
 
-// run makes what the named C files give, or all; what is left of files that are gone is removed.
-func run(clang string, names []string) error {
+// run makes what the named C files give, or all.
+func run(clang string, names []string, verify bool) error {
+	var old []string // files of these names, or all
 	if len(names) == 0 {
 		sources, err := filepath.Glob(folder + "/c/*.c")
 		if err != nil {
@@ -66,84 +61,145 @@ func run(clang string, names []string) error {
 		for _, s := range sources {
 			names = append(names, strings.TrimSuffix(filepath.Base(s), ".c"))
 		}
-		if err := remove(folder + "/kernels_*"); err != nil {
+		if old, err = filepath.Glob(folder + "/kernels_*"); err != nil {
 			return err
 		}
 	}
+	for _, n := range names {
+		of, err := filepath.Glob(folder + "/kernels_" + n + "_*")
+		if err != nil {
+			return err
+		}
+		old = append(old, of...)
+	}
+	files, err := generate(clang, names)
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		if _, ok := files[path]; !ok {
+			files[path] = nil
+		}
+	}
+	return settle(files, verify)
+}
+
+// settle writes the files that are otherwise than they should be, and removes those that should be nothing. To verify, it
+// says which these are instead.
+func settle(files map[string][]byte, verify bool) error {
+	var wrong []string
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		want := files[path]
+		is, err := os.ReadFile(path)
+		if gone := errors.Is(err, os.ErrNotExist); gone && want == nil || err == nil && want != nil && bytes.Equal(is, want) {
+			continue
+		} else if err != nil && !gone {
+			return err
+		}
+		switch {
+		case verify:
+			wrong = append(wrong, path)
+		case want == nil:
+			err = os.Remove(path)
+		default:
+			err = os.WriteFile(path, want, 0o644)
+		}
+		if !verify && err != nil {
+			return err
+		}
+	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("not what %s/c gives: %s; run make kernels", folder, strings.Join(wrong, " "))
+	}
+	return nil
+}
+
+// generate makes the Go files of C files, path -> text, a few at a time.
+func generate(clang string, names []string) (map[string][]byte, error) {
 	tmp, err := os.MkdirTemp("", "kernels")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(tmp)
+	list := map[string][]string{} // file -> variants
 	for _, name := range names {
-		if err := source(clang, tmp, name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// source makes the Go files of one C file.
-func source(clang, tmp, name string) error {
-	path := filepath.Join(folder, "c", name+".c")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	list, ok := strings.CutPrefix(first, "// variants: ")
-	if !ok {
-		return fmt.Errorf("%s: the first line is no list of variants", path)
-	}
-	var blobs []blob
-	for _, v := range strings.Fields(list) {
-		b, err := compile(clang, tmp, path, v)
+		text, err := os.ReadFile(sourceOf(name))
 		if err != nil {
-			return fmt.Errorf("%s for %s: %w", path, v, err)
+			return nil, err
 		}
-		blobs = append(blobs, b)
+		first, _, _ := strings.Cut(string(text), "\n")
+		of, ok := strings.CutPrefix(first, "// variants: ")
+		if !ok {
+			return nil, fmt.Errorf("%s: the first line is no list of variants", sourceOf(name))
+		}
+		list[name] = strings.Fields(of)
 	}
-	if err := remove(folder + "/kernels_" + name + "_*"); err != nil {
-		return err
-	}
-	for _, b := range blobs {
-		if err := b.assembly(); err != nil {
-			return err
+
+	var (
+		files = map[string][]byte{}
+		of    = map[string]map[string][]string{} // file -> kernel -> variants
+		errs  []error
+		mu    sync.Mutex
+		all   sync.WaitGroup
+		turn  = make(chan bool, runtime.GOMAXPROCS(0))
+	)
+	for name := range list {
+		of[name] = map[string][]string{}
+		for _, v := range list[name] {
+			all.Go(func() {
+				turn <- true
+				kernels, err := compile(clang, tmp, sourceOf(name), v)
+				<-turn
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					errs = append(errs, fmt.Errorf("%s for %s: %w", sourceOf(name), v, err))
+				}
+				files[fmt.Sprintf("%s/kernels_%s_%s_amd64.s", folder, name, v)] = assembly(v, kernels)
+				for _, k := range kernels {
+					of[name][k.name] = append(of[name][k.name], v)
+				}
+			})
 		}
 	}
-	return stubs(name, blobs)
+	all.Wait()
+	for name, kernels := range of {
+		for _, variants := range kernels {
+			slices.Sort(variants)
+		}
+		here, other, err := stubs(kernels)
+		errs = append(errs, err)
+		files[folder+"/kernels_"+name+"_amd64.go"], files[folder+"/kernels_"+name+"_other.go"] = here, other
+	}
+	return files, errors.Join(errs...)
 }
 
-func remove(pattern string) error {
-	old, err := filepath.Glob(pattern)
-	if err != nil {
-		return err
-	}
-	for _, f := range old {
-		if err := os.Remove(f); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func sourceOf(name string) string { return filepath.Join(folder, "c", name+".c") }
 
-func compile(clang, tmp, source, variant string) (blob, error) {
+// compile makes the kernels of one C file for one variant, in the order of their names.
+func compile(clang, tmp, source, variant string) ([]kernel, error) {
 	machine, ok := variants[variant]
 	if !ok {
-		return blob{}, errors.New("no such variant")
+		return nil, errors.New("no such variant")
 	}
-	b := blob{name: strings.TrimSuffix(filepath.Base(source), ".c"), variant: variant}
-	object := filepath.Join(tmp, b.name+"_"+variant+".o")
+	object := filepath.Join(tmp, strings.TrimSuffix(filepath.Base(source), ".c")+"_"+variant+".o")
 	c := exec.Command(clang, slices.Concat([]string{"--target=x86_64-linux-gnu", "-c", "-o", object}, flags, machine, []string{source})...)
 	c.Stdout, c.Stderr = os.Stderr, os.Stderr
 	if err := c.Run(); err != nil {
-		return b, fmt.Errorf("%s: %w", clang, err)
+		return nil, fmt.Errorf("%s: %w", clang, err)
 	}
 	stacks, err := stackUsage(strings.TrimSuffix(object, ".o") + ".su")
 	if err != nil {
-		return b, err
+		return nil, err
 	}
-	return b, b.link(object, stacks)
+	f, err := elf.Open(object)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	kernels, err := link(f, stacks)
+	slices.SortFunc(kernels, func(a, b kernel) int { return strings.Compare(a.name, b.name) })
+	return kernels, err
 }
 
 // stackUsage of each function, as clang tells it: "file:line:function	bytes	static".
@@ -155,8 +211,8 @@ func stackUsage(path string) (map[string]int, error) {
 	all := map[string]int{}
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
-		if len(f) < 3 {
-			return nil, fmt.Errorf("stack usage %q", line)
+		if len(f) != 3 || f[2] != "static" {
+			return nil, fmt.Errorf("stack usage %q is not fixed", strings.TrimSpace(line))
 		}
 		n, err := strconv.Atoi(f[1])
 		if err != nil {
@@ -165,170 +221,4 @@ func stackUsage(path string) (map[string]int, error) {
 		all[f[0][strings.LastIndexByte(f[0], ':')+1:]] = n
 	}
 	return all, nil
-}
-
-// link lays the sections of an object one after the other, code first, and resolves the
-// references between them.
-func (b *blob) link(object string, stacks map[string]int) error {
-	f, err := elf.Open(object)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	at := map[elf.SectionIndex]int{}
-	place := func(prefix string) error {
-		for i, s := range f.Sections {
-			if s.Flags&elf.SHF_ALLOC == 0 || s.Size == 0 || !strings.HasPrefix(s.Name, prefix) {
-				continue
-			}
-			data, err := s.Data()
-			if err != nil {
-				return err
-			}
-			for len(b.code)%64 != 0 {
-				b.code = append(b.code, 0xcc)
-			}
-			at[elf.SectionIndex(i)] = len(b.code)
-			b.code = append(b.code, data...)
-		}
-		return nil
-	}
-	if err := errors.Join(place(".text"), place(".rodata")); err != nil {
-		return err
-	}
-	for i, s := range f.Sections {
-		if _, ok := at[elf.SectionIndex(i)]; !ok && s.Flags&elf.SHF_ALLOC != 0 && s.Size > 0 {
-			return fmt.Errorf("section %s is neither code nor constants", s.Name)
-		}
-	}
-	symbols, err := f.Symbols()
-	if err != nil {
-		return err
-	}
-	b.entries = map[string]entry{}
-	for _, s := range symbols {
-		if elf.ST_TYPE(s.Info) == elf.STT_FUNC && elf.ST_BIND(s.Info) == elf.STB_GLOBAL {
-			stack, ok := stacks[s.Name]
-			if !ok {
-				return fmt.Errorf("%s: no stack usage", s.Name)
-			}
-			b.entries[s.Name] = entry{at[s.Section] + int(s.Value), stack}
-		} else if elf.ST_TYPE(s.Info) == elf.STT_FUNC {
-			return fmt.Errorf("%s is not inlined", s.Name)
-		}
-	}
-	for _, s := range f.Sections {
-		base, ok := at[elf.SectionIndex(s.Info)]
-		if s.Type != elf.SHT_RELA || !ok {
-			continue
-		}
-		data, err := s.Data()
-		if err != nil {
-			return err
-		}
-		var r elf.Rela64
-		for in := bytes.NewReader(data); in.Len() > 0; {
-			if err := binary.Read(in, binary.LittleEndian, &r); err != nil {
-				return err
-			}
-			symbol, kind := symbols[r.Info>>32-1], elf.R_X86_64(uint32(r.Info))
-			target, ok := at[symbol.Section]
-			if kind != elf.R_X86_64_PC32 && kind != elf.R_X86_64_PLT32 || !ok {
-				return fmt.Errorf("a reference %v to %q cannot be resolved", kind, symbol.Name)
-			}
-			if elf.ST_TYPE(symbol.Info) == elf.STT_FUNC {
-				return fmt.Errorf("%s is called, not inlined", symbol.Name)
-			}
-			where := base + int(r.Off)
-			binary.LittleEndian.PutUint32(b.code[where:], uint32(target+int(symbol.Value)+int(r.Addend)-where))
-		}
-	}
-	return nil
-}
-
-const header = "// Code generated by hack/kernels.sh from kernels/cpu/c. DO NOT EDIT.\n\n"
-
-// assembly writes the bytes of a blob, and an entry for each of its kernels.
-func (b *blob) assembly() error {
-	var w bytes.Buffer
-	w.WriteString(header + "#include \"textflag.h\"\n")
-	code := fmt.Sprintf("%s_%s<>", b.name, b.variant)
-	for _, name := range slices.Sorted(maps.Keys(b.entries)) {
-		e := b.entries[name]
-		// A kernel that uses no stack runs below the frame of its entry, so that the
-		// stack can be walked from a fault in it. For others the frame is their stack.
-		frame, move, back := 0, "", ""
-		if e.stack > 8 {
-			frame = (e.stack+8+64+16+15)/16*16 + 8
-			move = fmt.Sprintf("\tMOVQ SP, BX\n\tLEAQ %d(SP), SP\n\tANDQ $~63, SP\n", frame-8)
-			back = "\tMOVQ BX, SP\n"
-		}
-		fmt.Fprintf(&w, `
-// func %[1]s_%[2]s(args unsafe.Pointer)
-TEXT ·%[1]s_%[2]s(SB), 0, $%[3]d-8
-	MOVQ args+0(FP), DI
-%[4]s	LEAQ %[5]s(SB), AX
-	ADDQ $%[6]d, AX
-	CALL AX
-%[7]s	RET
-`, name, b.variant, frame, move, code, e.offset, back)
-	}
-	fmt.Fprintf(&w, "\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tPCALIGN $64\n", code)
-	for len(b.code)%8 != 0 {
-		b.code = append(b.code, 0xcc)
-	}
-	for i := 0; i < len(b.code); i += 8 {
-		switch {
-		case i%32 == 0:
-			w.WriteString("\t")
-		default:
-			w.WriteString("; ")
-		}
-		fmt.Fprintf(&w, "QUAD $0x%016x", binary.LittleEndian.Uint64(b.code[i:]))
-		if i%32 == 24 || i+8 == len(b.code) {
-			w.WriteString("\n")
-		}
-	}
-	return os.WriteFile(fmt.Sprintf("%s/kernels_%s_%s_amd64.s", folder, b.name, b.variant), w.Bytes(), 0o644)
-}
-
-// stubs declares the kernels, and chooses between those that are there for two paths.
-func stubs(file string, blobs []blob) error {
-	of := map[string][]string{} // kernel -> variants
-	for _, b := range blobs {
-		for name := range b.entries {
-			of[name] = append(of[name], b.variant)
-		}
-	}
-	var here, other bytes.Buffer
-	here.WriteString(header + "package cpu\n\nimport \"unsafe\"\n")
-	other.WriteString(header + "//go:build !amd64\n\npackage cpu\n\nimport \"unsafe\"\n")
-	word := regexp.MustCompile(`^[a-z][A-Za-z0-9]*$`)
-	for _, name := range slices.Sorted(maps.Keys(of)) {
-		if !word.MatchString(name) {
-			return fmt.Errorf("kernel %s: its name is no word in camel case", name)
-		}
-		for _, v := range of[name] {
-			fmt.Fprintf(&here, "\n//go:noescape\nfunc %s_%s(args unsafe.Pointer)\n", name, v)
-		}
-		fmt.Fprintf(&other, "\nfunc %s(Path, unsafe.Pointer) { panic(\"cpu: no kernel\") }\n", name)
-		fmt.Fprintf(&here, "\nfunc %s(p Path, args unsafe.Pointer) {\n", name)
-		if slices.Equal(of[name], []string{"avx2", "avx512"}) {
-			fmt.Fprintf(&here, "if p == AVX2 {\n%[1]s_avx2(args)\nreturn\n}\n%[1]s_avx512(args)\n}\n", name)
-		} else if len(of[name]) == 1 {
-			fmt.Fprintf(&here, "%s_%s(args)\n}\n", name, of[name][0])
-		} else {
-			return fmt.Errorf("kernel %s: no rule chooses between %v", name, of[name])
-		}
-	}
-	for path, b := range map[string]*bytes.Buffer{"kernels_" + file + "_amd64.go": &here, "kernels_" + file + "_other.go": &other} {
-		text, err := format.Source(b.Bytes())
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(folder, path), text, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
