@@ -132,9 +132,9 @@ func TestInt8Product(t *testing.T) {
 		if PlainGo.Form(d, 1) != Int8 {
 			continue
 		}
-		for _, cols := range []int{32, 64, 96, 480, 544, 1120} {
+		for _, cols := range []int{32, 64, 480, 544, 1120} {
 			cols := (cols + d.Block() - 1) / d.Block() * d.Block()
-			rows := 1 + r.IntN(70)
+			rows := 1 + r.IntN(50)
 			w := packed(PlainGo, randomMatrix(r, d, rows, cols, 0))
 			x := normal(r, 40*cols)
 			in := prepared(PlainGo, Int8, x, 40, cols)
@@ -142,7 +142,7 @@ func TestInt8Product(t *testing.T) {
 			want := make([]float32, 40*stride)
 			PlainGo.MatMul(want, stride, in, w, 0, w.Panels(), nil)
 			for _, p := range Available() {
-				for n := 1; n <= 40; n++ {
+				for _, n := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 40} {
 					y := float32s(aligned(4 * ((n-1)*stride + rows)))
 					scratch := aligned(p.ScratchBytes(d, cols, n))
 					some := in

@@ -15,10 +15,10 @@ import (
 //	Q5_0, Q5_1  the same, then 64 bytes of fifth bits: bit i of byte j of a row is of column 4i+j
 var (
 	formatQ80 = block32Format(tensor.Q8_0, 8, 128, false, nil, fewQ80, manyQ80)
-	formatQ40 = block32Format(tensor.Q4_0, 4, 8, false, nil, nil, nil)
-	formatQ41 = block32Format(tensor.Q4_1, 4, 0, true, nil, nil, nil)
-	formatQ50 = block32Format(tensor.Q5_0, 5, 16, false, nil, nil, nil)
-	formatQ51 = block32Format(tensor.Q5_1, 5, 0, true, nil, nil, nil)
+	formatQ40 = block32Format(tensor.Q4_0, 4, 8, false, nil, fewQ40, manyQ40)
+	formatQ41 = block32Format(tensor.Q4_1, 4, 0, true, nil, fewQ41, manyQ41)
+	formatQ50 = block32Format(tensor.Q5_0, 5, 16, false, nil, fewQ50, manyQ50)
+	formatQ51 = block32Format(tensor.Q5_1, 5, 0, true, nil, fewQ51, manyQ51)
 )
 
 // block32Format has planes of so many vectors of 64 bytes.

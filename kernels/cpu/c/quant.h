@@ -55,7 +55,7 @@ enum { FEW_ROWS = 8 };
 #ifdef PATH_AVX512
 enum { AT_ONCE = 8 }; // rows whose sums fit into the registers
 #else
-enum { AT_ONCE = 4 };
+enum { AT_ONCE = 2 };
 #endif
 
 INLINE const uint8_t *x_row(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
@@ -100,13 +100,14 @@ INLINE void begin(struct kind k, int R, struct dots *d, const uint8_t *const *x,
 	}
 }
 
-// step multiplies columns 4i to 4i+3 of the group.
-INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int i, vi q) {
+// step_nth multiplies columns 4i to 4i+3 of the group, as the nth of 8 steps.
+INLINE void step_nth(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int nth, int i, vi q) {
 #ifdef PATH_AVX512
 	UNROLL for (int r = 0; r < R; r++)
 		d->dot[r] = vi_dot(d->dot[r], q, vi_set(*(const int32_t *)(x_group(x[r], group)->q + 4 * i)));
 #else
 	const __m256i one = _mm256_set1_epi16(1);
+	done(&q);
 	if (signed_weights(k)) {
 		// The product of magnitudes has the sign of x*w; a pair is at most 2*128*127, which an int16 has.
 		vi w = vi_xor(q, vi_set(0x80808080));
@@ -121,7 +122,7 @@ INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, 
 	}
 	// So many pairs of q*127 fit into an int16.
 	const int room = k.most <= 15 ? 8 : k.most <= 31 ? 4 : k.most <= 63 ? 2 : 1;
-	const bool first = i % room == 0 || (k.halves && i == 4), last = i % room == room - 1 || (k.halves && i == 3);
+	const bool first = nth % room == 0 || (k.halves && nth == 4), last = nth % room == room - 1 || (k.halves && nth == 3);
 	UNROLL for (int r = 0; r < R; r++) {
 		__m256i b = _mm256_set1_epi32(*(const int32_t *)(x_group(x[r], group)->q + 4 * i));
 		vi t = {_mm256_maddubs_epi16(q.lo, b), _mm256_maddubs_epi16(q.hi, b)};
@@ -134,6 +135,9 @@ INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, 
 	}
 #endif
 }
+
+// step is step_nth in the order of columns.
+INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int i, vi q) { step_nth(k, R, d, x, group, i, i, q); }
 
 // end adds what the sums are worth.
 INLINE void end(struct kind k, int R, vf *acc, const struct dots *d, const uint8_t *const *x, int64_t group, vf s, vf m, int half) {
@@ -171,12 +175,12 @@ INLINE void ahead(const uint8_t *w, int n) {
 		ROLL for (int64_t i = a->from; i < a->to; i++) {                                              \
 			if (a->n == 1)                                                                            \
 				name##Rows(a, i, 0, 1);                                                               \
-			else if (a->n == 2)                                                                       \
-				name##Rows(a, i, 0, 2);                                                               \
-			else if (AT_ONCE == 8 && a->n > 4)                                                        \
-				name##Rows(a, i, 0, AT_ONCE);                                                         \
+			else if (AT_ONCE == 2 || a->n == 2)                                                       \
+				ROLL for (int64_t r = 0; r < a->n; r += 2) name##Rows(a, i, r, 2);                    \
+			else if (a->n <= 4)                                                                       \
+				name##Rows(a, i, 0, 4);                                                               \
 			else                                                                                      \
-				ROLL for (int64_t r = 0; r < a->n; r += 4) name##Rows(a, i, r, 4);                    \
+				name##Rows(a, i, 0, 8);                                                               \
 		}                                                                                             \
 	}
 
@@ -238,16 +242,16 @@ INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64
 
 // MANY makes the kernel of any number of rows of unpack(to, panel, cols, group, groups), which writes so many
 // groups of a panel, from group on, in the common form.
-#define MANY(name, kind, unpack)                                                                                                              \
+#define MANY(name, k, unpack)                                                                                                              \
 	void name(const struct product *a) {                                                                                                      \
-		float *sums = (float *)(a->scratch + BLOCK * group_bytes((struct kind){.halves = true, .least = true}));                              \
+		float *sums = (float *)(a->scratch + BLOCK * 11 * VECTOR);                              \
 		ROLL for (int64_t i = a->from; i < a->to; i += PANELS) ROLL for (int64_t group = 0; group < a->cols / 32; group += BLOCK) {           \
 			int64_t groups = a->cols / 32 - group < BLOCK ? a->cols / 32 - group : BLOCK;                                                     \
 			ROLL for (int p = 0; p < PANELS; p++)                                                                                             \
 				unpack(a->scratch + 64 * p, a->w + (i + p < a->to ? i + p : i) * a->panelBytes, a->cols, group, groups);                      \
 			int64_t r = 0;                                                                                                                    \
-			ROLL for (; a->n - r > TILE / 2; r += TILE) rows_tile(kind, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);    \
+			ROLL for (; a->n - r > TILE / 2; r += TILE) rows_tile(k, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);    \
 			if (r < a->n)                                                                                                                     \
-				rows_tile(kind, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                                        \
+				rows_tile(k, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                                        \
 		}                                                                                                                                     \
 	}

@@ -1,0 +1,73 @@
+// variants: avx2 avx512
+// Blocks of 32 columns with four or five bits, with and without minima.
+#include "quant.h"
+
+static const struct kind q40 = {.offset = 8, .most = 15}, q41 = {.most = 15, .least = true};
+static const struct kind q50 = {.offset = 16, .most = 31}, q51 = {.most = 31, .least = true};
+
+INLINE int header(struct kind k) { return k.least ? 128 : 64; }
+INLINE int plane(struct kind k) { return k.most == 31 ? 320 : 256; }
+
+// nibbles gives the low and the high four bits of vector i of a plane with, where there are such, the fifth.
+INLINE void nibbles(struct kind k, vi q[2], const uint8_t *w, int i) {
+	const vi low = vi_set(0x0f0f0f0f), fifth = vi_set(0x10101010);
+	vi v = vi_load(w + 64 * i);
+	q[0] = vi_and(v, low), q[1] = vi_and(vi_right(v, 4), low);
+	if (k.most == 31) {
+		vi h = vi_load(w + 256);
+		q[0] = vi_or(q[0], vi_and(vi_left(h, 4 - i), fifth));
+		q[1] = vi_or(q[1], vi_and(vi_right(h, i), fifth));
+	}
+}
+
+// one multiplies a group, number half of a pair at w.
+INLINE void one(struct kind k, const uint8_t *w, int half, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+	struct dots d;
+	vf s = vf_half((const uint16_t *)w + 16 * half), m = k.least ? vf_half((const uint16_t *)w + 32 + 16 * half) : s;
+	w += header(k) + half * plane(k);
+	begin(k, R, &d, x, group, 0);
+	ahead(w, plane(k) + 64 * half);
+	UNROLL for (int i = 0; i < 4; i++) {
+		vi q[2];
+		nibbles(k, q, w, i);
+		step_nth(k, R, &d, x, group, 2 * i, i, q[0]);
+		step_nth(k, R, &d, x, group, 2 * i + 1, i + 4, q[1]);
+	}
+	end(k, R, acc, &d, x, group, s, m, 0);
+}
+
+INLINE void panel(struct kind k, const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
+	int64_t group = 0, groups = cols / 32;
+	ROLL for (; group + 2 <= groups; group += 2, w += header(k) + 2 * plane(k)) {
+		one(k, w, 0, group, R, x, acc);
+		one(k, w, 1, group + 1, R, x, acc);
+	}
+	if (group < groups)
+		one(k, w, 0, group, R, x, acc);
+}
+
+INLINE void unpack(struct kind k, uint8_t *to, const uint8_t *w, int64_t group, int64_t groups) {
+	ROLL for (int64_t last = group + groups; group < last; group++, to += group_bytes(k)) {
+		const uint8_t *pair = w + group / 2 * (header(k) + 2 * plane(k)), *from = pair + header(k) + group % 2 * plane(k);
+		put_float(to, 0, vf_half((const uint16_t *)pair + 16 * (group % 2)));
+		if (k.least)
+			put_float(to, 1, vf_half((const uint16_t *)pair + 32 + 16 * (group % 2)));
+		UNROLL for (int i = 0; i < 4; i++) {
+			vi q[2];
+			nibbles(k, q, from, i);
+			put_q(k, to, i, q[0]);
+			put_q(k, to, i + 4, q[1]);
+		}
+	}
+}
+
+#define FORMAT(name, k)                                                                                                                                        \
+	INLINE void panel##name(const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) { panel(k, w, cols, R, x, acc); }                     \
+	INLINE void unpack##name(uint8_t *to, const uint8_t *w, int64_t cols, int64_t group, int64_t groups) { unpack(k, to, w, group, groups); }                    \
+	FEW(few##name, panel##name)                                                                                                                                   \
+	MANY(many##name, k, unpack##name)
+
+FORMAT(Q40, q40)
+FORMAT(Q41, q41)
+FORMAT(Q50, q50)
+FORMAT(Q51, q51)

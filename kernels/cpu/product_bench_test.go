@@ -1,0 +1,82 @@
+package cpu
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// mapped is n bytes of anonymous memory in huge pages.
+func mapped(tb testing.TB, n int) []byte {
+	data, err := unix.Mmap(-1, 0, (n+1<<21)&^(1<<21-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = unix.Munmap(data) })
+	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
+	for i := 0; i < len(data); i += 4096 {
+		data[i] = 1
+	}
+	return data[:n]
+}
+
+// BenchmarkProduct runs products of weights in memory (256 MiB) and in the cache (512 KiB), and prints what they
+// read in a second, its share of what Read reads right before, and the integer or float operations.
+// Times are the best of many: other programs disturb.
+func BenchmarkProduct(b *testing.B) {
+	const cols = 2048
+	r := rand.New(rand.NewPCG(1, 2))
+	arena := mapped(b, 256<<20+1<<20)
+	for i := 0; i < len(arena); i += 8 {
+		*(*uint64)(unsafe.Pointer(&arena[i])) = r.Uint64() & 0x3f3f3f3f3f3f3f3f
+	}
+	paths := Available()
+	if os.Getenv(PathVariable) != "" {
+		p, err := Best()
+		if err != nil {
+			b.Fatal(err)
+		}
+		paths = []Path{p}
+	}
+	for _, p := range paths[:len(paths)] {
+		if p == PlainGo {
+			continue
+		}
+		for _, d := range tensor.DTypes() {
+			for _, size := range []int{256 << 20, 512 << 10} {
+				w := Packed{DType: d, Cols: cols}
+				w.Rows = size / int(PackedBytes(d, 16, cols)) * 16
+				w.Data = arena[:PackedBytes(d, w.Rows, cols)]
+				for _, n := range []int{1, 2, 4, 8, 64, 512} {
+					if n > 8 && size > 1<<20 {
+						continue
+					}
+					b.Run(fmt.Sprintf("%v/%v/%dK/%d", p, d, size>>10, n), func(b *testing.B) {
+						x := prepared(p, p.Form(d, n), normal(r, n*cols), n, cols)
+						y := make([]float32, n*w.Rows)
+						scratch := aligned(p.ScratchBytes(d, cols, n))
+						read, run := time.Hour, time.Hour
+						for b.Loop() {
+							start := time.Now()
+							p.Read(w.Data)
+							mid := time.Now()
+							p.MatMul(y, w.Rows, x, w, 0, w.Panels(), scratch)
+							read, run = min(read, mid.Sub(start)), min(run, time.Since(mid))
+						}
+						b.ReportMetric(float64(len(w.Data))/float64(run.Nanoseconds()), "GB/s")
+						b.ReportMetric(float64(read)/float64(run), "of-read")
+						b.ReportMetric(2*float64(n)*float64(w.Rows)*cols/float64(run.Nanoseconds()), "GOP/s")
+						b.ReportMetric(0, "ns/op")
+					})
+				}
+			}
+		}
+	}
+}
