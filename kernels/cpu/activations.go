@@ -75,16 +75,29 @@ func (p Path) Form(d tensor.DType, rows int) Form {
 // Prepare writes the rows from to to of x [N, Cols] in dst's form. In Float32 there is nothing to do: there
 // dst.Data is the memory of x.
 func (p Path) Prepare(dst Rows, x []float32, from, to int) {
-	size := rowBytes(dst.Form, dst.Cols)
-	for i := from; i < to; i++ {
-		y, x := dst.Data[i*size:(i+1)*size], x[i*dst.Cols:(i+1)*dst.Cols]
-		switch dst.Form {
-		case Int8:
-			prepareInt8Ref(y, x)
-		case BFloat16:
-			prepareBFloat16Ref(y, x)
-		}
+	if dst.Form == Float32 || from >= to {
+		return
 	}
+	size := rowBytes(dst.Form, dst.Cols)
+	y, x := dst.Data[from*size:to*size], x[from*dst.Cols:to*dst.Cols]
+	kernel, plain := prepareInt8, prepareInt8Ref
+	if dst.Form == BFloat16 {
+		kernel, plain = prepareBFloat16, prepareBFloat16Ref
+	}
+	if p != PlainGo {
+		kernel(p, unsafe.Pointer(&prepareArgs{unsafe.SliceData(y), unsafe.SliceData(x), int64(to - from), int64(dst.Cols)}))
+		return
+	}
+	for ; len(y) > 0; y, x = y[size:], x[dst.Cols:] {
+		plain(y[:size], x[:dst.Cols])
+	}
+}
+
+// prepareArgs is struct prepare of prepare.c.
+type prepareArgs struct {
+	dst        *byte
+	x          *float32
+	rows, cols int64
 }
 
 // prepareInt8Ref is one row of Prepare, in plain Go.
@@ -99,7 +112,7 @@ func prepareInt8Ref(dst []byte, x []float32) {
 		case most >= 0x1p-100 && most <= math.MaxFloat32:
 			inverse, scale = 127/most, most/127
 		case !(most < 1):
-			scale = float32(math.NaN())
+			scale = math.Float32frombits(0x7fc00000)
 		}
 		var sums [2]int32
 		for k, v := range x[:32] {

@@ -80,3 +80,24 @@ func BenchmarkProduct(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPrepare prints the best time of a row of 2048.
+func BenchmarkPrepare(b *testing.B) {
+	const n, cols = 64, 2048
+	x := normal(rand.New(rand.NewPCG(9, 10)), n*cols)
+	for _, form := range []Form{Int8, BFloat16} {
+		for _, p := range Available() {
+			dst := Rows{form, n, cols, aligned(RowsBytes(form, n, cols))}
+			b.Run(fmt.Sprintf("%v/form%d", p, form), func(b *testing.B) {
+				best := time.Hour
+				for b.Loop() {
+					start := time.Now()
+					p.Prepare(dst, x, 0, n)
+					best = min(best, time.Since(start))
+				}
+				b.ReportMetric(float64(best.Nanoseconds())/n, "ns/row")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}

@@ -163,3 +163,40 @@ func TestInt8Product(t *testing.T) {
 		}
 	}
 }
+
+// TestPrepare wants of every path the bits of plain Go, whatever the numbers are.
+func TestPrepare(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	strange := []float32{0, float32(math.Copysign(0, -1)), 1, -1, 0x1p-149, 0x1p-126, 0x1p-100, 0x1p-101, -0x1p-99, math.MaxFloat32, -math.MaxFloat32,
+		float32(math.Inf(1)), float32(math.Inf(-1)), float32(math.NaN()), math.Float32frombits(0xffa00001), 0x1p127, 0.5, 1.5, 2.5}
+	for _, form := range []Form{Int8, BFloat16} {
+		for _, cols := range []int{1, 2, 31, 32, 33, 64, 96, 320} {
+			if form == Int8 && cols%32 != 0 {
+				continue
+			}
+			for round := range 60 {
+				const n = 3
+				x := normal(r, n*cols)
+				for i := range x {
+					switch {
+					case round%4 == 1 && r.IntN(cols) == 0:
+						x[i] = strange[r.IntN(len(strange))]
+					case round%4 == 2:
+						x[i] = math.Float32frombits(r.Uint32()) // any bits
+					case round%4 == 3: // halves of a step
+						x[i] = float32(r.IntN(255)-127) / 2
+					}
+				}
+				want := prepared(PlainGo, form, x, n, cols)
+				for _, p := range Available() {
+					got := prepared(p, form, x, n, cols)
+					for i := range want.Data {
+						if got.Data[i] != want.Data[i] {
+							t.Fatalf("%v form %d, %d columns: byte %d: %#x, want %#x of %v", p, form, cols, i, got.Data[i], want.Data[i], x)
+						}
+					}
+				}
+			}
+		}
+	}
+}
