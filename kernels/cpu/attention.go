@@ -37,38 +37,52 @@ const step = 64
 // with the running maximum of arXiv:1805.02867, so memory does not grow with the positions.
 func Attend(y, q []float32, kv KV, blocks []int32, from, to, head int, scale, softCap float32) {
 	clear(y)
-	largest, sum := float32(math.Inf(-1)), float32(0)
-	var scores [step]float32
+	state := running{largest: float32(math.Inf(-1))}
 	for at := from; at < to; {
 		block, slot := blocks[at/kv.BlockTokens], at%kv.BlockTokens
-		here := scores[:min(step, kv.BlockTokens-slot, to-at)]
-		largestNow := largest
-		for i := range here {
-			here[i] = scale * Dot(q, kv.Key(block, slot+i)[head:head+len(q)])
-			if softCap != 0 {
-				here[i] = capped(here[i], softCap)
-			}
-			largestNow = max(largestNow, here[i])
-		}
-		if largestNow > largest {
-			shrink := exp(largest - largestNow)
-			sum *= shrink
-			for i := range y {
-				y[i] *= shrink
-			}
-			largest = largestNow
-		}
-		for i, s := range here {
-			p := exp(s - largest)
-			sum += p
-			for j, v := range kv.Value(block, slot+i)[head : head+len(y)] {
-				y[j] += float32(p * v)
-			}
-		}
-		at += len(here)
+		n := min(step, kv.BlockTokens-slot, to-at)
+		row := int(block)*kv.Stride + slot*kv.Width + head
+		state.step(y, q, kv.Keys[row:], kv.Values[row:], n, kv.Width, scale, softCap)
+		at += n
 	}
+	state.finish(y)
+}
+
+// running is an attention so far: its largest score, and the sum of its weights, which are relative to that.
+type running struct{ largest, sum float32 }
+
+// step adds n positions, at most step, whose keys and values begin every width numbers, to y.
+func (s *running) step(y, q, keys, values []float32, n, width int, scale, softCap float32) {
+	var scores [step]float32
+	here := scores[:n]
+	largest := s.largest
+	for i := range here {
+		here[i] = scale * Dot(q, keys[i*width:][:len(q)])
+		if softCap != 0 {
+			here[i] = capped(here[i], softCap)
+		}
+		largest = max(largest, here[i])
+	}
+	if largest > s.largest {
+		shrink := exp(s.largest - largest)
+		s.sum *= shrink
+		for i := range y {
+			y[i] *= shrink
+		}
+		s.largest = largest
+	}
+	for i, score := range here {
+		p := exp(score - s.largest)
+		s.sum += p
+		for j, v := range values[i*width:][:len(y)] {
+			y[j] += float32(p * v)
+		}
+	}
+}
+
+func (s *running) finish(y []float32) {
 	for i := range y {
-		y[i] /= sum
+		y[i] /= s.sum
 	}
 }
 

@@ -32,15 +32,7 @@ func TestRead(t *testing.T) {
 }
 
 func BenchmarkRead(b *testing.B) {
-	data, err := unix.Mmap(-1, 0, 512<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer unix.Munmap(data)
-	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
-	for i := 0; i < len(data); i += 4096 {
-		data[i] = 1
-	}
+	data := HugePages(b, 512<<20)
 	for _, p := range Available() {
 		b.Run(p.String(), func(b *testing.B) {
 			b.SetBytes(int64(len(data)))
@@ -49,4 +41,18 @@ func BenchmarkRead(b *testing.B) {
 			}
 		})
 	}
+}
+
+// HugePages is memory for a benchmark, written once.
+func HugePages(tb testing.TB, bytes int) []byte {
+	data, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = unix.Munmap(data) })
+	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
+	for i := 0; i < len(data); i += 4096 {
+		data[i] = 1
+	}
+	return data
 }

@@ -67,35 +67,43 @@ INLINE float vf_most(vf v) {
 }
 #endif
 
-// vf_clamp keeps what is not a number: of two numbers min and max give the second if one is none.
+// vf_clamp keeps what is not a number: min and max give the second, if one is none.
 INLINE vf vf_clamp(vf v, float least, float most) { return vf_min(vf_set(most), vf_max(vf_set(least), v)); }
 
-// vf_exp is e to the power of x within 1 unit in the last place: 2^n e^r, r at most ln 2 / 2, ln 2 in
-// two parts. The polynomial is a minimax one, 3e-9 off.
-INLINE vf vf_exp(vf x) {
-	x = vf_clamp(x, -104, 89); // beyond are 0 and infinity
-	vf n = vf_round(vf_mul(x, vf_set(1.44269504f)));
-	vf r = vf_fma(n, vf_set(-0.693359375f), x);
-	r = vf_fma(n, vf_set(2.12194440e-4f), r);
-	vf p = vf_set(0.00138148281f);
-	p = vf_fma(p, r, vf_set(0.00836871006f));
-	p = vf_fma(p, r, vf_set(0.0416683815f));
-	p = vf_fma(p, r, vf_set(0.166665211f));
-	p = vf_fma(p, r, vf_set(0.49999994f));
+// What vf_exp and vf_tanh multiply with: polynomials are minimax ones, 3e-9 and 3e-10 off.
+static const float numbers[] = {
+	-104, 89, 1.44269504f, -0.693359375f, 2.12194440e-4f, // beyond are 0 and infinity; log2 e; ln 2 in two parts
+	0.00138148281f, 0.00836871006f, 0.0416683815f, 0.166665211f, 0.49999994f, 1,
+	0.00213856599f, -0.00818028674f, 0.0217058565f, -0.0539486744f, 0.133332327f, -0.333333313f, 2, 0.625f,
+};
+
+// vf_exp is e to the power of x within 1 unit in the last place: 2^n e^r, r at most ln 2 / 2. c is numbers, perhaps
+// by a pointer of which the compiler does not know that: in a large kernel it would keep them all in registers,
+// that is, on the stack.
+INLINE vf vf_exp(const float *c, vf x) {
+	x = vf_min(vf_set(c[1]), vf_max(vf_set(c[0]), x)); // keeps what is not a number: the second, if one is none
+	vf n = vf_round(vf_mul(x, vf_set(c[2])));
+	vf r = vf_fma(n, vf_set(c[3]), x);
+	r = vf_fma(n, vf_set(c[4]), r);
+	vf p = vf_set(c[5]);
+	p = vf_fma(p, r, vf_set(c[6]));
+	p = vf_fma(p, r, vf_set(c[7]));
+	p = vf_fma(p, r, vf_set(c[8]));
+	p = vf_fma(p, r, vf_set(c[9]));
 	p = vf_fma(vf_mul(r, r), p, r);
-	return vf_ldexp(vf_add(p, vf_set(1)), n);
+	return vf_ldexp(vf_add(p, vf_set(c[10])), n);
 }
 
-// vf_tanh is within 2 units in the last place: a minimax polynomial near 0, and 1 - 2/(e^2x + 1).
-INLINE vf vf_tanh(vf x) {
+// vf_tanh is within 2 units in the last place: a polynomial near 0, and 1 - 2/(e^2x + 1).
+INLINE vf vf_tanh(const float *c, vf x) {
 	vf a = vf_abs(x), z = vf_mul(x, x);
-	vf p = vf_set(0.00213856599f);
-	p = vf_fma(p, z, vf_set(-0.00818028674f));
-	p = vf_fma(p, z, vf_set(0.0217058565f));
-	p = vf_fma(p, z, vf_set(-0.0539486744f));
-	p = vf_fma(p, z, vf_set(0.133332327f));
-	p = vf_fma(p, z, vf_set(-0.333333313f));
+	vf p = vf_set(c[11]);
+	p = vf_fma(p, z, vf_set(c[12]));
+	p = vf_fma(p, z, vf_set(c[13]));
+	p = vf_fma(p, z, vf_set(c[14]));
+	p = vf_fma(p, z, vf_set(c[15]));
+	p = vf_fma(p, z, vf_set(c[16]));
 	p = vf_fma(vf_mul(p, z), x, x);
-	vf far = vf_sub(vf_set(1), vf_div(vf_set(2), vf_add(vf_exp(vf_add(a, a)), vf_set(1))));
-	return vf_if_less(a, vf_set(0.625f), p, vf_sign(far, x));
+	vf one = vf_set(c[10]), far = vf_sub(one, vf_div(vf_set(c[17]), vf_add(vf_exp(c, vf_add(a, a)), one)));
+	return vf_if_less(a, vf_set(c[18]), p, vf_sign(far, x));
 }

@@ -143,7 +143,7 @@ void rotateNeighbours(struct op *o) { // as rotateHalves
 void swiGlu(struct op *o) {
 	for (int64_t i = 0; i < o->n; i += 16) {
 		vf g = vf_load_first(o->x + i, o->n - i), one = vf_set(1);
-		g = vf_div(g, vf_add(one, vf_exp(vf_sub(vf_zero(), g))));
+		g = vf_div(g, vf_add(one, vf_exp(numbers, vf_sub(vf_zero(), g))));
 		vf_store_first(o->y + i, vf_mul(g, vf_load_first(o->z + i, o->n - i)), o->n - i);
 	}
 }
@@ -165,14 +165,14 @@ INLINE vf gelu(vf v) {
 	p = vf_fma(p, t, vf_set(0.131639227f));
 	vf square = vf_mul(a, a), rest = vf_fma(a, a, vf_sub(vf_zero(), square));
 	vf beyond = vf_mul(vf_mul(p, t), vf_fma(rest, vf_set(-0.5f), vf_set(1)));
-	beyond = vf_mul(beyond, vf_exp(vf_mul(square, vf_set(-0.5f))));
+	beyond = vf_mul(beyond, vf_exp(numbers, vf_mul(square, vf_set(-0.5f))));
 	return vf_mul(v, vf_if_less(v, vf_zero(), beyond, vf_sub(vf_set(1), beyond)));
 }
 
 // gelu_tanh is v (1 + tanh u) / 2 = v / (1 + e^-2u), u = sqrt(2/pi) (v + 0.044715 v³).
 INLINE vf gelu_tanh(vf v) {
 	vf u = vf_mul(vf_mul(v, vf_set(-1.59576912f)), vf_fma(vf_mul(v, vf_set(0.044715f)), v, vf_set(1)));
-	return vf_div(v, vf_add(vf_set(1), vf_exp(u)));
+	return vf_div(v, vf_add(vf_set(1), vf_exp(numbers, u)));
 }
 
 void geluErf(struct op *o) {
@@ -196,7 +196,7 @@ void geGluTanh(struct op *o) {
 void softCap(struct op *o) {
 	vf c = vf_set(o->a);
 	for (int64_t i = 0; i < o->n; i += 16)
-		vf_store_first(o->y + i, vf_mul(c, vf_tanh(vf_div(vf_load_first(o->x + i, o->n - i), c))), o->n - i);
+		vf_store_first(o->y + i, vf_mul(c, vf_tanh(numbers, vf_div(vf_load_first(o->x + i, o->n - i), c))), o->n - i);
 }
 
 void addRows(struct op *o) {
@@ -225,7 +225,7 @@ void softmaxRow(struct op *o) { // x in place of y
 	for (; i < o->n; i++) largest = o->y[i] > largest ? o->y[i] : largest;
 	vf m = vf_set(largest), sums = vf_zero();
 	for (i = 0; i < o->n; i += 16) {
-		vf p = vf_exp(vf_sub(vf_load_first(o->y + i, o->n - i), m));
+		vf p = vf_exp(numbers, vf_sub(vf_load_first(o->y + i, o->n - i), m));
 		vf_store_first(o->y + i, p, o->n - i);
 		if (i + 16 <= o->n) sums = vf_add(sums, p);
 	}

@@ -1,0 +1,133 @@
+package cpu
+
+import (
+	"math"
+	"unsafe"
+)
+
+// HalfKV is KV of halves. Whatever holds key and value heads otherwise than KV's blocks do is one too: Width is the
+// distance of a head's rows in a block.
+type HalfKV struct {
+	Keys, Values               []uint16
+	BlockTokens, Width, Stride int
+}
+
+// PagedHalf is Paged of halves.
+func PagedHalf(data []uint16, blockTokens, width, stride int) HalfKV {
+	return HalfKV{Keys: data, Values: data[blockTokens*width:], BlockTokens: blockTokens, Width: width, Stride: stride}
+}
+
+// Key of a position in a block [Width].
+func (c HalfKV) Key(block int32, slot int) []uint16 { return c.row(c.Keys, block, slot) }
+
+// Value of a position in a block [Width].
+func (c HalfKV) Value(block int32, slot int) []uint16 { return c.row(c.Values, block, slot) }
+
+func (c HalfKV) row(data []uint16, block int32, slot int) []uint16 {
+	at := int(block)*c.Stride + slot*c.Width
+	return data[at : at+c.Width : at+c.Width]
+}
+
+// check panics if a row of positions from to to is not there: kernels do not look.
+func (c HalfKV) check(blocks []int32, from, to, head, dim int) {
+	for at := from / c.BlockTokens; at*c.BlockTokens < to; at++ {
+		end := int(blocks[at])*c.Stride + (min(c.BlockTokens, to-at*c.BlockTokens)-1)*c.Width + head + dim
+		if blocks[at] < 0 || end > len(c.Keys) || end > len(c.Values) {
+			panic("cpu: attend to what is not in the cache")
+		}
+	}
+}
+
+// AttendScratch is how many float32 Attend needs for so many heads of dim, and AttendTile for so many queries times heads.
+func AttendScratch(rows, dim int) int {
+	wide := (dim + 15) / 16 * 16
+	return (rows+7)/8*8*(2*wide+step+17) + 2*step*max(wide, 16) + 2048
+}
+
+// cache is struct cache of c/attention.c.
+type cache struct {
+	keys, values                     *uint16
+	blocks                           *int32
+	blockTokens, width, stride, head int64
+}
+
+func (c HalfKV) cache(blocks []int32, head int) cache {
+	return cache{unsafe.SliceData(c.Keys), unsafe.SliceData(c.Values), unsafe.SliceData(blocks), int64(c.BlockTokens), int64(c.Width), int64(c.Stride), int64(head)}
+}
+
+// Attend computes y [heads, dim], the attention of the queries q [heads, dim] that share a key and value head: as
+// the function Attend, in steps of 64 positions from from on. A head's result does not depend on the others. scratch has
+// AttendScratch(heads, dim).
+func (p Path) Attend(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, from, to, head int, scale, softCap float32, scratch []float32) {
+	y, q, scratch = y[:heads*dim], q[:heads*dim], scratch[:AttendScratch(heads, dim)]
+	if p == PlainGo {
+		attendHalf(y, q, heads, dim, kv, blocks, from, to, head, scale, softCap, scratch)
+		return
+	}
+	kv.check(blocks, from, to, head, dim)
+	a := struct {
+		y, q, scratch        *float32
+		kv                   cache
+		heads, dim, from, to int64
+		scale, softCap       float32
+	}{unsafe.SliceData(y), unsafe.SliceData(q), unsafe.SliceData(scratch), kv.cache(blocks, head), int64(heads), int64(dim), int64(from), int64(to), scale, softCap}
+	attendHeads(p, unsafe.Pointer(&a))
+}
+
+// AttendTile is Attend for consecutive queries at positions from first on, each to its own position and, if window is
+// not 0, only to the last window of those: query i's heads [heads, dim] are at number i*stride of q, and their
+// results there in y. Keys and values are converted once for all of them, so some 64 rows (queries times heads) pay.
+// Steps begin at multiples of 64, so that a query's result does not depend on which others are in the
+// tile; it is not Attend's to the last bit. scratch has AttendScratch(queries*heads, dim).
+func (p Path) AttendTile(y, q []float32, queries, heads, stride, dim int, kv HalfKV, blocks []int32, first, window, head int, scale, softCap float32, scratch []float32) {
+	n := (queries-1)*stride + heads*dim
+	y, q, scratch = y[:n], q[:n], scratch[:AttendScratch(queries*heads, dim)]
+	if p == PlainGo {
+		for i := range queries {
+			end, from := first+i+1, 0
+			if window > 0 {
+				from = max(0, end-window)
+			}
+			attendHalf(y[i*stride:][:heads*dim], q[i*stride:][:heads*dim], heads, dim, kv, blocks, from, end, head, scale, softCap, scratch)
+		}
+		return
+	}
+	from := 0
+	if window > 0 {
+		from = max(0, first+1-window)
+	}
+	kv.check(blocks, from, first+queries, head, dim)
+	a := struct {
+		y, q, scratch                              *float32
+		kv                                         cache
+		queries, heads, stride, dim, first, window int64
+		scale, softCap                             float32
+	}{unsafe.SliceData(y), unsafe.SliceData(q), unsafe.SliceData(scratch), kv.cache(blocks, head), int64(queries), int64(heads), int64(stride), int64(dim), int64(first), int64(window), scale, softCap}
+	attendTile(p, unsafe.Pointer(&a))
+}
+
+// attendHalf is Attend in plain Go.
+func attendHalf(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, from, to, head int, scale, softCap float32, scratch []float32) {
+	clear(y)
+	keys, values := scratch[:step*dim], scratch[step*dim:2*step*dim]
+	states := make([]running, heads)
+	for h := range states {
+		states[h].largest = -math.MaxFloat32
+	}
+	for at := from; at < to; at += step {
+		n := min(step, to-at)
+		for i := range n {
+			block, slot := blocks[(at+i)/kv.BlockTokens], (at+i)%kv.BlockTokens
+			row := int(block)*kv.Stride + slot*kv.Width + head
+			for j := range dim {
+				keys[i*dim+j], values[i*dim+j] = F16(kv.Keys[row+j]), F16(kv.Values[row+j])
+			}
+		}
+		for h := range heads {
+			states[h].step(y[h*dim:(h+1)*dim], q[h*dim:(h+1)*dim], keys, values, n, dim, scale, softCap)
+		}
+	}
+	for h := range heads {
+		states[h].finish(y[h*dim : (h+1)*dim])
+	}
+}
