@@ -24,6 +24,10 @@ demo: ## serve the bundled tiny model on this machine and ask it something
 test: ## everything that needs only Go
 	@hack/test.sh
 
+.PHONY: test-arm64
+test-arm64: ## build for arm64, and test what computes under qemu
+	@hack/test-arm64.sh
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@hack/fuzz.sh
@@ -36,6 +40,10 @@ soak: ## keep a worker busy with everything at once for SOAK (5m)
 bench: ## benchmarks, as ratios within one run
 	@hack/bench-gateway.sh && hack/bench-packing.sh && hack/bench-storm.sh && hack/bench-scale.sh
 
+.PHONY: bench-peers
+bench-peers: ## this machine's CPU, beside llama.cpp from Debian's packages (MODELS=, PARTS=, ROUNDS=)
+	@hack/bench-peers.sh
+
 .PHONY: fmt
 fmt: ## format the sources
 	@gofmt -w $$(git ls-files '*.go')
@@ -47,6 +55,14 @@ lint: ## vet and staticcheck
 .PHONY: generate
 generate: ## deepcopy, CRDs and what is copied from them
 	@hack/generate.sh
+
+.PHONY: kernels
+kernels: ## compile kernels/cpu/c to Go assembly
+	@hack/kernels.sh
+
+.PHONY: verify-kernels
+verify-kernels: ## fail where kernels differ from what kernels/cpu/c gives
+	@hack/kernels.sh -verify
 
 .PHONY: verify
 verify: ## fail where generated files, formatting or go.mod differ from what the sources give

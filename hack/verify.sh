@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # verify.sh: fail where generated files, formatting or go.mod differ from what
-# the sources give. Generated files are left as they should be.
+# the sources give. Generated files are left as they should be, but for kernels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bad=0
@@ -25,4 +25,5 @@ hack/generate.sh
 for path in "${generated[@]}"; do
 	diff -r "$before/$path" "$path" || fail "$path was not what the sources give; it is now, commit it"
 done
+hack/kernels.sh -verify || bad=1
 exit $bad
