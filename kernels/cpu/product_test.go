@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"bytes"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -194,6 +195,24 @@ func TestPrepare(t *testing.T) {
 						if got.Data[i] != want.Data[i] {
 							t.Fatalf("%v form %d, %d columns: byte %d: %#x, want %#x of %v", p, form, cols, i, got.Data[i], want.Data[i], x)
 						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPack wants of every path the bytes of plain Go, of rows at any address.
+func TestPack(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	for _, d := range tensor.DTypes() {
+		for _, cols := range []int{1, 2, 3, 5, 16, 31, 64} {
+			for _, rows := range []int{1, 15, 16, 33, 48} {
+				w := randomMatrix(r, d, rows, cols*d.Block(), r.IntN(64))
+				want := packed(PlainGo, w)
+				for _, p := range Available() {
+					if got := packed(p, w); !bytes.Equal(got.Data, want.Data) {
+						t.Fatalf("%v packs %v [%d, %d] in other bytes", p, d, rows, w.Cols)
 					}
 				}
 			}
