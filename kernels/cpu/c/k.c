@@ -13,42 +13,48 @@ static const struct kind kinds[] = {
 INLINE vi lower(vi v) { return vi_and(v, vi_set(0x0f0f0f0f)); }
 INLINE vi upper(vi v) { return lower(vi_right(v, 4)); }
 
-#ifdef PATH_AVX512
-INLINE vi vi_pick(vi mask, vi a, vi b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); } // a where mask, else b
-INLINE vi vi_rotate(vi v, int n) { return _mm512_rolv_epi32(v, _mm512_set1_epi32(n)); }
-#else
-INLINE __m256i pick256(__m256i mask, __m256i a, __m256i b) { return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b)); }
-INLINE vi vi_pick(vi mask, vi a, vi b) { return (vi){pick256(mask.lo, a.lo, b.lo), pick256(mask.hi, a.hi, b.hi)}; }
-INLINE __m256i rotate256(__m256i v, __m128i left, __m128i right) { return _mm256_or_si256(_mm256_sll_epi32(v, left), _mm256_srl_epi32(v, right)); }
-INLINE vi vi_rotate(vi v, int n) {
-	__m128i left = _mm_cvtsi32_si128(n & 31), right = _mm_cvtsi32_si128(-n & 31);
-	return (vi){rotate256(v.lo, left, right), rotate256(v.hi, left, right)};
-}
-#endif
-
-// fifth gives the fifth bits, of groups 0 to 7, of vector i.
-INLINE vi fifth(const uint8_t *fifths, int i, int group) { return vi_and(vi_rotate(vi_load(fifths + 64 * i), 4 - group), vi_set(0x10101010)); }
-
 // byte i of each row's four
 INLINE vi byte_of(vi v, int i) { return vi_and(vi_right(v, 8 * i), vi_set(0xff)); }
 INLINE vi signed_byte_of(vi v, int i) { return vi_right_signed(vi_left(v, 24 - 8 * i), 24); }
 
-// nibble gives vector i of the first or second group of a unit of Q4_K or Q5_K. Where it may be 16 times as much, it is
-// in Q4_K's second group.
-INLINE vi nibble(enum format f, const uint8_t *unit, const uint8_t *fifths, int u, int odd, int i, bool times16) {
+// pick takes the bits of a where mask has them, else those of b.
+#ifdef PATH_AVX512
+INLINE vi pick(int mask, vi a, vi b) { return _mm512_ternarylogic_epi32(vi_set(mask), a, b, 0xca); }
+#else
+INLINE __m256i pick256(__m256i mask, __m256i a, __m256i b) { return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b)); }
+INLINE vi pick(int mask, vi a, vi b) {
+	vi m = vi_set(mask);
+	return (vi){pick256(m.lo, a.lo, b.lo), pick256(m.hi, a.hi, b.hi)};
+}
+#endif
+
+// four, five and six give columns 4i to 4i+3 of a group of Q4_K, Q5_K and Q6_K.
+
+INLINE vi four(const uint8_t *unit, int odd, int i, bool times16) {
 	vi q = vi_load(unit + SCALES + 64 * i);
-	if (times16)
-		return odd ? vi_and(q, vi_set(0xf0f0f0f0)) : lower(q);
-	q = odd ? upper(q) : lower(q);
-	return f == Q5K ? vi_or(q, fifth(fifths, i, 2 * u + odd)) : q;
+	if (!odd)
+		return lower(q);
+	return times16 ? vi_and(q, vi_set(0xf0f0f0f0)) : upper(q);
 }
 
-// six gives vector i of the first or second group of a unit of Q6_K.
-INLINE vi six(const uint8_t *unit, int odd, int i) {
-	vi h = vi_load(unit + SCALES + 64 * (i % 4)), q = vi_load(unit + SCALES + 256 + 256 * odd + 64 * (i % 4));
-	const int left = 4 - 4 * odd - i / 4 * 2; // to bits 4 and 5
-	h = left < 0 ? vi_right(h, -left) : vi_left(h, left);
-	return vi_pick(vi_set(0x0f0f0f0f), i < 4 ? q : vi_right(q, 4), vi_and(h, vi_set(0x30303030)));
+INLINE vi five(const uint8_t *group, int i) {
+	const int low = 0x1f1f1f1f, upper3 = 0x1c1c1c1c;
+	if (i < 5)
+		return vi_and(vi_load(group + 64 * i), vi_set(low));
+	if (i < 7) {
+		group += 128 * (i - 5);
+		return vi_and(pick(upper3, vi_right(vi_load(group), 3), vi_right(vi_load(group + 64), 6)), vi_set(low));
+	}
+	vi lower2 = pick(0x02020202, vi_right(vi_load(group + 64), 4), vi_right(vi_load(group + 192), 5));
+	return vi_and(pick(upper3, vi_right(vi_load(group + 256), 3), lower2), vi_set(low));
+}
+
+INLINE vi six(const uint8_t *group, int i) {
+	group += i / 4 * 192, i %= 4;
+	vi q = vi_load(group + 64 * (i % 3));
+	if (i == 3)
+		q = pick(0x3c3c3c3c, pick(0x30303030, vi_right(q, 2), vi_right(vi_load(group + 64), 4)), vi_right(vi_load(group + 128), 6));
+	return vi_and(q, vi_set(0x3f3f3f3f));
 }
 
 // scale and minimum of a group of Q4_K or Q5_K; s are its unit's.
@@ -61,15 +67,19 @@ INLINE vf signed_scale_of(vi s, int odd, int half, vf d) { return vf_mul(d, vf_i
 INLINE vf d_of(enum format f, const uint8_t *w) { return f == Q6K ? vf_load((const float *)w) : vf_half((const half *)w); }
 INLINE vf m_of(const uint8_t *w) { return vf_sub(vf_zero(), vf_half((const half *)(w + 32))); }
 
-// group multiplies one of a unit's groups by R rows.
-INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int u, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+// one multiplies one of a unit's groups by R rows.
+INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	const struct kind k = kinds[f];
+	const uint8_t *bits = unit + SCALES + odd * group_size(f);
 	struct dots dots;
+	// With more rows than 2 the processor looks too little ahead by itself.
+	if (R > 2)
+		UNROLL for (int i = 0; i < group_size(f) + SCALES * odd; i += 64) __builtin_prefetch(bits + i + 4096, 0, 3);
 	if (f == Q6K) {
 		UNROLL for (int half = 0; half < 2; half++) {
 			THEN;
 			begin(k, R, &dots, x, group, half);
-			UNROLL for (int i = 4 * half; i < 4 * half + 4; i++) step(k, R, &dots, x, group, i, six(unit, odd, i));
+			UNROLL for (int i = 4 * half; i < 4 * half + 4; i++) step(k, R, &dots, x, group, i, six(bits, i));
 			end(k, R, acc, &dots, x, group, signed_scale_of(vi_load(unit), odd, half, d_of(f, w)), vf_zero(), half);
 		}
 		return;
@@ -77,7 +87,7 @@ INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int u, int
 	const bool times16 = f == Q4K && WHOLE_BYTES;
 	THEN;
 	begin(k, R, &dots, x, group, 0);
-	UNROLL for (int i = 0; i < 8; i++) step(k, R, &dots, x, group, i, nibble(f, unit, w + HEADER, u, odd, i, times16));
+	UNROLL for (int i = 0; i < 8; i++) step(k, R, &dots, x, group, i, f == Q5K ? five(bits, i) : four(unit, odd, i, times16));
 	if (times16 && odd)
 		UNROLL for (int r = 0; r < R; r++) dots.dot[r] = vi_right_signed(dots.dot[r], 4);
 	vi s = vi_load(unit);
@@ -85,30 +95,30 @@ INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int u, int
 }
 
 INLINE void panel(enum format f, const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
-	ROLL for (int64_t group = 0; group < cols / 32; w += block_bytes(f)) {
-		const uint8_t *unit = w + units_at(f);
-		ROLL for (int u = 0; u < UNITS; u++, unit += unit_bytes(f), group += 2) {
-			one(f, w, unit, u, 0, group, R, x, acc);
-			one(f, w, unit, u, 1, group + 1, R, x, acc);
+	ROLL for (int64_t group = 0; group < cols / 32; w += block_size(f)) {
+		const uint8_t *unit = w + HEADER;
+		ROLL for (int u = 0; u < UNITS; u++, unit += unit_size(f), group += 2) {
+			one(f, w, unit, 0, group, R, x, acc);
+			one(f, w, unit, 1, group + 1, R, x, acc);
 		}
 	}
 }
 
 INLINE void unpack(enum format f, uint8_t *to, const uint8_t *w, int64_t group, int64_t groups) {
 	const struct kind k = kinds[f];
-	w += group / (2 * UNITS) * block_bytes(f);
-	ROLL for (; groups > 0; groups -= 2 * UNITS, w += block_bytes(f)) {
+	w += group / (2 * UNITS) * block_size(f);
+	ROLL for (; groups > 0; groups -= 2 * UNITS, w += block_size(f)) {
 		vf d = d_of(f, w);
-		const uint8_t *unit = w + units_at(f);
-		ROLL for (int u = 0; u < UNITS; u++, unit += unit_bytes(f)) {
+		const uint8_t *unit = w + HEADER;
+		ROLL for (int u = 0; u < UNITS; u++, unit += unit_size(f)) {
 			vi s = vi_load(unit);
 			UNROLL for (int odd = 0; odd < 2; odd++, to += group_bytes(k)) {
 				if (f == Q6K)
 					UNROLL for (int half = 0; half < 2; half++) put_float(to, half, signed_scale_of(s, odd, half, d));
 				else
 					put_float(to, 0, scale_of(s, odd, d)), put_float(to, 1, least_of(s, odd, m_of(w)));
-				UNROLL for (int i = 0; i < 8; i++)
-					put_q(k, to, i, f == Q6K ? six(unit, odd, i) : nibble(f, unit, w + HEADER, u, odd, i, false));
+				const uint8_t *bits = unit + SCALES + odd * group_size(f);
+				UNROLL for (int i = 0; i < 8; i++) put_q(k, to, i, f == Q6K ? six(bits, i) : f == Q5K ? five(bits, i) : four(unit, odd, i, false));
 			}
 		}
 	}

@@ -11,8 +11,8 @@ enum { WHOLE_BYTES = 0 };
 
 enum format { Q4K, Q5K, Q6K };
 
-// UNITS of 64 columns follow a HEADER and, in Q5_K, the FIFTHS; each begins with its scales, so long.
-enum { UNITS = 4, HEADER = 64, FIFTHS = 512, SCALES = 64 };
-INLINE int unit_bytes(enum format f) { return f == Q6K ? SCALES + 256 + 512 : SCALES + 512; }
-INLINE int units_at(enum format f) { return f == Q5K ? HEADER + FIFTHS : HEADER; }
-INLINE int block_bytes(enum format f) { return units_at(f) + UNITS * unit_bytes(f); }
+// After a HEADER there are UNITS of 64 columns: SCALES, then two groups.
+enum { UNITS = 4, HEADER = 64, SCALES = 64 };
+INLINE int group_size(enum format f) { return f == Q4K ? 256 : f == Q5K ? 320 : 384; }
+INLINE int unit_size(enum format f) { return SCALES + 2 * group_size(f); }
+INLINE int block_size(enum format f) { return HEADER + UNITS * unit_size(f); }

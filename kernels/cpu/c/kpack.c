@@ -63,15 +63,6 @@ INLINE void transpose(const uint8_t *p, struct apart *by, kv out[4]) {
 // HERE keeps the compiler from computing addresses before they are needed, and keeping them.
 #define HERE(p) __asm__("" : "+r"(p))
 
-// copy writes 32 bytes of each row, transposed.
-INLINE void copy(uint8_t *to, const uint8_t *from, struct apart *by) {
-	UNROLL for (int i = 0; i < 2; i++) {
-		kv t[4];
-		transpose(from + 16 * i, by, t);
-		UNROLL for (int j = 0; j < 4; j++) k_store(to + 256 * i + 64 * j, t[j]);
-	}
-}
-
 // header writes what is in the lower half of each lane as halves, then what is in the upper.
 INLINE void header(uint8_t *to, kv v) {
 #ifdef PATH_AVX512
@@ -100,60 +91,93 @@ INLINE void scales(uint8_t *to, int unit, kv s, kv m) {
 		k_store(to + i * unit, k_or(k_or(k_and(s, 0xff), k_left(k_and(s, 0xff00), 8)), k_or(k_left(k_and(m, 0xff), 8), k_left(k_and(m, 0xff00), 16))));
 }
 
+// bits puts the bits of mask, shifted left by n (right where it is below 0).
+INLINE kv bits(kv v, int mask, int n) { return n < 0 ? k_right(k_and(v, mask), -n) : k_left(k_and(v, mask), n); }
+
+// fives writes a group of Q5_K.
+INLINE void fives(uint8_t *to, const kv q[8]) {
+	k_store(to, k_or(q[0], bits(q[5], 0x1c1c1c1c, 3)));
+	k_store(to + 64, k_or(k_or(q[1], bits(q[5], 0x03030303, 6)), bits(q[7], 0x02020202, 4)));
+	k_store(to + 128, k_or(q[2], bits(q[6], 0x1c1c1c1c, 3)));
+	k_store(to + 192, k_or(k_or(q[3], bits(q[6], 0x03030303, 6)), bits(q[7], 0x01010101, 5)));
+	k_store(to + 256, k_or(q[4], bits(q[7], 0x1c1c1c1c, 3)));
+}
+
+// block5 packs the units of a block of Q5_K; it moves to and from to the next.
+INLINE void block5(uint8_t **to, const uint8_t **from, struct apart *by) {
+	*from += 16;
+	UNROLL for (int u = 0; u < UNITS; u++, *to += unit_size(Q5K)) {
+		UNROLL for (int odd = 0; odd < 2; odd++) {
+			kv q[8];
+			UNROLL for (int i = 0; i < 8; i += 4) {
+				kv low[4], fifth[4];
+				HERE(*to); HERE(*from);
+				transpose(*from + 32 + 32 * u + 4 * i, by, low);
+				UNROLL for (int j = 0; j < 4; j++) q[i + j] = odd ? bits(low[j], 0xf0f0f0f0, -4) : bits(low[j], 0x0f0f0f0f, 0);
+				transpose(*from + 4 * i, by, fifth);
+				UNROLL for (int j = 0; j < 4; j++) q[i + j] = k_or(q[i + j], bits(fifth[j], 0x01010101 << (2 * u + odd), 4 - 2 * u - odd));
+			}
+			fives(*to + SCALES + odd * group_size(Q5K), q);
+		}
+	}
+	*from += 176 - 16;
+}
+
+// block4 packs the units of a block of Q4_K; it moves to and from to the next.
+INLINE void block4(uint8_t **to, const uint8_t **from, struct apart *by) {
+	*from += 16;
+	ROLL for (int u = 0; u < UNITS; u++, *to += unit_size(Q4K)) {
+		HERE(*to); HERE(*from);
+		UNROLL for (int i = 0; i < 8; i += 4, *from += 16) {
+			kv q[4];
+			transpose(*from, by, q);
+			UNROLL for (int j = 0; j < 4; j++) k_store(*to + SCALES + 64 * (i + j), q[j]);
+		}
+	}
+}
+
 // nibbles packs a block of Q4_K or Q5_K; it moves to and from to the next.
 INLINE void nibbles(enum format f, uint8_t **to, int part, const uint8_t **from, struct apart *by) {
 	const int six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x30303030;
 	kv t[4];
-	HERE(*to);
+	HERE(*to); HERE(*from);
 	transpose(*from, by, t);
 	header(*to - 16 * part, t[0]);
-	*to += units_at(f);
-	scales(*to, unit_bytes(f), k_and(t[1], six), k_and(t[2], six));
-	scales(*to + 2 * unit_bytes(f), unit_bytes(f), k_or(k_and(t[3], four), k_and(k_right(t[1], 2), two)), k_or(k_and(k_right(t[3], 4), four), k_and(k_right(t[2], 2), two)));
-	*from += 16;
-	if (f == Q5K) {
-		copy(*to - FIFTHS, *from, by);
-		*from += 32;
-	}
-	ROLL for (int u = 0; u < UNITS; u++, *to += unit_bytes(f), *from += 32) {
-		HERE(*to); HERE(*from);
-		copy(*to + SCALES, *from, by);
-	}
+	*to += HEADER;
+	scales(*to, unit_size(f), k_and(t[1], six), k_and(t[2], six));
+	scales(*to + 2 * unit_size(f), unit_size(f), k_or(k_and(t[3], four), k_and(k_right(t[1], 2), two)), k_or(k_and(k_right(t[3], 4), four), k_and(k_right(t[2], 2), two)));
+	if (f == Q5K)
+		block5(to, from, by);
+	else
+		block4(to, from, by);
 }
 
-// bits puts the bits of mask, shifted left by n (right where it is below 0).
-INLINE kv bits(kv v, int mask, int n) { return n < 0 ? k_right(k_and(v, mask), -n) : k_left(k_and(v, mask), n); }
+// sixes writes half a group of Q6_K; of low there are the lower or the upper four bits, of high two bits.
+INLINE void sixes(uint8_t *to, const kv low[4], int upper, const kv high[4], int group) {
+	kv q[4];
+	UNROLL for (int i = 0; i < 4; i++)
+		q[i] = k_or(upper ? bits(low[i], 0xf0f0f0f0, -4) : bits(low[i], 0x0f0f0f0f, 0), bits(high[i], 0x03030303 << 2 * group, 4 - 2 * group));
+	UNROLL for (int i = 0; i < 3; i++) k_store(to + 64 * i, k_or(q[i], bits(q[3], 0x03030303 << (4 - 2 * i), 2 + 2 * i)));
+}
 
-// sixes packs a block of Q6_K; it moves to and from to the next.
-INLINE void sixes(uint8_t **to, const uint8_t **from, struct apart *by) {
-	enum { NEXT = SCALES + 256 + 512 }; // from a unit to the next
+// block6 packs a block of Q6_K; it moves to and from to the next.
+INLINE void block6(uint8_t **to, const uint8_t **from, struct apart *by) {
 	kv a[4], b[4];
 	HERE(*to); HERE(*from);
 	transpose(*from + 194, by, a); // the block's last 16 bytes end with d
 	numbers(*to, a[3]);
 	*to += HEADER;
 	transpose(*from + 192, by, a);
-	UNROLL for (int u = 0; u < UNITS; u++) k_store(*to + u * NEXT, a[u]);
-	UNROLL for (int half = 0; half < 2; half++) { // 128 columns, two units
-		HERE(*to); HERE(*from);
-		transpose(*from + 128 - 32 * half, by, a), transpose(*from + 144 - 32 * half, by, b);
-		*to += SCALES;
-		UNROLL for (int i = 0; i < 4; i++) { // two bits of groups 0-3; the columns of b are 16 after those of a
-			k_store(*to + 64 * i, k_or(k_or(bits(a[i], 0x03030303, 0), bits(b[i], 0x03030303, 2)), k_or(bits(a[i], 0x0c0c0c0c, 2), bits(b[i], 0x0c0c0c0c, 4))));
-			k_store(*to + NEXT + 64 * i, k_or(k_or(bits(a[i], 0x30303030, -4), bits(b[i], 0x30303030, -2)), k_or(bits(a[i], 0xc0c0c0c0, -2), bits(b[i], 0xc0c0c0c0, 0))));
-		}
-		*to += 256;
-		UNROLL for (int odd = 0; odd < 2; odd++, *to += 256, *from += 32) { // groups 0 and 2, then 1 and 3
+	UNROLL for (int u = 0; u < UNITS; u++) k_store(*to + u * (SCALES + 2 * 384), a[u]);
+	UNROLL for (int n = 0; n < 2; n++, *to += 2 * (SCALES + 2 * 384)) { // 128 columns, two units
+		UNROLL for (int odd = 0; odd < 2; odd++) UNROLL for (int half = 0; half < 2; half++) {
 			HERE(*to); HERE(*from);
-			transpose(*from, by, a), transpose(*from + 16, by, b);
-			UNROLL for (int i = 0; i < 4; i++) {
-				k_store(*to + 64 * i, k_or(bits(a[i], 0x0f0f0f0f, 0), bits(b[i], 0x0f0f0f0f, 4)));
-				k_store(*to + NEXT + 64 * i, k_or(bits(a[i], 0xf0f0f0f0, -4), bits(b[i], 0xf0f0f0f0, 0)));
-			}
+			transpose(*from + 64 * n + 32 * odd + 16 * half, by, a), transpose(*from + 128 + 32 * n + 16 * half, by, b);
+			uint8_t *group = *to + SCALES + 384 * odd + 192 * half;
+			sixes(group, a, 0, b, odd), sixes(group + SCALES + 2 * 384, a, 1, b, odd + 2);
 		}
-		*to += NEXT;
 	}
-	*from += 210 - 128;
+	*from += 210;
 }
 
 INLINE void pack(const struct pack *a, enum format f) {
@@ -169,7 +193,7 @@ INLINE void pack(const struct pack *a, enum format f) {
 		const uint8_t *from = a->rows + 8 * part * by.one, *end = from + by.one;
 		ROLL while (from < end) {
 			if (f == Q6K)
-				sixes(&to, &from, &by);
+				block6(&to, &from, &by);
 			else
 				nibbles(f, &to, part, &from, &by);
 		}
