@@ -152,6 +152,8 @@ func (d *decision) crowded(m *model) string {
 	switch {
 	case y.Devices() == 0 || m.tooLarge():
 		return fmt.Sprintf("it needs %s, and the largest device of its pools has %s%s.", need, packing.Size(max(largestDevice(m), y.LargestCapacity)), headroom)
+	case d.stillOn(m):
+		return fmt.Sprintf("it needs %s, and no worker but the one that it leaves could hold it.", need)
 	case y.FreeOn == "":
 		return fmt.Sprintf("it needs %s, and every worker that could hold it holds a replica already or is on its way out.", need)
 	case y.LargestFree >= smallestNeed(m):

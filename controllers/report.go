@@ -497,7 +497,7 @@ func (d *decision) limits(m *model) string {
 		case p.device > 0 && likely(known(m), p.key) > p.device:
 			fmt.Fprintf(&b, " Another worker of pool %s would not help%s.", short(p.key), p.butForHeadroom(likely(known(m), p.key)))
 		case n >= p.limit():
-			fmt.Fprintf(&b, " Pool %s has %d of at most %d workers.", short(p.key), n, p.limit())
+			fmt.Fprintf(&b, " Pool %s has %d of at most %s.", short(p.key), n, count(p.limit(), "worker"))
 		}
 	}
 	return b.String()

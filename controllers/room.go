@@ -290,7 +290,13 @@ func (d *decision) evicted(m *model) (status.Verdict, bool) {
 	}
 	v := status.Verdict{Reason: v1alpha1.ReasonEvicted}
 	if g := m.gave; g != nil {
-		v.Message = fmt.Sprintf("Gave up %s on worker %s to %s (priority %d, this one %d) and comes back when there is room. ", packing.Size(g.Bytes), g.Worker, g.To, g.Priority, g.Own) + m.why.String() + d.limits(m)
+		v.Message = fmt.Sprintf("Gave up %s on worker %s to %s (priority %d, this one %d) and comes back when there is room. ", packing.Size(g.Bytes), g.Worker, g.To, g.Priority, g.Own)
+		if d.stillOn(m) {
+			v.Message += fmt.Sprintf("Needs %s; no worker but the one that it leaves could hold it.", packing.Size(m.why.Need))
+		} else {
+			v.Message += m.why.String()
+		}
+		v.Message += d.limits(m)
 		return v, true
 	}
 	// An earlier leader knew who has its room.
@@ -299,4 +305,13 @@ func (d *decision) evicted(m *model) (status.Verdict, bool) {
 		return v, true
 	}
 	return v, false
+}
+
+// stillOn: m is still on the device that it gave up, the only one it could have had.
+func (d *decision) stillOn(m *model) bool {
+	if m.gave == nil || m.why.FreeOn != "" || m.why.Excluded == 0 {
+		return false
+	}
+	s := d.byName[m.gave.Worker]
+	return s != nil && s.Report != nil && slices.ContainsFunc(s.Report.Homes, func(h worker.HomeState) bool { return h.Model == m.key })
 }
