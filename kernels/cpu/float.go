@@ -3,19 +3,21 @@ package cpu
 import (
 	"encoding/binary"
 	"math"
+	"unsafe"
 
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-// Panels of the formats without blocks: F32 and F16 have for each column 16 numbers, BF16 for each two columns
-// 16 pairs.
+// Panels of the formats without blocks: F32 has for each column 16 numbers; so has F16, whose columns are filled
+// up to an even number with zeros; BF16 has for each two columns 16 pairs, filled up to a multiple of 32 columns,
+// as tiles want them.
 var (
-	formatF32  = numberFormat(tensor.F32)
-	formatF16  = numberFormat(tensor.F16)
-	formatBF16 = numberFormat(tensor.BF16)
+	formatF32  = numberFormat(tensor.F32, 1, packF32, fewF32)
+	formatF16  = numberFormat(tensor.F16, 2, packF16, fewF16)
+	formatBF16 = numberFormat(tensor.BF16, 32, packBF16, fewBF16)
 )
 
-func numberFormat(d tensor.DType) format {
+func numberFormat(d tensor.DType, even int, pack, few kernel) format {
 	size := int(d.Bytes(1))
 	at := func(k, lane int) int {
 		if d == tensor.BF16 {
@@ -24,7 +26,7 @@ func numberFormat(d tensor.DType) format {
 		return (16*k + lane) * size
 	}
 	return format{
-		panelBytes: func(cols int) int { return (16*cols*size + 63) / 64 * 64 },
+		panelBytes: func(cols int) int { return 16 * size * ((cols + even - 1) / even * even) },
 		pack: func(panel, row []byte, cols, lane int) {
 			for k := range cols {
 				copy(panel[at(k, lane):], row[k*size:(k+1)*size])
@@ -40,16 +42,32 @@ func numberFormat(d tensor.DType) format {
 			}
 			return math.Float32frombits(binary.LittleEndian.Uint32(b))
 		},
+		packKernel: pack, few: few,
 	}
 }
 
+// These are float.h's.
+const (
+	chunk = 512 // columns whose products are one sum
+	xTile = 12  // rows
+	group = 8   // panels
+)
+
 // dotFloat32 is one element of a product in form Float32, the sum in the order of the kernels.
 func dotFloat32(x, w []float32) float32 {
-	acc := float32(0)
-	for k, v := range w {
-		acc = fused(v, x[k], acc)
+	total := float32(0)
+	for from := 0; from < len(w); from += chunk {
+		acc := float32(0)
+		for k := from; k < min(from+chunk, len(w)); k++ {
+			acc = fused(w[k], x[k], acc)
+		}
+		if from == 0 {
+			total = acc
+		} else {
+			total += acc
+		}
 	}
-	return acc
+	return total
 }
 
 // dotBF16 is one element of a product in form BFloat16, whose weights are rounded too.
@@ -61,8 +79,31 @@ func dotBF16(x []byte, w []float32) float32 {
 	return acc
 }
 
-// float multiplies rows of the forms Float32 and BFloat16.
-func (m *product) float(Path) { m.plain() }
+// floatArgs is struct product of float.h.
+type floatArgs struct {
+	productArgs
+	format int64
+}
 
-// floatScratch is what float works in.
-func floatScratch(_ Path, _ tensor.DType, _, _ int) int { return 0 }
+// float multiplies rows of the forms Float32 and BFloat16.
+func (m *product) float(p Path) {
+	a := floatArgs{m.args(), int64(m.w.DType - tensor.F32)}
+	run := manyFloats
+	switch {
+	case m.x.Form == BFloat16:
+		run = manyPairs
+	case m.n <= fewRows:
+		run = formatOf(m.w.DType).few
+	}
+	run(p, unsafe.Pointer(&a))
+}
+
+// floatScratch is what float works in: fewScratch of float.c, and struct scratch of float.c or, if rows of BFloat16
+// may come, bf16.c. These may be few, of many that were prepared.
+func floatScratch(cols, rows int) int {
+	const sums = 2 * PanelRows * 4 // of a row with two panels
+	if rows <= fewRows {
+		return max(fewRows*sums+rows*(4*cols+128), xTile*(sums+2*chunk+64)+group*chunk*2*PanelRows)
+	}
+	return xTile*(sums+4*chunk+64) + group*chunk*4*PanelRows
+}

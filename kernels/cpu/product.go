@@ -20,7 +20,7 @@ func (p Path) ScratchBytes(d tensor.DType, cols, rows int) int {
 	if p.Form(d, rows) == Int8 {
 		return int8Scratch(rows)
 	}
-	return floatScratch(p, d, cols, rows)
+	return floatScratch(cols, rows)
 }
 
 // MatMul computes the columns of the panels from to to of y = x wᵀ: element j of row r is y[r*stride+j], j < w.Rows.

@@ -1,0 +1,76 @@
+// variants: bf16
+#include "float.h"
+
+enum { PAIRS = CHUNK / 2 };
+
+// The memory of manyPairs, as that of manyFloats.
+struct scratch {
+	float sums[TILE][2][16];
+	uint32_t x[TILE][PAIRS + 16], w[GROUP][PAIRS][16];
+};
+
+// pairs are those of two columns, rounded to bfloat16.
+INLINE vi pairs(vf even, vf odd) {
+	const vi index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+	return _mm512_permutexvar_epi16(index, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+// tile multiplies R rows by P panels at w, panelBytes apart.
+INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows, int64_t panel, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {
+	struct scratch *s = ( struct scratch *)a->scratch;
+	vf acc[TILE][2];
+	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_zero();
+	for (int64_t k = 0; k < n; k++, w += 64) {
+		vi v[2];
+		UNROLL for (int p = 0; p < P; p++) v[p] = vi_load(w + p * panelBytes);
+		UNROLL for (int r = 0; r < R; r++) {
+			vi x = vi_set(s->x[r][k]);
+			UNROLL for (int p = 0; p < P; p++) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], (__m512bh)v[p], (__m512bh)x);
+		}
+	}
+	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(s->sums[r][p], acc[r][p]);
+	keep(a, r0, rows, P, panel, s->sums, add);
+}
+
+INLINE void tiles(int R, const struct product *a, int64_t r0, int64_t rows, int64_t panel, int64_t to, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {
+	for (; panel + 2 <= to; panel += 2, w += 2 * panelBytes) tile(R, 2, a, r0, rows, panel, w, panelBytes, n, add);
+	if (panel < to)
+		tile(R, 1, a, r0, rows, panel, w, panelBytes, n, add);
+}
+
+// manyPairs multiplies any number of rows of bfloat16 by weights F16, rounded so too, or BF16.
+void manyPairs(struct product *a) {
+	struct scratch *s = (struct scratch *)a->scratch;
+	int64_t count = (a->n + TILE - 1) / TILE;
+	for (int64_t p = a->from, to; p < a->to; p = to) {
+		to = p + GROUP < a->to ? p + GROUP : a->to;
+		for (int64_t k = 0; k == 0 || k < a->cols; k += CHUNK) {
+			int64_t n = (a->cols - k < CHUNK ? a->cols - k + 1 : CHUNK) / 2;
+			const uint8_t *w = a->w + p * a->panelBytes + 32 * k;
+			int64_t panelBytes = a->panelBytes;
+			if (a->format == F16) {
+				for (int64_t i = 0; i < to - p; i++) {
+					const half *src = (const half *)(w + i * panelBytes);
+					ROLL for (int64_t c = 0; c < n; c++, src += 32) _mm512_storeu_si512(s->w[i][c], pairs(vf_half(src), vf_half(src + 16)));
+				}
+				w = (const uint8_t *)s->w, panelBytes = sizeof s->w[0];
+			}
+			for (int64_t t = 0, r0 = 0, rows; t < count; t++, r0 += rows) {
+				rows = share(a->n, count, t);
+				ROLL for (int64_t r = 0; r < rows; r++) copy(s->x[r], xRow(a, r0 + r) + 2 * k, 4 * n);
+				if (rows <= 2)
+					tiles(2, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+				else if (rows <= 4)
+					tiles(4, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+				else if (rows <= 6)
+					tiles(6, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+				else if (rows <= 8)
+					tiles(8, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+				else if (rows <= 10)
+					tiles(10, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+				else
+					tiles(12, a, r0, rows, p, to, w, panelBytes, n, k > 0);
+			}
+		}
+	}
+}

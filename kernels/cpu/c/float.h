@@ -1,0 +1,64 @@
+// What the kernels of floating-point weights share. A product sums each CHUNK of columns in one
+// chain of fused multiply-adds, columns ascending, and adds the chunks' sums in order: whatever
+// the number of rows, and in every variant, so the numbers are the same to the last bit.
+#pragma once
+#include "vec.h"
+
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLL _Pragma("clang loop unroll(disable) vectorize(disable)")
+
+enum {
+	CHUNK = 512, // columns
+	FEW = 8,     // rows that are multiplied while weights are read
+	TILE = 12,   // rows that share one reading of a chunk of two panels
+	GROUP = 8,   // panels that share one reading of a chunk of TILE rows
+};
+
+enum format { F32, F16, BF16 };
+
+// product is floatArgs of float.go.
+struct product {
+	float *y;
+	int64_t stride;
+	const int64_t *yAt; // where rows of y begin; null: stride apart
+	const uint8_t *x;
+	int64_t xBytes;      // of a row
+	const int64_t *rows; // of x; null: all
+	int64_t n;
+	const uint8_t *w;
+	int64_t panelBytes, cols;
+	int64_t columns; // of y: rows of w
+	int64_t from, to;
+	uint8_t *scratch;
+	int64_t format; // of w
+};
+
+INLINE float *yRow(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
+INLINE const uint8_t *xRow(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
+
+// keep stores sums of P panels for rows from r0 on, or adds them to what is there.
+INLINE void keep(const struct product *a, int64_t r0, int64_t rows, int P, int64_t panel, float (*sums)[2][16], int add) {
+	UNROLL for (int p = 0; p < P; p++) {
+		int64_t column = 16 * (panel + p), lanes = a->columns - column;
+		ROLL for (int64_t r = 0; r < rows; r++) {
+			float *y = yRow(a, r0 + r) + column;
+			if (lanes >= 16) {
+				vf v = vf_load(sums[r][p]);
+				vf_store(y, add ? vf_add(vf_load(y), v) : v);
+				continue;
+			}
+			ROLL for (int64_t i = 0; i < lanes; i++) y[i] = add ? y[i] + sums[r][p][i] : sums[r][p][i];
+		}
+	}
+}
+
+// copy copies words.
+INLINE void copy(void *to, const void *from, int64_t bytes) {
+	uint8_t *dst = to;
+	const uint8_t *src = from;
+	ROLL for (; bytes >= 64; bytes -= 64, src += 64, dst += 64) vf_store((float *)dst, vf_load((const float *)src));
+	ROLL for (; bytes > 0; bytes -= 4, src += 4, dst += 4) *(float *)dst = *(const float *)src;
+}
+
+// share is how many of n rows the i-th of some tiles takes: they differ by one at most.
+INLINE int64_t share(int64_t n, int64_t tiles, int64_t i) { return n / tiles + (i < n % tiles); }
