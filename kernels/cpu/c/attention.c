@@ -134,12 +134,12 @@ INLINE void query(float *dst, const float *q, int64_t dim, int64_t wide, float s
 // where a chunk of a row begins; dim is at least a chunk.
 INLINE int64_t chunk(int64_t c, int64_t dim) { return c + CHUNK <= dim ? c : dim - CHUNK; }
 
-INLINE void prefetch(const half *row, int64_t dim) {
-	for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(row + i, 0, 3);
-}
+// prefetch fetches the line with two chunks of a row, into the second cache: in the first, rows that lie a multiple of
+// 4 KiB apart would displace each other. Each line is asked for twice, which is cheaper than to ask which half it is.
+INLINE void prefetch(const half *row, int64_t c) { __builtin_prefetch(row + c, 0, 2); }
 
-// dots are the products of some heads' queries and TILE/heads keys.
-INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t wide, const half *keys, const int64_t *at) {
+// dots are the products of some heads' queries and TILE/heads keys; the values beside those are fetched.
+INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t wide, const half *keys, const half *values, const int64_t *at) {
 	const int positions = TILE / heads;
 	vf acc[TILE];
 	UNROLL for (int i = 0; i < TILE; i++) acc[i] = vf_zero();
@@ -148,6 +148,7 @@ INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t
 		vf of[MOST_HEADS];
 		UNROLL for (int h = 0; h < heads; h++) of[h] = vf_load(q + h * wide + c);
 		UNROLL for (int p = 0; p < positions; p++) {
+			if (values) prefetch(values + at[p], c);
 			vf k = vf_half(keys + at[p] + o);
 			UNROLL for (int h = 0; h < heads; h++) acc[h * positions + p] = vf_fma(of[h], k, acc[h * positions + p]);
 		}
@@ -155,7 +156,8 @@ INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t
 	sums(heads, s, acc);
 }
 
-// add adds the values of n positions, each times its weight in p [heads, STEP], to some chunks of y [heads, wide].
+// add adds the values of n positions, each times its weight in p [heads, STEP], to some chunks of
+// y [heads, wide]; the next step's keys are fetched, if there are any.
 INLINE void add(const int heads, const int chunks, float *y, const float *p, int64_t n, int64_t dim, int64_t wide, int64_t c, const half *values, const int64_t *at, const half *keys, const int64_t *next) {
 	vf acc[MOST_HEADS * 8];
 	UNROLL for (int h = 0; h < heads; h++)
@@ -163,8 +165,8 @@ INLINE void add(const int heads, const int chunks, float *y, const float *p, int
 	int64_t last = chunk(c + CHUNK * (chunks - 1), dim);
 	for (int64_t j = 0; j < n; j++) {
 		const half *row = values + at[j];
-		if (next) prefetch(keys + next[j], dim);
 		UNROLL for (int i = 0; i < chunks; i++) {
+			if (next) prefetch(keys + next[j], c + CHUNK * i);
 			vf v = vf_half(row + (i == chunks - 1 ? last : c + CHUNK * i));
 			UNROLL for (int h = 0; h < heads; h++) acc[h * chunks + i] = vf_fma(vf_set(p[h * STEP + j]), v, acc[h * chunks + i]);
 		}
@@ -208,24 +210,18 @@ INLINE void finish(float *y, const float *sum, const float *of, int64_t dim, int
 	for (int64_t c = 0; c < wide; c += CHUNK) vf_store(y + chunk(c, dim), vf_div(vf_load(of + c), all));
 }
 
-// some heads' part of a step: the one that reads keys and values first fetches what comes next.
+// some heads' part of a step. next is nothing where others have fetched what comes next.
 INLINE void heads_step(const int heads, float *y, float *s, float *most, float *sum, const float *q, int64_t n, int64_t dim, int64_t wide, float cap,
 	const half *keys, const half *values, const int64_t *at, const int64_t *next) {
 	const int positions = TILE / heads, chunks = TILE / heads < 8 ? TILE / heads : 8;
 	for (int64_t i = 0; i < n; i += positions) {
-		if (next) {
-			UNROLL for (int p = 0; p < positions; p++) prefetch(values + at[i + p], dim);
-		}
-		dots(heads, s + i, q, dim, wide, keys, at + i);
+		dots(heads, s + i, q, dim, wide, keys, next ? values : 0, at + i);
 	}
 	for (int h = 0; h < heads; h++) weigh(s + h * STEP, most + h, sum + h * CHUNK, y + h * wide, wide, 0, n, cap);
 	int64_t c = 0;
-	for (; c + chunks * CHUNK <= wide; c += chunks * CHUNK) {
-		add(heads, chunks, y, s, n, dim, wide, c, values, at, keys, next);
-		next = 0;
-	}
-	if (chunks > 4 && c + 4 * CHUNK <= wide) add(heads, 4, y, s, n, dim, wide, c, values, at, keys, next), c += 4 * CHUNK, next = 0;
-	if (chunks > 2 && c + 2 * CHUNK <= wide) add(heads, 2, y, s, n, dim, wide, c, values, at, keys, next), c += 2 * CHUNK, next = 0;
+	for (; c + chunks * CHUNK <= wide; c += chunks * CHUNK) add(heads, chunks, y, s, n, dim, wide, c, values, at, keys, next);
+	if (chunks > 4 && c + 4 * CHUNK <= wide) add(heads, 4, y, s, n, dim, wide, c, values, at, keys, next), c += 4 * CHUNK;
+	if (chunks > 2 && c + 2 * CHUNK <= wide) add(heads, 2, y, s, n, dim, wide, c, values, at, keys, next), c += 2 * CHUNK;
 	if (chunks > 1 && c < wide) add(heads, 1, y, s, n, dim, wide, c, values, at, keys, next);
 }
 
