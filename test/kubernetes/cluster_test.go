@@ -88,15 +88,9 @@ func progress(format string, args ...any) {
 // start brings a cluster up in a folder, installs the chart and waits for it.
 // hack/test-kubernetes.sh takes it down, whatever becomes of this process.
 func start(ctx context.Context, state string) (*cluster, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
 	c := &cluster{state: state}
 	c.kubeconfig = filepath.Join(c.state, "pki", "admin.conf")
-	c.env = append(os.Environ(), "STATE="+c.state, "PORT="+strconv.Itoa(port), "KUBECONFIG="+c.kubeconfig)
+	c.env = append(os.Environ(), "STATE="+c.state, "KUBECONFIG="+c.kubeconfig)
 
 	progress("starting a cluster")
 	out, err := c.output(c.devcluster("build"))
@@ -104,6 +98,12 @@ func start(ctx context.Context, state string) (*cluster, error) {
 		return c, err
 	}
 	c.bin = strings.TrimSpace(out)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // after the build, which takes minutes: the port is to be free still
+	if err != nil {
+		return c, err
+	}
+	c.env = append(c.env, "PORT="+strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+	l.Close()
 	if _, err := c.output(c.devcluster("up", "2")); err != nil {
 		return c, err
 	}

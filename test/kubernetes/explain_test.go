@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/cli"
 )
 
@@ -25,6 +28,7 @@ func TestExplain(t *testing.T) {
 	s.model("explained-large", float32Model, "")
 	s.kubectl("patch", "model", "explained-large", "--type=merge", "-p", `{"spec":{"context":{"sequences":4096}}}`)
 	s.ready("explained")
+	s.condition("explained-large", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonDoesNotFit)
 	proposal := modelManifest("proposed", float16Model, "")
 	for _, c := range []struct {
 		args, input string

@@ -226,7 +226,7 @@ func TestBadRequests(t *testing.T) {
 	t.Run("a client that goes away frees what it held", func(t *testing.T) {
 		pod := s.worker("requests")
 		for range 8 {
-			st, err := s.open("requests", 450)
+			st, err := s.open("requests", 450, 1)
 			check(t, err)
 			st.response.Body.Close()
 		}

@@ -68,11 +68,14 @@ spec:
 	})
 
 	t.Run("nobody takes a busy worker's node", func(t *testing.T) {
-		for _, p := range s.workers("burst") {
-			if p.Annotations["karpenter.sh/do-not-disrupt"] != "true" || p.Annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] != "false" {
-				t.Errorf("%s is not kept: %v", p.Name, p.Annotations)
+		s.eventually("the workers' pods say so", func() string { // a pod's marks change every few seconds at most
+			for _, p := range s.workers("burst") {
+				if p.Annotations["karpenter.sh/do-not-disrupt"] != "true" || p.Annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] != "false" {
+					return fmt.Sprintf("%s is not kept: %v", p.Name, p.Annotations)
+				}
 			}
-		}
+			return ""
+		})
 		before := s.nodes()
 		time.Sleep(8 * time.Second) // Karpenter consolidates after one
 		if after := s.nodes(); !slices.Equal(before, after) {
@@ -106,7 +109,7 @@ spec:
 	})
 
 	t.Run("models leave, pods and nodes go", func(t *testing.T) {
-		s.kubectl("delete", "model", "--all", "--timeout=60s")
+		s.kubectl("delete", "model", "--all", patiently)
 		s.eventually("no worker is left", func() string {
 			if pods := s.workers("burst"); len(pods) > 0 {
 				return fmt.Sprintf("there are %d", len(pods))
@@ -150,7 +153,7 @@ func (s *scene) startKarpenter() {
 	for _, folder := range lines[1:] {
 		s.kubectl("apply", "--server-side", "-f", folder)
 	}
-	s.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/nodepools.karpenter.sh", "crd/nodeclaims.karpenter.sh", "crd/kwoknodeclasses.karpenter.kwok.sh")
+	s.kubectl("wait", "--for=condition=Established", patiently, "crd/nodepools.karpenter.sh", "crd/nodeclaims.karpenter.sh", "crd/kwoknodeclasses.karpenter.kwok.sh")
 	machine := []map[string]any{{
 		"name": "gpu-1x", "architecture": "amd64", "operatingSystems": []string{"linux"},
 		"resources": map[string]string{"cpu": "8", "memory": "64Gi", "pods": "110", "nvidia.com/gpu": "1"},

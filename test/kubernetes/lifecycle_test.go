@@ -29,7 +29,7 @@ func TestServe(t *testing.T) {
 	s.pool("serve", 1, "512Mi")
 	s.model("serve-f32", float32Model, "replicas: 1, servedNames: [serve-alias]")
 	s.model("serve-f16", float16Model, "replicas: 1")
-	s.kubectl("wait", "--for=condition=Ready", "--timeout=90s", "model/serve-f32", "model/serve-f16", "ipool/serve")
+	s.kubectl("wait", "--for=condition=Ready", patiently, "model/serve-f32", "model/serve-f16", "ipool/serve")
 
 	for _, name := range []string{"serve-f32", "serve-alias", "serve-f16"} {
 		if text := s.answers(name); text == "" {
@@ -104,7 +104,7 @@ func TestServe(t *testing.T) {
 	t.Run("scale", func(t *testing.T) {
 		s.kubectl("patch", "ipool", "serve", "--type=merge", "-p", `{"spec":{"workers":{"max":2}}}`)
 		s.kubectl("scale", "model", "serve-f32", "--replicas=2")
-		s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", "--timeout=90s", "model/serve-f32")
+		s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", patiently, "model/serve-f32")
 		if workers := placed(s, "serve-f32"); len(workers) != 2 {
 			t.Errorf("two replicas are on workers %v", workers)
 		}
@@ -118,7 +118,7 @@ func TestServe(t *testing.T) {
 		s.answers("serve-f32")
 	})
 	t.Run("delete", func(t *testing.T) {
-		s.kubectl("delete", "model", "serve-f16", "--timeout=60s")
+		s.kubectl("delete", "model", "serve-f16", patiently)
 		s.eventually("the gateway has forgotten it", func() string {
 			body, _ := json.Marshal(map[string]any{"model": "serve-f16", "prompt": "x", "max_tokens": 1})
 			status, answer, err := s.request(context.Background(), "POST", "/v1/completions", body)

@@ -87,7 +87,7 @@ func (h *hold) fragment(c cargo) {
 	message := h.condition(h.name("large"), v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonDoesNotFit)
 	progress("  before: %s", message)
 	h.kubectl("patch", "model", h.name("large"), "--type=merge", "-p", `{"spec": {"suspend": true}}`)
-	h.kubectl("delete", "model", h.name("filler"), "--timeout=60s")
+	h.kubectl("delete", "model", h.name("filler"), patiently)
 }
 
 // rested waits until moved has been on its device for so long that it may move.
@@ -342,10 +342,11 @@ func (h *hold) moving() bool {
 	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonMoving
 }
 
-// longRequest asks moved for a text that takes a while, whoever ends it.
+// longRequest asks moved for a text that takes a while, whoever ends it. Its weights are zero,
+// and so is the token that it finds the likeliest: that does not end a text.
 func (h *hold) longRequest() {
 	h.Helper()
-	st, err := h.open(h.name("moved"), 480)
+	st, err := h.open(h.name("moved"), 480, 0)
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -19,13 +19,17 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // patience is how long anything that should happen may take.
-const patience = 90 * time.Second
+const patience = 2 * time.Minute
+
+// patiently is patience for kubectl.
+const patiently = "--timeout=2m"
 
 // scene is one test's namespace.
 type scene struct {
@@ -58,7 +62,7 @@ func newScene(t *testing.T) *scene {
 			}
 		}
 		// Models at once: the names that they serve are the whole installation's.
-		if _, err := s.cluster.kubectl("", "delete", "model", "--all", "-n", s.namespace, "--timeout=60s"); err != nil {
+		if _, err := s.cluster.kubectl("", "delete", "model", "--all", "-n", s.namespace, patiently); err != nil {
 			t.Error(err)
 		}
 		if _, err := s.cluster.kubectl("", "delete", "namespace", s.namespace, "--wait=false"); err != nil {
@@ -155,12 +159,27 @@ func (s *scene) within(limit time.Duration, what string, check func() string) {
 	}
 }
 
+// read reads from the API server, which a test may have killed: it must answer in the end, with what is asked for.
+func (s *scene) read(what string, from func(context.Context) error) {
+	s.Helper()
+	s.eventually("the API server answers for "+what, func() string {
+		err := from(context.Background())
+		if apierrors.IsNotFound(err) {
+			s.Fatal(err)
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
 func (s *scene) get(name string) v1alpha1.Model {
 	s.Helper()
 	var m v1alpha1.Model
-	if err := s.client.Get(context.Background(), client.ObjectKey{Namespace: s.namespace, Name: name}, &m); err != nil {
-		s.Fatal(err)
-	}
+	s.read("model "+name, func(ctx context.Context) error {
+		return s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &m)
+	})
 	return m
 }
 
@@ -212,9 +231,9 @@ func (s *scene) workers(pool string) []corev1.Pod {
 func (s *scene) pods(namespace string, labels client.MatchingLabels) []corev1.Pod {
 	s.Helper()
 	var list corev1.PodList
-	if err := s.client.List(context.Background(), &list, client.InNamespace(namespace), labels); err != nil {
-		s.Fatal(err)
-	}
+	s.read("pods", func(ctx context.Context) error {
+		return s.client.List(ctx, &list, client.InNamespace(namespace), labels)
+	})
 	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 }
 
@@ -246,9 +265,9 @@ func podReady(p *corev1.Pod) bool {
 func (s *scene) token(pool string) string {
 	s.Helper()
 	var secret corev1.Secret
-	if err := s.client.Get(context.Background(), client.ObjectKey{Namespace: s.namespace, Name: pool + "-token"}, &secret); err != nil {
-		s.Fatal(err)
-	}
+	s.read("the token of pool "+pool, func(ctx context.Context) error {
+		return s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: pool + "-token"}, &secret)
+	})
 	return strings.TrimSpace(string(secret.Data["token"]))
 }
 
@@ -295,8 +314,8 @@ type stream struct {
 }
 
 // open starts a streamed completion and waits for its first chunk.
-func (s *scene) open(model string, tokens int) (*stream, error) {
-	body, _ := json.Marshal(map[string]any{"model": model, "prompt": "Once upon a time", "max_tokens": tokens, "temperature": 1, "stream": true})
+func (s *scene) open(model string, tokens, temperature int) (*stream, error) {
+	body, _ := json.Marshal(map[string]any{"model": model, "prompt": "Once upon a time", "max_tokens": tokens, "temperature": temperature, "stream": true})
 	response, err := s.http.Post(s.gateway+"/v1/completions", "application/json", strings.NewReader(string(body)))
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func (s *scene) crew(pool string) []string {
 	s.model(names[3], float16Model, "autoscaling: {min: 1, max: 2}")
 	s.model(names[4], float32Model, "autoscaling: {min: 0, max: 1, idleAfter: 1s}")
 	s.ready(names...)
-	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", "--timeout=90s", "model/"+pool)
+	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", patiently, "model/"+pool)
 	return names
 }
 
@@ -56,7 +56,7 @@ func TestRollingUpdate(t *testing.T) {
 		return ""
 	})
 	s.ready(names...)
-	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", "--timeout=90s", "model/roll")
+	s.kubectl("wait", "--for=jsonpath={.status.readyReplicas}=2", patiently, "model/roll")
 	asking.end(s)
 }
 
@@ -93,7 +93,7 @@ func TestDrain(t *testing.T) {
 		return ""
 	})
 	asking := s.keepAsking(names...)
-	s.kubectl("drain", spareNode, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s", "--pod-selector="+v1alpha1.LabelPool+"=drain")
+	s.kubectl("drain", spareNode, "--ignore-daemonsets", "--delete-emptydir-data", patiently, "--pod-selector="+v1alpha1.LabelPool+"=drain")
 	s.eventually("four workers are on the node that is left", func() string {
 		pods := s.workers("drain")
 		for _, p := range pods {
@@ -146,7 +146,7 @@ func TestPoolSize(t *testing.T) {
 	s.model("size-none", float32Model, "")
 	message := s.condition("size-none", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonDoesNotFit)
 	progress("  %s", message)
-	s.kubectl("delete", "model", "size-none", "size-2", "size-3", "size-4", "size-5", "--timeout=60s")
+	s.kubectl("delete", "model", "size-none", "size-2", "size-3", "size-4", "size-5", patiently)
 	s.eventually("one worker is left", ready(1))
 
 	var pool v1alpha1.InferencePool
@@ -154,7 +154,7 @@ func TestPoolSize(t *testing.T) {
 	s.kubectl("patch", "ipool", "size", "--type=merge", "-p", `{"spec": {"replicas": 1}}`)
 	var scale autoscalingv1.Scale
 	for _, n := range []int32{2, 3, 1} { // as a HorizontalPodAutoscaler writes it
-		check(t, retry.RetryOnConflict(retry.DefaultRetry, func() error { // the operator writes the status meanwhile
+		check(t, retry.RetryOnConflict(retry.DefaultBackoff, func() error { // the operator writes the status meanwhile
 			if err := s.client.SubResource("scale").Get(context.Background(), &pool, &scale); err != nil {
 				return err
 			}
