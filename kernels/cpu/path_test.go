@@ -1,7 +1,10 @@
 package cpu
 
 import (
+	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,15 +34,34 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// BenchmarkRead reads memory that no cache has, with one thread and with two. Of measurements on a machine that others
+// use too the best one tells the roof, so that is reported beside the mean. Several streams, prefetching (to each
+// cache, 1 to 16 KiB ahead) and longer loops were no faster than the plain loop there is (AMD Zen 4: one thread
+// 31 GB/s, two 60).
 func BenchmarkRead(b *testing.B) {
+	const window = 24 << 20
 	data := HugePages(b, 512<<20)
 	for _, p := range Available() {
-		b.Run(p.String(), func(b *testing.B) {
-			b.SetBytes(int64(len(data)))
-			for b.Loop() {
-				p.Read(data)
-			}
-		})
+		for threads := 1; threads <= 2; threads++ {
+			b.Run(fmt.Sprintf("%s/%d", p, threads), func(b *testing.B) {
+				b.SetBytes(int64(threads * window))
+				at, best := 0, time.Hour
+				for b.Loop() {
+					start := time.Now()
+					var all sync.WaitGroup
+					for range threads {
+						if at += window; at+window > len(data) {
+							at = 0
+						}
+						part := data[at : at+window]
+						all.Go(func() { p.Read(part) })
+					}
+					all.Wait()
+					best = min(best, time.Since(start))
+				}
+				b.ReportMetric(float64(threads*window)/best.Seconds()/1e9, "best-GB/s")
+			})
+		}
 	}
 }
 
