@@ -82,7 +82,7 @@ func hog(processor string) {
 		fmt.Fprintln(os.Stderr, "bench-peers: hog:", err)
 		os.Exit(1)
 	}
-	for {
+	for spins := 0; ; spins++ {
 	}
 }
 

@@ -69,6 +69,16 @@ func (s *session) versions(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	device, err := ours(ctx, "inspect", "--device", "--json").output()
+	if err != nil {
+		return "", err
+	}
+	var kernels struct {
+		Path string `json:"path"`
+	}
+	if err := json.Unmarshal(device, &kernels); err != nil {
+		return "", err
+	}
 	p := llama(ctx, s.root, "bench", "--version")
 	text, err := p.CombinedOutput()
 	if err != nil {
@@ -79,7 +89,7 @@ func (s *session) versions(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("llama-bench --version says %q", text)
 	}
 	commit := strings.TrimSpace(string(own))
-	return fmt.Sprintf("Estiba %s, llama.cpp %s of Debian's sid)", commit[:min(12, len(commit))], peer[1]), nil
+	return fmt.Sprintf("Estiba %s with path %s, llama.cpp %s of Debian's sid)", commit[:min(12, len(commit))], kernels.Path, peer[1]), nil
 }
 
 // estibaBench is what 'estiba bench --json' says.

@@ -2,14 +2,16 @@ package device
 
 import (
 	"bufio"
+	"cmp"
 	"io/fs"
 	"os"
 	"runtime"
 	"strings"
 )
 
-// Processor is what the machine calls its processor, or the architecture where it does
-// not say. host is the root folder of the machine; nil means the real one.
+// Processor is what the machine calls its processor, with family and model where it says
+// them, or the architecture where it says nothing: "AMD EPYC, family 25, model 17". host is the
+// root folder of the machine; nil means the real one.
 func Processor(host fs.FS) string {
 	if host == nil {
 		host = os.DirFS("/")
@@ -19,14 +21,18 @@ func Processor(host fs.FS) string {
 		return runtime.GOARCH
 	}
 	defer f.Close()
+	said := map[string]string{} // of the first processor
 	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		// "model name	: AMD EPYC 9R14"
-		if name, value, _ := strings.Cut(lines.Text(), ":"); strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
+	for lines.Scan() && lines.Text() != "" {
+		// "model name	: AMD EPYC"
+		name, value, _ := strings.Cut(lines.Text(), ":")
+		said[strings.TrimSpace(name)] = strings.TrimSpace(value)
 	}
-	return runtime.GOARCH
+	name := cmp.Or(said["model name"], runtime.GOARCH)
+	if said["cpu family"] != "" && said["model"] != "" {
+		name += ", family " + said["cpu family"] + ", model " + said["model"]
+	}
+	return name
 }
 
 // Memory is how much the machine has, and how much of it can be had without swapping, in
