@@ -67,8 +67,8 @@ INLINE vf signed_scale_of(vi s, int odd, int half, vf d) { return vf_mul(d, vf_i
 INLINE vf d_of(enum format f, const uint8_t *w) { return f == Q6K ? vf_load((const float *)w) : vf_half((const half *)w); }
 INLINE vf m_of(const uint8_t *w) { return vf_sub(vf_zero(), vf_half((const half *)(w + 32))); }
 
-// one multiplies one of a unit's groups by R rows.
-INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+// one multiplies one of a unit's groups by R rows; d and m are the block's numbers.
+INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	const struct kind k = kinds[f];
 	const uint8_t *bits = unit + SCALES + odd * group_size(f);
 	struct dots dots;
@@ -80,7 +80,7 @@ INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int odd, i
 			THEN;
 			begin(k, R, &dots, x, group, half);
 			UNROLL for (int i = 4 * half; i < 4 * half + 4; i++) step(k, R, &dots, x, group, i, six(bits, i));
-			end(k, R, acc, &dots, x, group, signed_scale_of(vi_load(unit), odd, half, d_of(f, w)), vf_zero(), half);
+			end(k, R, acc, &dots, x, group, signed_scale_of(vi_load(unit), odd, half, d), vf_zero(), half);
 		}
 		return;
 	}
@@ -91,15 +91,16 @@ INLINE void one(enum format f, const uint8_t *w, const uint8_t *unit, int odd, i
 	if (times16 && odd)
 		UNROLL for (int r = 0; r < R; r++) dots.dot[r] = vi_right_signed(dots.dot[r], 4);
 	vi s = vi_load(unit);
-	end(k, R, acc, &dots, x, group, scale_of(s, odd, d_of(f, w)), least_of(s, odd, m_of(w)), 0);
+	end(k, R, acc, &dots, x, group, scale_of(s, odd, d), least_of(s, odd, m), 0);
 }
 
 INLINE void panel(enum format f, const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
 	ROLL for (int64_t group = 0; group < cols / 32; w += block_size(f)) {
+		vf d = d_of(f, w), m = f == Q6K ? vf_zero() : m_of(w);
 		const uint8_t *unit = w + HEADER;
 		ROLL for (int u = 0; u < UNITS; u++, unit += unit_size(f), group += 2) {
-			one(f, w, unit, 0, group, R, x, acc);
-			one(f, w, unit, 1, group + 1, R, x, acc);
+			one(f, d, m, unit, 0, group, R, x, acc);
+			one(f, d, m, unit, 1, group + 1, R, x, acc);
 		}
 	}
 }
