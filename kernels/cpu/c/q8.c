@@ -9,10 +9,13 @@ enum { PAIR = 64 + 2 * 512 };
 INLINE const uint8_t *plane(const uint8_t *w, int64_t group) { return w + group / 2 * PAIR + 64 + group % 2 * 512; }
 INLINE vf scales(const uint8_t *w, int64_t group) { return vf_half((const half *)(w + group / 2 * PAIR + group % 2 * 32)); }
 
-INLINE void one(const uint8_t *w, vf s, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+// one multiplies a group, number half of a pair at w.
+INLINE void one(const uint8_t *w, int half, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	struct dots d;
+	vf s = vf_half((const uint16_t *)w + 16 * half);
+	w += 64 + 512 * half;
 	begin(kind, R, &d, x, group, 0);
-	ahead(w, 512);
+	ahead(R, w, 512 + 64 * half);
 	UNROLL for (int i = 0; i < 8; i++) step(kind, R, &d, x, group, i, vi_load(w + 64 * i));
 	end(kind, R, acc, &d, x, group, s, s, 0);
 }
@@ -20,11 +23,11 @@ INLINE void one(const uint8_t *w, vf s, int64_t group, const int R, const uint8_
 INLINE void panel(const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
 	int64_t group = 0, groups = cols / 32;
 	ROLL for (; group + 2 <= groups; group += 2, w += PAIR) {
-		one(w + 64, vf_half((const half *)w), group, R, x, acc);
-		one(w + 64 + 512, vf_half((const half *)w + 16), group + 1, R, x, acc);
+		one(w, 0, group, R, x, acc);
+		one(w, 1, group + 1, R, x, acc);
 	}
 	if (group < groups)
-		one(w + 64, vf_half((const half *)w), group, R, x, acc);
+		one(w, 0, group, R, x, acc);
 }
 
 INLINE void unpack(uint8_t *to, const uint8_t *w, int64_t cols, int64_t group, int64_t groups) {
