@@ -103,6 +103,34 @@ func layerNorm(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func mostOf_avx2(args unsafe.Pointer)
+
+//go:noescape
+func mostOf_avx512(args unsafe.Pointer)
+
+func mostOf(p Path, args unsafe.Pointer) {
+	if p == AVX2 {
+		mostOf_avx2(args)
+		return
+	}
+	mostOf_avx512(args)
+}
+
+//go:noescape
+func nextAbove_avx2(args unsafe.Pointer)
+
+//go:noescape
+func nextAbove_avx512(args unsafe.Pointer)
+
+func nextAbove(p Path, args unsafe.Pointer) {
+	if p == AVX2 {
+		nextAbove_avx2(args)
+		return
+	}
+	nextAbove_avx512(args)
+}
+
+//go:noescape
 func rmsNorm_avx2(args unsafe.Pointer)
 
 //go:noescape

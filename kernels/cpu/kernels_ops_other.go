@@ -20,6 +20,10 @@ func geluTanh(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func layerNorm(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func mostOf(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func nextAbove(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func rmsNorm(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func rotateHalves(Path, unsafe.Pointer) { panic("cpu: no kernel") }

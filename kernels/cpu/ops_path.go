@@ -178,6 +178,48 @@ func SoftmaxRef(x []float32) {
 	}
 }
 
+// NextAbove is the first place in x, from a place on, whose number is more than low; len(x) if there is none.
+// What is not a number is more than nothing.
+func (p Path) NextAbove(x []float32, from int, low float32) int {
+	if p == PlainGo {
+		for i, v := range x[from:] {
+			if v > low {
+				return from + i
+			}
+		}
+		return len(x)
+	}
+	if from >= len(x) {
+		return len(x)
+	}
+	a := op{x: of(x[from:], len(x)-from), n: int64(len(x) - from), a: low}
+	nextAbove(p, unsafe.Pointer(&a))
+	return from + int(a.k)
+}
+
+// Argmax is the first place of the largest number of x; -1 if every one is none or minus infinity.
+func (p Path) Argmax(x []float32) int {
+	if p == PlainGo || len(x) == 0 {
+		return argmax(x)
+	}
+	a := op{x: of(x, len(x)), n: int64(len(x))}
+	mostOf(p, unsafe.Pointer(&a))
+	if math.IsInf(float64(a.a), -1) {
+		return -1
+	}
+	return p.NextAbove(x, 0, math.Nextafter32(a.a, float32(math.Inf(-1))))
+}
+
+func argmax(x []float32) int {
+	best, at := float32(math.Inf(-1)), -1
+	for i, v := range x {
+		if v > best { // false for what is not a number
+			best, at = v, i
+		}
+	}
+	return at
+}
+
 // Store writes src [n] as halves, the nearest, ties to even: what is beyond ±65504 becomes that,
 // and what is not a number stays none.
 func (p Path) Store(dst []uint16, src []float32) {

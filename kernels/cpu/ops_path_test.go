@@ -271,6 +271,31 @@ func TestExp(t *testing.T) {
 	})
 }
 
+func TestArgmax(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	eachPath(t, func(t *testing.T, p cpu.Path) {
+		r := rand.New(rand.NewPCG(1, 2))
+		for _, n := range append(sizes(), 0) {
+			for _, from := range [][]float32{{0, 1, 2}, {nan}, {-inf}, {nan, -inf}, {nan, -inf, -3, 5}, {inf, nan, 1}, {-3e38, -inf}, {0, float32(math.Copysign(0, -1))}} {
+				x := make([]float32, n)
+				for i := range x {
+					x[i] = from[r.IntN(len(from))]
+				}
+				if got, want := p.Argmax(x), cpu.PlainGo.Argmax(x); got != want {
+					t.Fatalf("the largest of %d from %v is at %d, want %d", n, from, got, want)
+				}
+				for _, low := range []float32{-inf, -3, 0, 1.5, inf, nan} {
+					for at := 0; at <= n; at += 1 + n/9 {
+						if got, want := p.NextAbove(x, at, low), cpu.PlainGo.NextAbove(x, at, low); got != want {
+							t.Fatalf("above %g from %d on, of %d from %v: %d, want %d", low, at, n, from, got, want)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
 func TestStore(t *testing.T) {
 	inf := float32(math.Inf(1))
 	special := []float32{0, float32(math.Copysign(0, -1)), 65504, 65519, 65520, 1e30, inf, -inf, -65505, 6e-8, 2.9e-8, 3e-8, -6e-8, 1e-45, 6.1e-5, 2049, 2051}
@@ -342,6 +367,7 @@ func BenchmarkOps(b *testing.B) {
 		{"SoftCap", func(p cpu.Path) { p.SoftCap(y, x, 30) }},
 		{"Softmax", func(p cpu.Path) { copy(y, x); p.Softmax(y) }},
 		{"Add", func(p cpu.Path) { p.Add(y, x, z) }},
+		{"Argmax", func(p cpu.Path) { p.Argmax(x) }},
 		{"Store", func(p cpu.Path) { p.Store(h, x) }},
 	} {
 		for _, p := range cpu.Available() {

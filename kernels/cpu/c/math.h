@@ -13,6 +13,7 @@ INLINE vf vf_sign(vf v, vf of) { return _mm512_or_ps(v, _mm512_and_ps(of, _mm512
 INLINE vf vf_if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 INLINE vf vf_round(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf vf_ldexp(vf v, vf n) { return _mm512_scalef_ps(v, n); } // v times two to the power of n, rounded once
+INLINE uint32_t vf_above(vf v, vf low) { return _mm512_cmp_ps_mask(v, low, _CMP_GT_OQ); } // a bit a lane
 INLINE float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
 INLINE float vf_most(vf v) { return _mm512_reduce_max_ps(v); }
 #else
@@ -53,6 +54,9 @@ INLINE __m256 ldexp256(__m256 v, __m256 n) {
 	return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(b, bias), 23)));
 }
 INLINE vf vf_ldexp(vf v, vf n) { return (vf){ldexp256(v.lo, n.lo), ldexp256(v.hi, n.hi)}; }
+INLINE uint32_t vf_above(vf v, vf low) {
+	return (uint32_t)(_mm256_movemask_ps(_mm256_cmp_ps(v.lo, low.lo, _CMP_GT_OQ)) | _mm256_movemask_ps(_mm256_cmp_ps(v.hi, low.hi, _CMP_GT_OQ)) << 8);
+}
 INLINE float vf_sum(vf v) {
 	__m256 a = _mm256_add_ps(v.lo, v.hi);
 	__m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

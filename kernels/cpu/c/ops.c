@@ -54,12 +54,13 @@ void storeHalf(struct op *o) { // y [n] of halves
 }
 
 void rmsNorm(struct op *o) { // a: eps, b: shift
-	vd s0 = vd_zero(), s1 = vd_zero();
-	for (int64_t i = 0; i < o->n; i += 16) {
-		vf v = vf_load_first(o->x + i, o->n - i);
+	vd s0 = vd_zero(), s1 = s0, s2 = s0, s3 = s0;
+	for (int64_t i = 0; i < o->n; i += 32) {
+		vf v = vf_load_first(o->x + i, o->n - i), w = o->n - i <= 16 ? vf_zero() : vf_load_first(o->x + i + 16, o->n - i - 16);
 		s0 = vd_fma(vd_low(v), vd_low(v), s0), s1 = vd_fma(vd_high(v), vd_high(v), s1);
+		s2 = vd_fma(vd_low(w), vd_low(w), s2), s3 = vd_fma(vd_high(w), vd_high(w), s3);
 	}
-	vf scale = vf_set((float)(1 / root(vd_sum(vd_add(s0, s1)) / (double)o->n + (double)o->a))), shift = vf_set(o->b);
+	vf scale = vf_set((float)(1 / root(vd_sum(vd_add(vd_add(s0, s1), vd_add(s2, s3))) / (double)o->n + (double)o->a))), shift = vf_set(o->b);
 	for (int64_t i = 0; i < o->n; i += 16) {
 		vf v = vf_mul(vf_load_first(o->x + i, o->n - i), scale);
 		vf_store_first(o->y + i, vf_mul(v, vf_add(shift, vf_load_first(o->w + i, o->n - i))), o->n - i);
@@ -233,4 +234,31 @@ void softmaxRow(struct op *o) { // x in place of y
 	for (i = o->n / 16 * 16; i < o->n; i++) sum += o->y[i];
 	vf s = vf_set(sum);
 	for (i = 0; i < o->n; i += 16) vf_store_first(o->y + i, vf_div(vf_load_first(o->y + i, o->n - i), s), o->n - i);
+}
+
+void mostOf(struct op *o) { // the largest of x: a
+	vf m0 = vf_set(-__builtin_inff()), m1 = m0, m2 = m0, m3 = m0;
+	int64_t i = 0;
+	for (; i + 64 <= o->n; i += 64) { // of two numbers max gives the second if the first is none
+		m0 = vf_max(vf_load(o->x + i), m0), m1 = vf_max(vf_load(o->x + i + 16), m1);
+		m2 = vf_max(vf_load(o->x + i + 32), m2), m3 = vf_max(vf_load(o->x + i + 48), m3);
+	}
+	for (; i + 16 <= o->n; i += 16) m0 = vf_max(vf_load(o->x + i), m0);
+	float most = vf_most(vf_max(vf_max(m0, m1), vf_max(m2, m3)));
+	for (; i < o->n; i++) most = o->x[i] > most ? o->x[i] : most;
+	o->a = most;
+}
+
+void nextAbove(struct op *o) { // the first place from k on where x is more than a: k, or n
+	vf low = vf_set(o->a);
+	int64_t i = o->k;
+	for (; i + 64 <= o->n; i += 64) {
+		uint64_t above = (uint64_t)vf_above(vf_load(o->x + i), low) | (uint64_t)vf_above(vf_load(o->x + i + 16), low) << 16 |
+			(uint64_t)vf_above(vf_load(o->x + i + 32), low) << 32 | (uint64_t)vf_above(vf_load(o->x + i + 48), low) << 48;
+		if (above == 0) continue;
+		o->k = i + __builtin_ctzll(above);
+		return;
+	}
+	while (i < o->n && !(o->x[i] > o->a)) i++;
+	o->k = i;
 }
