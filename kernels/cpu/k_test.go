@@ -143,8 +143,8 @@ func BenchmarkPack256(b *testing.B) {
 	for _, p := range Available() {
 		for _, d := range formatsOf256 {
 			b.Run(fmt.Sprintf("%v/%v", p, d), func(b *testing.B) {
-				src := Matrix{DType: d, Rows: rows, Cols: cols, Data: mapped(b, int(d.Bytes(rows*cols)))}
-				dst := Packed{DType: d, Rows: rows, Cols: cols, Data: mapped(b, int(PackedBytes(d, rows, cols)))}
+				src := Matrix{DType: d, Rows: rows, Cols: cols, Data: HugePages(b, int(d.Bytes(rows*cols)))}
+				dst := Packed{DType: d, Rows: rows, Cols: cols, Data: HugePages(b, int(PackedBytes(d, rows, cols)))}
 				b.SetBytes(int64(len(src.Data)))
 				for b.Loop() {
 					p.Pack(dst, src, 0, dst.Panels())

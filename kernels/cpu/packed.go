@@ -120,7 +120,7 @@ func (w Packed) Row(dst []float32, i int) {
 			if f.halves && k >= 16 {
 				scale = s[1]
 			}
-			to[k] = scale * float32(int32(q[k])-f.offset)
+			to[k] = float32(scale * float32(int32(q[k])-f.offset))
 			if f.least {
 				to[k] += m
 			}

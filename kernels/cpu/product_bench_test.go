@@ -8,24 +8,8 @@ import (
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/estiba/estiba/runtime/tensor"
 )
-
-// mapped is n bytes of anonymous memory in huge pages.
-func mapped(tb testing.TB, n int) []byte {
-	data, err := unix.Mmap(-1, 0, (n+1<<21)&^(1<<21-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = unix.Munmap(data) })
-	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
-	for i := 0; i < len(data); i += 4096 {
-		data[i] = 1
-	}
-	return data[:n]
-}
 
 // BenchmarkProduct runs products of weights in memory (256 MiB) and in the cache (512 KiB), and prints what they
 // read in a second, its share of what Read reads right before, and the integer or float operations.
@@ -33,7 +17,7 @@ func mapped(tb testing.TB, n int) []byte {
 func BenchmarkProduct(b *testing.B) {
 	const cols = 2048
 	r := rand.New(rand.NewPCG(1, 2))
-	arena := mapped(b, 256<<20+1<<20)
+	arena := HugePages(b, 256<<20+1<<20)
 	for i := 0; i < len(arena); i += 8 {
 		*(*uint64)(unsafe.Pointer(&arena[i])) = r.Uint64() & 0x3f3f3f3f3f3f3f3f
 	}
@@ -106,7 +90,7 @@ func BenchmarkPrepare(b *testing.B) {
 // the cache (256 KiB), and the time that Read takes for them as a share of the time of packing.
 func BenchmarkPack(b *testing.B) {
 	const cols = 2048
-	from, to := mapped(b, 128<<20), mapped(b, 160<<20)
+	from, to := HugePages(b, 128<<20), HugePages(b, 160<<20)
 	for _, p := range Available() {
 		for _, d := range tensor.DTypes() {
 			for _, size := range []int{128 << 20, 256 << 10} {
