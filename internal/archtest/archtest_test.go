@@ -72,7 +72,7 @@ var rules = map[string]rule{
 	"runtime/batching":  {ours: pureRuntime, pure: true},
 	"runtime/kvcache":   {ours: pureRuntime, pure: true},
 	"runtime/grammar":   {ours: pureRuntime, pure: true},
-	"runtime/sampling":  {ours: pureRuntime, pure: true},
+	"runtime/sampling":  {ours: append([]string{"kernels/cpu"}, pureRuntime...), pure: true},
 	"runtime/toolcall":  {ours: []string{"runtime/grammar"}, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
 	"runtime/eval":      {ours: pureRuntime, pure: true},

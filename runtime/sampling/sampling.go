@@ -10,7 +10,9 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"sync"
 
+	"github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/grammar"
 )
 
@@ -285,16 +287,17 @@ func exclude(row []float32, mask []uint64) {
 	}
 }
 
-// argmax is the first place of the largest; -1 if every one is NaN or minus infinity.
-func argmax(row []float32) int {
-	best, at := float32(math.Inf(-1)), -1
-	for i, x := range row {
-		if x > best { // false for NaN
-			best, at = x, i
-		}
+// path that looks through rows. Each finds the same.
+var path = sync.OnceValue(func() cpu.Path {
+	p, err := cpu.Best()
+	if err != nil { // a backend says so
+		return cpu.PlainGo
 	}
-	return at
-}
+	return p
+})
+
+// argmax is the first place of the largest; -1 if every one is NaN or minus infinity.
+func argmax(row []float32) int { return path().Argmax(row) }
 
 // candidate is a place and exp((its logit - the largest) / temperature), in (0, 1].
 type candidate struct {
@@ -449,11 +452,16 @@ func (e exponent) sum(row []float32) float64 {
 
 // above takes what is at least low.
 func (e exponent) above(row []float32, low float32, all []candidate) []candidate {
-	for i, x := range row {
-		if x >= low {
-			if w := e.of(x); w > 0 {
-				all = append(all, candidate{int32(i), w})
+	p := path()
+	low = math.Nextafter32(low, float32(math.Inf(-1))) // less than what is taken; minus infinity weighs nothing
+	for i := 0; i < len(row); i++ {
+		if !(row[i] > low) { // after one that is, the next one often is too
+			if i = p.NextAbove(row, i+1, low); i == len(row) {
+				break
 			}
+		}
+		if w := e.of(row[i]); w > 0 {
+			all = append(all, candidate{int32(i), w})
 		}
 	}
 	return all
@@ -472,12 +480,10 @@ func (e exponent) largest(row []float32, n int, all []candidate) []candidate {
 	// A heap whose top is the least of the n largest so far. The weight is the
 	// logit itself until the end.
 	worse := func(a, b candidate) bool { return before(a, b) > 0 }
-	least := math.Inf(-1)
-	for i, x := range row {
-		if !(float64(x) > least) {
-			continue // an equal one has a higher token
-		}
-		c := candidate{int32(i), float64(x)}
+	least := float32(math.Inf(-1))
+	p := path()
+	for i := p.NextAbove(row, 0, least); i < len(row); i = p.NextAbove(row, i+1, least) { // an equal one has a higher token
+		c := candidate{int32(i), float64(row[i])}
 		if len(all) < n {
 			all = append(all, c)
 			for k := len(all) - 1; k > 0 && worse(all[k], all[(k-1)/2]); k = (k - 1) / 2 {
@@ -503,7 +509,7 @@ func (e exponent) largest(row []float32, n int, all []candidate) []candidate {
 				k = child
 			}
 		}
-		least = all[0].weight
+		least = float32(all[0].weight)
 	}
 	slices.SortFunc(all, before)
 	for i, c := range all {
