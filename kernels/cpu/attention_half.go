@@ -38,10 +38,11 @@ func (c HalfKV) check(blocks []int32, from, to, head, dim int) {
 	}
 }
 
-// AttendScratch is how many float32 Attend needs for so many heads of dim, and AttendTile for so many queries times heads.
+// AttendScratch is how many float32 Attend needs for so many heads of dim, and AttendTile and AttendAll for so many
+// queries times heads.
 func AttendScratch(rows, dim int) int {
 	wide := (dim + 15) / 16 * 16
-	return (rows+7)/8*8*(2*wide+step+17) + 2*step*max(wide, 16) + 2048
+	return (rows+7)/8*8*(2*wide+step+17) + 3*step*wide + 2048
 }
 
 // cache is struct cache of c/attention.c.
@@ -80,8 +81,6 @@ func (p Path) Attend(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, 
 // Steps begin at multiples of 64, so that a query's result does not depend on which others are in the
 // tile; it is not Attend's to the last bit. scratch has AttendScratch(queries*heads, dim).
 func (p Path) AttendTile(y, q []float32, queries, heads, stride, dim int, kv HalfKV, blocks []int32, first, window, head int, scale, softCap float32, scratch []float32) {
-	n := (queries-1)*stride + heads*dim
-	y, q, scratch = y[:n], q[:n], scratch[:AttendScratch(queries*heads, dim)]
 	if p == PlainGo {
 		for i := range queries {
 			end, from := first+i+1, 0
@@ -97,13 +96,46 @@ func (p Path) AttendTile(y, q []float32, queries, heads, stride, dim int, kv Hal
 		from = max(0, first+1-window)
 	}
 	kv.check(blocks, from, first+queries, head, dim)
-	a := struct {
-		y, q, scratch                              *float32
-		kv                                         cache
-		queries, heads, stride, dim, first, window int64
-		scale, softCap                             float32
-	}{unsafe.SliceData(y), unsafe.SliceData(q), unsafe.SliceData(scratch), kv.cache(blocks, head), int64(queries), int64(heads), int64(stride), int64(dim), int64(first), int64(window), scale, softCap}
+	a := tileOf(y, q, queries, heads, stride, dim, scale, softCap, scratch)
+	a.kv, a.first, a.window = kv.cache(blocks, head), int64(first), int64(window)
 	attendTile(p, unsafe.Pointer(&a))
+}
+
+// AttendAll is AttendTile of queries that all attend to all n positions, whose keys and values [n, width] are float32: on
+// the way they become halves, as in a cache. It is for encoders.
+func (p Path) AttendAll(y, q []float32, queries, heads, stride, dim int, keys, values []float32, n, width, head int, scale, softCap float32, scratch []float32) {
+	if p == PlainGo {
+		kv := KV{Keys: keys, Values: values, BlockTokens: n, Width: width}
+		for i := range queries * heads {
+			at := i/heads*stride + i%heads*dim
+			Attend(y[at:at+dim], q[at:at+dim], kv, oneBlock, 0, n, head, scale, softCap)
+		}
+		return
+	}
+	a := tileOf(y, q, queries, heads, stride, dim, scale, softCap, scratch)
+	end := (n-1)*width + head + dim
+	a.kv.keys, a.kv.values = (*uint16)(unsafe.Pointer(of(keys, end))), (*uint16)(unsafe.Pointer(of(values, end)))
+	a.kv.width, a.kv.head, a.all = int64(width), int64(head), int64(n)
+	attendTile(p, unsafe.Pointer(&a))
+}
+
+// oneBlock is the block table of a sequence whose keys and values lie together.
+var oneBlock = []int32{0}
+
+// attentionTile is struct attend_tile of c/attention.c.
+type attentionTile struct {
+	y, q, scratch                                   *float32
+	kv                                              cache
+	queries, heads, stride, dim, first, window, all int64
+	scale, softCap                                  float32
+}
+
+func tileOf(y, q []float32, queries, heads, stride, dim int, scale, softCap float32, scratch []float32) attentionTile {
+	n := (queries-1)*stride + heads*dim
+	return attentionTile{
+		y: of(y, n), q: of(q, n), scratch: of(scratch, AttendScratch(queries*heads, dim)),
+		queries: int64(queries), heads: int64(heads), stride: int64(stride), dim: int64(dim), scale: scale, softCap: softCap,
+	}
 }
 
 // attendHalf is Attend in plain Go.

@@ -151,6 +151,46 @@ func TestAttention(t *testing.T) {
 	})
 }
 
+func TestAttendAll(t *testing.T) {
+	eachPath(t, func(t *testing.T, p cpu.Path) {
+		for _, n := range []int{1, 5, 16, 63, 64, 65, 130, 300} {
+			for i, dim := range []int{1, 8, 15, 16, 20, 32, 64, 100} {
+				group, kvHeads := 1+i%3, 2
+				width, all := kvHeads*dim, kvHeads*group*dim
+				k, v, q := make([]float32, n*width), make([]float32, n*width), make([]float32, n*all)
+				fill(k, 1, "normal")
+				fill(v, 2, "normal")
+				fill(q, 3, "normal")
+				kv := cpu.KV{Keys: make([]float32, n*width), Values: make([]float32, n*width), BlockTokens: n, Width: width}
+				for i := range k { // as the kernel rounds them
+					kv.Keys[i], kv.Values[i] = k[i], v[i]
+					if p != cpu.PlainGo {
+						var h [2]uint16
+						p.Store(h[:], []float32{k[i], v[i]})
+						kv.Keys[i], kv.Values[i] = cpu.F16(h[0]), cpu.F16(h[1])
+					}
+				}
+				want, y := make([]float32, len(q)), fenced(t, len(q))
+				for h := range kvHeads {
+					for i := range n * group {
+						at := i/group*all + (h*group+i%group)*dim
+						cpu.AttendRef(want[at:at+dim], q[at:at+dim], kv, []int32{0}, 0, n, h*dim, 0.3, 0)
+					}
+					half := n / 2 // in two parts
+					for _, part := range [][2]int{{0, half}, {half, n}} {
+						if part[0] == part[1] {
+							continue
+						}
+						at := part[0]*all + h*group*dim
+						p.AttendAll(y[at:], q[at:], part[1]-part[0], group, all, dim, k, v, n, width, h*dim, 0.3, 0, scratch(n*group, dim))
+					}
+				}
+				near(t, fmt.Sprintf("%d positions of %d", n, dim), y, want, 1e-5, 1)
+			}
+		}
+	})
+}
+
 // TestAttentionNotANumber wants a value that is no number at a position to reach all that attend to it and nobody else,
 // and scores that are minus infinity to count as nothing.
 func TestAttentionNotANumber(t *testing.T) {

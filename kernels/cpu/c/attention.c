@@ -33,6 +33,7 @@ struct attend_tile {
 	float *scratch;
 	struct cache kv;
 	int64_t queries, heads, stride, dim, first, window;
+	int64_t all; // 0, or every query attends to all of so many positions, whose keys and values are float32 [all, width]
 	float scale, cap;
 };
 
@@ -121,6 +122,13 @@ INLINE void widen(half *dst, const half *src, const int64_t *at, int64_t dim) {
 		for (int64_t j = 0; j < CHUNK; j++) dst[i * CHUNK + j] = j < dim ? src[at[i] + j] : 0;
 }
 
+// narrow makes halves of n rows of float32, a row of dst for each: the rest of STEP stays as it is.
+INLINE void narrow(half *dst, const half *src, int64_t row, int64_t n, int64_t width, int64_t dim, int64_t wide) {
+	const float *x = (const float *)src + row;
+	for (int64_t i = 0; i < n; i++)
+		for (int64_t c = 0; c < wide; c += CHUNK) vf_store_half(dst + i * wide + c, vf_clamp(vf_load_first(x + i * width + c, dim - c), -65504, 65504));
+}
+
 // query writes a row of dim, times scale, in chunks of wide numbers in all.
 INLINE void query(float *dst, const float *q, int64_t dim, int64_t wide, float scale) {
 	int64_t c = 0;
@@ -145,6 +153,7 @@ INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t
 	UNROLL for (int i = 0; i < TILE; i++) acc[i] = vf_zero();
 	for (int64_t c = 0; c < wide; c += CHUNK) {
 		int64_t o = chunk(c, dim);
+		__asm__ volatile("" : "+r"(at)); // or else the rows' places would be kept on the stack, which is no nearer
 		vf of[MOST_HEADS];
 		UNROLL for (int h = 0; h < heads; h++) of[h] = vf_load(q + h * wide + c);
 		UNROLL for (int p = 0; p < positions; p++) {
@@ -347,6 +356,9 @@ INLINE void mix_all(const int rows, float *y, const float *p, const float *v, in
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// ends is where a row's positions end.
+INLINE int64_t ends(const struct attend_tile *a, int64_t row) { return a->all ? a->all : a->first + row / a->heads + 1; }
+
 // attendTile takes positions in steps that begin at multiples of STEP, so that a row's result does not
 // depend on the tile that it is in: where a row has nothing in a step, its weights are zero and change nothing.
 void attendTile(struct attend_tile *a) {
@@ -356,7 +368,7 @@ void attendTile(struct attend_tile *a) {
 	float *q = part(&rest, all * wide), *y = part(&rest, all * wide), *s = part(&rest, ROWS * STEP), *sum = part(&rest, all * CHUNK), *most = part(&rest, all);
 	float *k = part(&rest, STEP * wide), *v = part(&rest, STEP * wide);
 	int64_t *at = (int64_t *)part(&rest, 2 * STEP);
-	half *keys = (half *)part(&rest, STEP * CHUNK / 2), *values = (half *)part(&rest, STEP * CHUNK / 2);
+	half *keys = (half *)part(&rest, STEP * wide / 2), *values = (half *)part(&rest, STEP * wide / 2);
 	for (int64_t r = 0; r < all; r++) {
 		float *row = q + r * wide;
 		most[r] = LEAST;
@@ -369,16 +381,22 @@ void attendTile(struct attend_tile *a) {
 		for (; d < dim; d++) row[d] = of[d] * a->scale;
 	}
 	if (small) dim = CHUNK;
-	int64_t window = a->window > 0 ? a->window : a->first + a->queries;
-	int64_t begin = most_of(0, a->first + 1 - window), end = a->first + a->queries;
+	int64_t end = a->all ? a->all : a->first + a->queries, window = a->window > 0 && !a->all ? a->window : end;
+	int64_t begin = most_of(0, a->first + 1 - window);
+	if (a->all) begin = 0;
 	for (int64_t step = begin / STEP * STEP; step < end; step += STEP) {
 		int64_t from = most_of(begin, step), to = least(end, step + STEP);
-		const half *here = kv->keys, *there = kv->values;
-		places(kv, at, step, from, to);
-		if (small) {
-			widen(keys, here, at, a->dim), widen(values, there, at, a->dim);
-			for (int64_t i = 0; i < STEP; i++) at[i] = i * CHUNK;
-			here = keys, there = values;
+		const half *here = keys, *there = values;
+		if (a->all) {
+			narrow(keys, kv->keys, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
+			narrow(values, kv->values, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
+		} else {
+			places(kv, at, step, from, to);
+			here = kv->keys, there = kv->values;
+			if (small) widen(keys, here, at, a->dim), widen(values, there, at, a->dim), here = keys, there = values;
+		}
+		if (here == keys) {
+			for (int64_t i = 0; i < STEP; i++) at[i] = least(i, to - step - 1) * wide;
 		}
 		for (int64_t g = 0; g < STEP / 16; g++) {
 			if (step + 16 * g >= to || step + 16 * g + 16 <= from) continue;
@@ -393,12 +411,11 @@ void attendTile(struct attend_tile *a) {
 			}
 		float zero = vf_sum(finite);
 		for (int64_t r = 0; r < rows; r += ROWS) {
-			int64_t own = a->first + r / heads, last = a->first + least(r + ROWS - 1, rows - 1) / heads;
-			int64_t low = most_of(0, own + 1 - window - step), high = least(STEP, last + 1 - step);
+			int64_t low = most_of(0, ends(a, r) - window - step), high = least(STEP, ends(a, least(r + ROWS, rows) - 1) - step);
 			if (low >= STEP || high <= 0) continue;
 			for (int64_t g = low / LANES; g * LANES < high; g++) scores(s + g * LANES, q + r * wide, k + g * wide * LANES, dim, wide);
 			for (int64_t i = 0; i < ROWS; i++) {
-				int64_t n = a->first + (r + i) / heads + 1 - step;
+				int64_t n = ends(a, r + i) - step;
 				weigh(s + i * STEP, most + r + i, sum + (r + i) * CHUNK, y + (r + i) * wide, wide, n - window, n, cap);
 			}
 			if (zero == 0) {
@@ -407,7 +424,7 @@ void attendTile(struct attend_tile *a) {
 			}
 			// A value that is no number must not reach those that do not attend to it.
 			for (int64_t i = 0; i < ROWS; i++) {
-				int64_t n = a->first + (r + i) / heads + 1 - step;
+				int64_t n = ends(a, r + i) - step;
 				mix_all(1, y + (r + i) * wide, s + i * STEP, v, most_of(low, n - window), least(high, n), wide);
 			}
 		}
