@@ -12,12 +12,12 @@ import (
 // up to an even number with zeros; BF16 has for each two columns 16 pairs, filled up to a multiple of 32 columns,
 // as tiles want them.
 var (
-	formatF32  = numberFormat(tensor.F32, 1, packF32, fewF32)
-	formatF16  = numberFormat(tensor.F16, 2, packF16, fewF16)
-	formatBF16 = numberFormat(tensor.BF16, 32, packBF16, fewBF16)
+	formatF32  = numberFormat(tensor.F32, 1, packF32)
+	formatF16  = numberFormat(tensor.F16, 2, packF16)
+	formatBF16 = numberFormat(tensor.BF16, 32, packBF16)
 )
 
-func numberFormat(d tensor.DType, even int, pack, few kernel) format {
+func numberFormat(d tensor.DType, even int, pack kernel) format {
 	size := int(d.Bytes(1))
 	at := func(k, lane int) int {
 		if d == tensor.BF16 {
@@ -42,7 +42,7 @@ func numberFormat(d tensor.DType, even int, pack, few kernel) format {
 			}
 			return math.Float32frombits(binary.LittleEndian.Uint32(b))
 		},
-		packKernel: pack, few: few,
+		packKernel: pack,
 	}
 }
 
@@ -83,19 +83,28 @@ func dotBF16(x []byte, w []float32) float32 {
 type floatArgs struct {
 	productArgs
 	format int64
+	add    int64
 }
 
 // float multiplies rows of the forms Float32 and BFloat16.
 func (m *product) float(p Path) {
-	a := floatArgs{m.args(), int64(m.w.DType - tensor.F32)}
-	run := manyFloats
+	if m.x.Form == BFloat16 && p == AMX {
+		m.tiles(p, manyTiles)
+		return
+	}
+	a := floatArgs{productArgs: m.args(), format: int64(m.w.DType - tensor.F32)}
 	switch {
 	case m.x.Form == BFloat16:
-		run = manyPairs
-	case m.n <= fewRows:
-		run = formatOf(m.w.DType).few
+		manyPairs(p, unsafe.Pointer(&a))
+	case m.n > fewRows:
+		manyFloats(p, unsafe.Pointer(&a))
+	case m.w.DType == tensor.F32:
+		fewF32(p, unsafe.Pointer(&a))
+	case m.w.DType == tensor.F16:
+		fewF16(p, unsafe.Pointer(&a))
+	case m.w.DType == tensor.BF16:
+		fewBF16(p, unsafe.Pointer(&a))
 	}
-	run(p, unsafe.Pointer(&a))
 }
 
 // floatScratch is what float works in: fewScratch of float.c, and struct scratch of float.c or, if rows of BFloat16

@@ -5,6 +5,20 @@ package cpu
 import "unsafe"
 
 //go:noescape
+func commonToPairs_bf16(args unsafe.Pointer)
+
+func commonToPairs(p Path, args unsafe.Pointer) {
+	commonToPairs_bf16(args)
+}
+
+//go:noescape
+func halvesToPairs_bf16(args unsafe.Pointer)
+
+func halvesToPairs(p Path, args unsafe.Pointer) {
+	halvesToPairs_bf16(args)
+}
+
+//go:noescape
 func manyPairs_bf16(args unsafe.Pointer)
 
 func manyPairs(p Path, args unsafe.Pointer) {

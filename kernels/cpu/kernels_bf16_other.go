@@ -6,4 +6,8 @@ package cpu
 
 import "unsafe"
 
+func commonToPairs(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func halvesToPairs(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func manyPairs(Path, unsafe.Pointer) { panic("cpu: no kernel") }

@@ -61,6 +61,13 @@ func manyQ4K(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func manyQ4KCommon_avx512(args unsafe.Pointer)
+
+func manyQ4KCommon(p Path, args unsafe.Pointer) {
+	manyQ4KCommon_avx512(args)
+}
+
+//go:noescape
 func manyQ5K_avx2(args unsafe.Pointer)
 
 //go:noescape
@@ -75,6 +82,13 @@ func manyQ5K(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func manyQ5KCommon_avx512(args unsafe.Pointer)
+
+func manyQ5KCommon(p Path, args unsafe.Pointer) {
+	manyQ5KCommon_avx512(args)
+}
+
+//go:noescape
 func manyQ6K_avx2(args unsafe.Pointer)
 
 //go:noescape
@@ -86,4 +100,11 @@ func manyQ6K(p Path, args unsafe.Pointer) {
 		return
 	}
 	manyQ6K_avx512(args)
+}
+
+//go:noescape
+func manyQ6KCommon_avx512(args unsafe.Pointer)
+
+func manyQ6KCommon(p Path, args unsafe.Pointer) {
+	manyQ6KCommon_avx512(args)
 }

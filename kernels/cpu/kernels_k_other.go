@@ -14,6 +14,12 @@ func fewQ6K(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func manyQ4K(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func manyQ4KCommon(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func manyQ5K(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func manyQ5KCommon(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func manyQ6K(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func manyQ6KCommon(Path, unsafe.Pointer) { panic("cpu: no kernel") }

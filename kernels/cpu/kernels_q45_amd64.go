@@ -75,6 +75,13 @@ func manyQ40(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func manyQ40Common_avx512(args unsafe.Pointer)
+
+func manyQ40Common(p Path, args unsafe.Pointer) {
+	manyQ40Common_avx512(args)
+}
+
+//go:noescape
 func manyQ41_avx2(args unsafe.Pointer)
 
 //go:noescape
@@ -86,6 +93,13 @@ func manyQ41(p Path, args unsafe.Pointer) {
 		return
 	}
 	manyQ41_avx512(args)
+}
+
+//go:noescape
+func manyQ41Common_avx512(args unsafe.Pointer)
+
+func manyQ41Common(p Path, args unsafe.Pointer) {
+	manyQ41Common_avx512(args)
 }
 
 //go:noescape
@@ -103,6 +117,13 @@ func manyQ50(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func manyQ50Common_avx512(args unsafe.Pointer)
+
+func manyQ50Common(p Path, args unsafe.Pointer) {
+	manyQ50Common_avx512(args)
+}
+
+//go:noescape
 func manyQ51_avx2(args unsafe.Pointer)
 
 //go:noescape
@@ -114,4 +135,11 @@ func manyQ51(p Path, args unsafe.Pointer) {
 		return
 	}
 	manyQ51_avx512(args)
+}
+
+//go:noescape
+func manyQ51Common_avx512(args unsafe.Pointer)
+
+func manyQ51Common(p Path, args unsafe.Pointer) {
+	manyQ51Common_avx512(args)
 }

@@ -16,8 +16,16 @@ func fewQ51(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func manyQ40(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func manyQ40Common(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func manyQ41(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func manyQ41Common(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func manyQ50(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func manyQ50Common(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func manyQ51(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func manyQ51Common(Path, unsafe.Pointer) { panic("cpu: no kernel") }

@@ -31,3 +31,10 @@ func manyQ80(p Path, args unsafe.Pointer) {
 	}
 	manyQ80_avx512(args)
 }
+
+//go:noescape
+func manyQ80Common_avx512(args unsafe.Pointer)
+
+func manyQ80Common(p Path, args unsafe.Pointer) {
+	manyQ80Common_avx512(args)
+}

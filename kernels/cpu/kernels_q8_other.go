@@ -9,3 +9,5 @@ import "unsafe"
 func fewQ80(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func manyQ80(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
+func manyQ80Common(Path, unsafe.Pointer) { panic("cpu: no kernel") }

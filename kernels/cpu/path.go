@@ -46,7 +46,7 @@ func Available() []Path {
 		return all
 	}
 	all = append([]Path{AVX512}, all...)
-	if x.HasAMXTile && x.HasAMXBF16 && x.HasAVX512BF16 && tilesAllowed() {
+	if x.HasAMXTile && x.HasAMXBF16 && x.HasAVX512BF16 && tilesAllowed() && tilesWork() {
 		all = append([]Path{AMX}, all...)
 	}
 	return all

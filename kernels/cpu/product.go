@@ -17,10 +17,14 @@ func (p Path) ScratchBytes(d tensor.DType, cols, rows int) int {
 	if p == PlainGo {
 		return 0
 	}
-	if p.Form(d, rows) == Int8 {
-		return int8Scratch(rows)
+	need := int8Scratch(rows)
+	if formatOf(d).number != nil {
+		need = floatScratch(cols, rows)
 	}
-	return floatScratch(cols, rows)
+	if p == AMX {
+		need = max(need, tileScratch)
+	}
+	return need
 }
 
 // MatMul computes the columns of the panels from to to of y = x wᵀ: element j of row r is y[r*stride+j], j < w.Rows.

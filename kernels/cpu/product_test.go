@@ -149,7 +149,7 @@ func TestInt8Product(t *testing.T) {
 		want := make([]float32, s.n*s.rows)
 		PlainGo.MatMul(want, s.rows, in, w, 0, w.Panels(), nil)
 		for _, p := range Available() {
-			tryProduct(t, r, p, s, in, w, func(row, j int, got float32) error {
+			tryProduct(t, r, p.multiply, s, in, w, func(row, j int, got float32) error {
 				if want := want[row*s.rows+j]; !sameNumber(got, want) {
 					return fmt.Errorf("%v, want %v", got, want)
 				}

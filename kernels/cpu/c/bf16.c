@@ -8,11 +8,55 @@ struct scratch {
 	float sums[TILE][2][16];
 	uint32_t x[TILE][PAIRS + 16], w[GROUP][PAIRS][16];
 };
+static_assert(sizeof(struct scratch) == TILE * (2 * 16 * 4 + 2 * CHUNK + 64) + GROUP * CHUNK * 2 * 16); // as float.go says
 
 // pairs are those of two columns, rounded to bfloat16.
 INLINE vi pairs(vf even, vf odd) {
 	const vi index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
 	return _mm512_permutexvar_epi16(index, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+// unpacked has panels of columns to be written as pairs.
+struct unpacked {
+	uint8_t *dst;
+	const uint8_t *w;
+	int64_t to, from, panels;      // bytes between panels in dst and in w; panels
+	int64_t cols;                  // dst's are filled up with zeros to a multiple of 32
+	int64_t halves, offset, least; // of the common form
+};
+
+// halvesToPairs takes panels of F16.
+void halvesToPairs(const struct unpacked *a) {
+	for (int64_t p = 0; p < a->panels; p++) {
+		const half *w = (const half *)(a->w + p * a->from);
+		uint8_t *dst = a->dst + p * a->to;
+		int64_t k = 0;
+		ROLL for (; k < a->cols; k += 2, w += 32, dst += 64) vi_store(dst, pairs(vf_half(w), vf_half(w + 16)));
+		ROLL for (; k % 32 != 0; k += 2, dst += 64) vi_store(dst, vi_zero());
+	}
+}
+
+// commonToPairs takes one or two panels in the common form of quant.h: s*(q-offset) + m, rounded to float32 and then
+// to bfloat16.
+void commonToPairs(const struct unpacked *a) {
+	const int64_t vector = 128, q = vector * (1 + a->halves + a->least); // two panels' vectors alternate
+	for (int64_t p = 0; p < a->panels; p++) {
+		const uint8_t *w = a->w + 64 * p;
+		uint8_t *dst = a->dst + p * a->to;
+		ROLL for (int64_t k = 0; k < a->cols; k += 32, w += q + 8 * vector) {
+			UNROLL for (int h = 0; h < 2; h++) {
+				vf s = vf_load((const float *)(w + (h && a->halves ? vector : 0)));
+				vf m = a->least ? vf_load((const float *)(w + (1 + a->halves) * vector)) : vf_zero();
+				m = vf_sub(m, vf_mul(s, vf_set(a->offset))); // exact: one of them is 0, and offset a power of two
+				UNROLL for (int i = 4 * h; i < 4 * h + 4; i++, dst += 128) {
+					vi v = vi_load(w + q + vector * i);
+					vf x[4];
+					UNROLL for (int c = 0; c < 4; c++) x[c] = vf_fma(vf_int(_mm512_and_si512(_mm512_srli_epi32(v, 8 * c), vi_set(255))), s, m);
+					vi_store(dst, pairs(x[0], x[1])), vi_store(dst + 64, pairs(x[2], x[3]));
+				}
+			}
+		}
+	}
 }
 
 // tile multiplies R rows by P panels at w, panelBytes apart.
@@ -51,7 +95,7 @@ void manyPairs(struct product *a) {
 			if (a->format == F16) {
 				for (int64_t i = 0; i < to - p; i++) {
 					const half *src = (const half *)(w + i * panelBytes);
-					ROLL for (int64_t c = 0; c < n; c++, src += 32) _mm512_storeu_si512(s->w[i][c], pairs(vf_half(src), vf_half(src + 16)));
+					ROLL for (int64_t c = 0; c < n; c++, src += 32) vi_store(s->w[i][c], pairs(vf_half(src), vf_half(src + 16)));
 				}
 				w = (const uint8_t *)s->w, panelBytes = sizeof s->w[0];
 			}

@@ -117,6 +117,7 @@ void fewBF16(struct product *a) { fewOf(BF16, a); }
 struct scratch {
 	float sums[TILE][2][16], x[TILE][CHUNK + 16], w[GROUP][CHUNK][16];
 };
+static_assert(sizeof(struct scratch) == TILE * (2 * 16 * 4 + 4 * CHUNK + 64) + GROUP * CHUNK * 4 * 16); // as float.go says
 
 // tile multiplies R rows, of which some may be none, by P panels at w, panelBytes apart.
 INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows, int64_t panel, const uint8_t *w, int64_t panelBytes, int64_t cols, int add) {

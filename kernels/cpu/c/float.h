@@ -16,7 +16,7 @@ enum {
 
 enum format { F32, F16, BF16 };
 
-// product is floatArgs of float.go.
+// product is floatArgs of float.go. Kernels take of it what they need.
 struct product {
 	float *y;
 	int64_t stride;
@@ -31,6 +31,7 @@ struct product {
 	int64_t from, to;
 	uint8_t *scratch;
 	int64_t format; // of w
+	int64_t add;    // to what is in y
 };
 
 INLINE float *yRow(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
@@ -38,7 +39,7 @@ INLINE const uint8_t *xRow(const struct product *a, int64_t i) { return a->x + (
 
 // keep stores sums of P panels for rows from r0 on, or adds them to what is there.
 INLINE void keep(const struct product *a, int64_t r0, int64_t rows, int P, int64_t panel, float (*sums)[2][16], int add) {
-	UNROLL for (int p = 0; p < P; p++) {
+	for (int p = 0; p < P; p++) {
 		int64_t column = 16 * (panel + p), lanes = a->columns - column;
 		ROLL for (int64_t r = 0; r < rows; r++) {
 			float *y = yRow(a, r0 + r) + column;

@@ -245,9 +245,28 @@ INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64
 			vf_store_some(y_row(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
 }
 
+// common is commonArgs of amx.go.
+struct common {
+	uint8_t *to;
+	const uint8_t *w;
+	int64_t panelBytes, panels, cols;
+	int64_t group, groups; // the first group of columns, and how many
+};
+
+// COMMON makes the kernel that writes up to PANELS panels in the common form, for products in tiles.
+#ifdef PATH_AVX512
+#define COMMON(name, unpack)                                                                                                         \
+	void name##Common(const struct common *a) {                                                                                      \
+		ROLL for (int64_t p = 0; p < a->panels; p++) unpack(a->to + 64 * p, a->w + p * a->panelBytes, a->cols, a->group, a->groups); \
+	}
+#else
+#define COMMON(name, unpack)
+#endif
+
 // MANY makes the kernel of any number of rows of unpack(to, panel, cols, group, groups), which writes so many
 // groups of a panel, from group on, in the common form.
 #define MANY(name, k, unpack)                                                                                                              \
+	COMMON(name, unpack)                                                                                                                   \
 	void name(const struct product *a) {                                                                                                      \
 		float *sums = (float *)(a->scratch + BLOCK * 11 * VECTOR);                              \
 		ROLL for (int64_t i = a->from; i < a->to; i += PANELS) ROLL for (int64_t group = 0; group < a->cols / 32; group += BLOCK) {           \
