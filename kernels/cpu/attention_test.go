@@ -153,7 +153,7 @@ func TestAttention(t *testing.T) {
 
 func TestAttendAll(t *testing.T) {
 	eachPath(t, func(t *testing.T, p cpu.Path) {
-		for _, n := range []int{1, 5, 16, 63, 64, 65, 130, 300} {
+		for _, n := range []int{1, 16, 63, 65, 130} {
 			for i, dim := range []int{1, 8, 15, 16, 20, 32, 64, 100} {
 				group, kvHeads := 1+i%3, 2
 				width, all := kvHeads*dim, kvHeads*group*dim
@@ -286,7 +286,7 @@ func FuzzAttention(f *testing.F) {
 			blockTokens: []int{1, 2, 3, 5, 16, 32, 64}[b[4]%7], group: 1 + int(b[5])%17, kvHeads: 1 + int(b[6])%2,
 			dim: 1 + int(binary.LittleEndian.Uint16(b[8:]))%256, softCap: float32(b[10] % 64), scale: float64(b[11]%40) / 10, seed: uint64(b[7]),
 		}
-		if c.dim*c.group*c.queries > 1<<15 {
+		if c.dim*c.group*c.queries > 1<<12 {
 			c.queries = 1
 		}
 		for _, p := range cpu.Available() {
