@@ -26,7 +26,7 @@ INLINE void one(struct kind k, const uint8_t *w, int half, int64_t group, const 
 	vf s = vf_half((const uint16_t *)w + 16 * half), m = k.least ? vf_half((const uint16_t *)w + 32 + 16 * half) : s;
 	w += header(k) + half * plane(k);
 	begin(k, R, &d, x, group, 0);
-	ahead(R, w, plane(k) + 64 * half);
+	ahead(k, R, w, plane(k) + header(k) * half);
 	UNROLL for (int i = 0; i < 4; i++) {
 		vi q[2];
 		nibbles(k, q, w, i);

@@ -153,11 +153,12 @@ INLINE void end(struct kind k, int R, vf *acc, const struct dots *d, const uint8
 }
 
 // ahead asks for the n bytes of weights that are so far behind w, in the second cache, which can wait for more
-// lines than the first. Where one row is multiplied memory is the limit and the hardware's own prefetcher
-// is on its way; with many rows it is too slow, and further ahead does better (Zen 4: 23 GB/s instead of 12 with
+// lines than the first. Where memory is the limit the hardware's own prefetcher is on its way, and is only helped; where
+// a line is worked at for longer it is too slow, and further ahead does better (Zen 4: 23 GB/s instead of 12 with
 // 8 rows of Q8_0, 33 instead of 22 with one).
-INLINE void ahead(const int R, const uint8_t *w, const int n) {
-	UNROLL for (int i = 0; i < n; i += 64) __builtin_prefetch(w + i + (R <= (AT_ONCE + 3) / 4 ? 1536 : 8192), 0, 2);
+INLINE void ahead(struct kind k, const int R, const uint8_t *w, const int n) {
+	const int far = k.most == 31 ? 6144 : R <= (AT_ONCE + 3) / 4 ? 1536 : 8192;
+	UNROLL for (int i = 0; i < n; i += 64) __builtin_prefetch(w + i + far, 0, 2);
 }
 
 // FEW makes the kernel of up to FEW_ROWS rows of panel(w, cols, R, x, acc), which multiplies a panel by R rows.
