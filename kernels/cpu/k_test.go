@@ -2,7 +2,6 @@ package cpu
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -11,9 +10,6 @@ import (
 )
 
 var formatsOf256 = []tensor.DType{tensor.Q4_K, tensor.Q5_K, tensor.Q6_K}
-
-// same says whether two numbers have the same bits, or are both no numbers.
-func same(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) || a != a && b != b }
 
 // compareProducts wants of every path what plain Go makes of weights of any bits: the panels, their rows, and
 // the products with the first rows of x, for each of ns.
@@ -25,7 +21,7 @@ func compareProducts(t *testing.T, w Matrix, x []float32, ns []int) {
 		panels.Row(got, i)
 		w.Row(want, i)
 		for k := range got {
-			if !same(got[k], want[k]) {
+			if !sameNumber(got[k], want[k]) {
 				t.Fatalf("%v: row %d, column %d packed: %v, want %v", w.DType, i, k, got[k], want[k])
 			}
 		}
@@ -46,7 +42,7 @@ func compareProducts(t *testing.T, w Matrix, x []float32, ns []int) {
 			y := make([]float32, n*w.Rows)
 			p.MatMul(y, w.Rows, some, panels, 0, panels.Panels(), aligned(p.ScratchBytes(w.DType, w.Cols, n)))
 			for i := range y {
-				if !same(y[i], want[i]) {
+				if !sameNumber(y[i], want[i]) {
 					t.Fatalf("%v %v, %d rows: element %d of row %d: %v, want %v", p, w.DType, n, i%w.Rows, i/w.Rows, y[i], want[i])
 				}
 			}
@@ -104,52 +100,6 @@ func TestStrangeBlocks(t *testing.T) {
 				}
 			}
 			compareProducts(t, w, x, []int{1, 2, 3, 6, 8, n})
-		}
-	}
-}
-
-// FuzzPanels multiplies weights of any bits.
-func FuzzPanels(f *testing.F) {
-	f.Add(uint8(0), uint8(1), uint8(1), uint64(1), []byte{1, 2, 3})
-	f.Add(uint8(1), uint8(17), uint8(2), uint64(2), []byte{255})
-	f.Add(uint8(2), uint8(16), uint8(3), uint64(3), []byte{0, 0x7c})
-	f.Fuzz(func(t *testing.T, format, rows, blocks uint8, seed uint64, bits []byte) {
-		d := formatsOf256[int(format)%len(formatsOf256)]
-		w := Matrix{DType: d, Rows: 1 + int(rows)%40, Cols: 256 * (1 + int(blocks)%3)}
-		w.Data = make([]byte, d.Bytes(int64(w.Rows*w.Cols)))
-		r := rand.New(rand.NewPCG(seed, 1))
-		for i := range w.Data {
-			if len(bits) > 0 && r.IntN(2) == 0 {
-				w.Data[i] = bits[i%len(bits)]
-			} else {
-				w.Data[i] = byte(r.Uint32())
-			}
-		}
-		const n = 9
-		x := make([]float32, n*w.Cols)
-		for i := range x {
-			x[i] = math.Float32frombits(r.Uint32())
-			if i/w.Cols%2 == 0 {
-				x[i] = float32(r.NormFloat64())
-			}
-		}
-		compareProducts(t, w, x, []int{1 + int(seed%8), n})
-	})
-}
-
-// BenchmarkPack256 packs weights in memory: bytes of a checkpoint in a second of one core, and their share of what Read reads.
-func BenchmarkPack256(b *testing.B) {
-	const cols, rows = 2048, 16384
-	for _, p := range Available() {
-		for _, d := range formatsOf256 {
-			b.Run(fmt.Sprintf("%v/%v", p, d), func(b *testing.B) {
-				src := Matrix{DType: d, Rows: rows, Cols: cols, Data: HugePages(b, int(d.Bytes(rows*cols)))}
-				dst := Packed{DType: d, Rows: rows, Cols: cols, Data: HugePages(b, int(PackedBytes(d, rows, cols)))}
-				b.SetBytes(int64(len(src.Data)))
-				for b.Loop() {
-					p.Pack(dst, src, 0, dst.Panels())
-				}
-			})
 		}
 	}
 }
