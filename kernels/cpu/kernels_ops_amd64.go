@@ -131,6 +131,20 @@ func nextAbove(p Path, args unsafe.Pointer) {
 }
 
 //go:noescape
+func powersOf_avx2(args unsafe.Pointer)
+
+//go:noescape
+func powersOf_avx512(args unsafe.Pointer)
+
+func powersOf(p Path, args unsafe.Pointer) {
+	if p == AVX2 {
+		powersOf_avx2(args)
+		return
+	}
+	powersOf_avx512(args)
+}
+
+//go:noescape
 func rmsNorm_avx2(args unsafe.Pointer)
 
 //go:noescape

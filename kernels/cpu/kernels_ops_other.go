@@ -24,6 +24,8 @@ func mostOf(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func nextAbove(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
+func powersOf(Path, unsafe.Pointer) { panic("cpu: no kernel") }
+
 func rmsNorm(Path, unsafe.Pointer) { panic("cpu: no kernel") }
 
 func rotateHalves(Path, unsafe.Pointer) { panic("cpu: no kernel") }

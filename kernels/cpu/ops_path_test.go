@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/estiba/estiba/kernels/cpu"
@@ -290,6 +291,32 @@ func TestArgmax(t *testing.T) {
 							t.Fatalf("above %g from %d on, of %d from %v: %d, want %d", low, at, n, from, got, want)
 						}
 					}
+				}
+			}
+		}
+	})
+}
+
+func TestPowers(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	eachPath(t, func(t *testing.T, p cpu.Path) {
+		for _, temperature := range []float64{1, 0.7, 2, 1e-3, 1e-300, 1e300} {
+			for _, n := range sizes() {
+				x, y := make([]float32, n), make([]float64, n+1)
+				fill(x, uint64(n), "activated")
+				copy(x, []float32{0, nan, -inf, 20, -40, 1e-40, -60.1, 20 - 60*float32(temperature)})
+				most := slices.Max(append([]float32{20}, x[min(2, n):]...))
+				y[n] = 7
+				e := cpu.NewPowers(most, temperature)
+				p.Powers(y, x, e)
+				for i, v := range x {
+					want := math.Exp((float64(v) - float64(most)) / temperature)
+					if got := e.Of(v); y[i] != got || v == v && math.Abs(got-want) > 1.5e-13*want+1e-26 {
+						t.Fatalf("%g, most %g, temperature %g: %g, plain %g, want %g", v, most, temperature, y[i], got, want)
+					}
+				}
+				if y[n] != 7 {
+					t.Fatal("written beyond the row")
 				}
 			}
 		}

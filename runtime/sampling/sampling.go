@@ -362,9 +362,24 @@ const block = 1024
 // any draws from all of a row.
 func (s *Sampler) any(row []float32, e exponent, best int, scratch *Scratch) int {
 	sums, total := scratch.blocks[:0], 0.0
-	for from := 0; from < len(row); from += block {
-		sum := e.sum(row[from:min(from+block, len(row))])
-		sums = append(sums, sum)
+	var weights [4 * block]float64
+	for len(row)-block*len(sums) >= len(weights) {
+		path().Powers(weights[:], row[block*len(sums):][:len(weights)], e.Powers)
+		// Four sums at once, since each addition of one waits for that before it.
+		w0, w1, w2, w3 := weights[:block], weights[block:2*block], weights[2*block:3*block], weights[3*block:]
+		s0, s1, s2, s3 := 0.0, 0.0, 0.0, 0.0
+		for i := range block {
+			s0 += w0[i]
+			s1 += w1[i]
+			s2 += w2[i]
+			s3 += w3[i]
+		}
+		sums = append(sums, s0, s1, s2, s3)
+	}
+	for from := block * len(sums); from < len(row); from += block {
+		sums = append(sums, e.sum(row[from:min(from+block, len(row))]))
+	}
+	for _, sum := range sums {
 		total += sum
 	}
 	scratch.blocks = sums
@@ -375,7 +390,7 @@ func (s *Sampler) any(row []float32, e exponent, best int, scratch *Scratch) int
 			continue
 		}
 		for j, x := range row[i*block : min((i+1)*block, len(row))] {
-			if w := e.of(x); w > 0 {
+			if w := e.Of(x); w > 0 {
 				last = i*block + j
 				if left -= w; left < 0 {
 					return last
@@ -387,65 +402,22 @@ func (s *Sampler) any(row []float32, e exponent, best int, scratch *Scratch) int
 }
 
 // exponent computes exp((x - most) / temperature) for many x.
-type exponent struct {
-	most, scale float64 // scale: in parts of a power of two
-}
-
-const (
-	expParts = 256
-	// expLeast: less than exp(-60) of the largest is nothing, since even a million
-	// of those would not change a sum's last bit.
-	expLeast = -60 * math.Log2E * expParts
-	expMagic = 3 << 51 // added to a small number, it rounds it to a whole one
-)
-
-var magicBits = int64(math.Float64bits(expMagic))
-
-// expTable is 2 to the power of i/expParts.
-var expTable = func() (t [expParts]uint64) {
-	for i := range t {
-		t[i] = math.Float64bits(math.Exp2(float64(i) / expParts))
-	}
-	return t
-}()
+type exponent struct{ cpu.Powers }
 
 func newExponent(most float32, temperature float64) exponent {
-	return exponent{float64(most), math.Log2E * expParts / temperature}
+	return exponent{cpu.NewPowers(most, temperature)}
 }
 
-// of one, to a relative error of 1e-13; 0 for NaN and what is next to nothing.
-func (e exponent) of(x float32) float64 {
-	z := (float64(x) - e.most) * e.scale
-	if !(z > expLeast) {
-		if float64(x) == e.most { // 0 times an infinite scale
-			return 1
-		}
-		return 0
-	}
-	whole := z + expMagic
-	n := int64(math.Float64bits(whole)) - magicBits
-	r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
-	power := math.Float64frombits(expTable[n&(expParts-1)] + uint64(n>>8)<<52)
-	return power * (1 + r*(1+r*(0.5+r*(1.0/6))))
-}
-
-// sum of many. It is of written out, since a call for each costs as much again.
+// sum of many, from the first on.
 func (e exponent) sum(row []float32) float64 {
-	var total float64
-	table, most, scale := &expTable, e.most, e.scale
-	for _, x := range row {
-		z := (float64(x) - most) * scale
-		if !(z > expLeast) {
-			if float64(x) == most {
-				total++
-			}
-			continue
+	var weights [block]float64
+	total := 0.0
+	for from := 0; from < len(row); from += block {
+		part := row[from:min(from+block, len(row))]
+		path().Powers(weights[:], part, e.Powers)
+		for _, w := range weights[:len(part)] {
+			total += w
 		}
-		whole := z + expMagic
-		n := int64(math.Float64bits(whole)) - magicBits
-		r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
-		power := math.Float64frombits(table[n&(expParts-1)] + uint64(n>>8)<<52)
-		total += power * (1 + r*(1+r*(0.5+r*(1.0/6))))
 	}
 	return total
 }
@@ -460,7 +432,7 @@ func (e exponent) above(row []float32, low float32, all []candidate) []candidate
 				break
 			}
 		}
-		if w := e.of(row[i]); w > 0 {
+		if w := e.Of(row[i]); w > 0 {
 			all = append(all, candidate{int32(i), w})
 		}
 	}
@@ -513,7 +485,7 @@ func (e exponent) largest(row []float32, n int, all []candidate) []candidate {
 	}
 	slices.SortFunc(all, before)
 	for i, c := range all {
-		if all[i].weight = e.of(float32(c.weight)); all[i].weight == 0 {
+		if all[i].weight = e.Of(float32(c.weight)); all[i].weight == 0 {
 			return all[:i]
 		}
 	}
@@ -538,20 +510,17 @@ func (e exponent) nucleus(row []float32, p float64, all []candidate) []candidate
 	const perPower = 8
 	size := func(n int64) int { return int(-n >> 5) } // n in 1/256 of a power: not above 0
 	var sizes [61*3/2*perPower + 2]float64
-	table, most, scale := &expTable, e.most, e.scale
-	for _, x := range row {
-		z := (float64(x) - most) * scale
-		if !(z > expLeast) {
-			if float64(x) == most {
-				sizes[0]++
+	var weights [block]float64
+	for from := 0; from < len(row); from += block {
+		part := row[from:min(from+block, len(row))]
+		path().Powers(weights[:], part, e.Powers)
+		for i, x := range part {
+			if _, n, ok := e.Part(x); ok {
+				sizes[size(n)] += weights[i]
+			} else {
+				sizes[0] += weights[i] // 1 or nothing
 			}
-			continue
 		}
-		whole := z + expMagic
-		n := int64(math.Float64bits(whole)) - magicBits
-		r := (z - (whole - expMagic)) * (math.Ln2 / expParts)
-		power := math.Float64frombits(table[n&(expParts-1)] + uint64(n>>8)<<52)
-		sizes[size(n)] += power * (1 + r*(1+r*(0.5+r*(1.0/6))))
 	}
 	total := 0.0
 	for _, w := range sizes {
@@ -563,13 +532,13 @@ func (e exponent) nucleus(row []float32, p float64, all []candidate) []candidate
 	}
 	// What is larger is in; what is at the border goes behind it, to be sorted.
 	low := float32(math.Inf(-1))
-	if least := -float64(border+1)*expParts/perPower - 1; least > expLeast {
-		low = under(most + least/scale*(1+1e-9))
+	if least := -float64(border+1)*256/perPower - 1; least > cpu.PowerLeast {
+		low = under(e.Most + least/e.Scale*(1+1e-9))
 	}
 	all = e.above(row, low, all)
 	in := 0
 	for i, c := range all {
-		if z := (float64(row[c.at]) - most) * scale; z > expLeast && size(int64(math.Float64bits(z+expMagic))-magicBits) < border || border > 0 && c.weight == 1 {
+		if _, n, ok := e.Part(row[c.at]); ok && size(n) < border || border > 0 && c.weight == 1 {
 			all[i], all[in] = all[in], all[i]
 			in++
 		}

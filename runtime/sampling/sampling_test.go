@@ -311,9 +311,9 @@ func TestDrawTwin(t *testing.T) {
 		// Together the weights of what is kept are right: those of the library's function.
 		e := newExponent(row[argmax(row)], p.Temperature)
 		for id, x := range row {
-			want := math.Exp((float64(x) - e.most) / p.Temperature)
-			if got := e.of(x); want >= 1e-26 && math.Abs(got-want) > 1e-12*want || want != want && got != 0 || want < 1e-27 && got > 1e-25 {
-				t.Fatalf("exp of %g at %d: %g, want %g", (float64(x)-e.most)/p.Temperature, id, got, want)
+			want := math.Exp((float64(x) - e.Most) / p.Temperature)
+			if got := e.Of(x); want >= 1e-26 && math.Abs(got-want) > 1e-12*want || want != want && got != 0 || want < 1e-27 && got > 1e-25 {
+				t.Fatalf("exp of %g at %d: %g, want %g", (float64(x)-e.Most)/p.Temperature, id, got, want)
 			}
 		}
 	}

@@ -262,3 +262,61 @@ void nextAbove(struct op *o) { // the first place from k on where x is more than
 	while (i < o->n && !(o->x[i] > o->a)) i++;
 	o->k = i;
 }
+
+struct powers {
+	double *y;
+	const float *x;
+	const uint64_t *table; // of 256 parts of a power of two
+	int64_t n;
+	double most, scale;
+};
+
+// powers are 2^(z/256), z = (x - most) * scale, as the plain ones are, bit for bit: no product is fused.
+#ifdef PATH_AVX512
+INLINE __m512d power(__m512d x, __m512d most, __m512d scale, const uint64_t *table) {
+	const __m512d magic = _mm512_set1_pd(0x1.8p52), one = _mm512_set1_pd(1);
+	__m512d z = _mm512_mul_pd(_mm512_sub_pd(x, most), scale), whole = _mm512_add_pd(z, magic);
+	__m512i n = _mm512_sub_epi64(_mm512_castpd_si512(whole), _mm512_castpd_si512(magic)), part = _mm512_and_si512(n, _mm512_set1_epi64(255));
+	__m512d r = _mm512_mul_pd(_mm512_sub_pd(z, _mm512_sub_pd(whole, magic)), _mm512_set1_pd(0x1.62e42fefa39efp-9));
+	__m512i t = _mm512_add_epi64(_mm512_i64gather_epi64(part, table, 8), _mm512_slli_epi64(_mm512_sub_epi64(n, part), 44));
+	__m512d p = _mm512_add_pd(_mm512_set1_pd(0.5), _mm512_mul_pd(r, _mm512_set1_pd(1.0 / 6)));
+	p = _mm512_add_pd(one, _mm512_mul_pd(r, p));
+	p = _mm512_add_pd(one, _mm512_mul_pd(r, p));
+	p = _mm512_mul_pd(_mm512_castsi512_pd(t), p);
+	__m512d rest = _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x, most, _CMP_EQ_OQ), one);
+	return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(z, _mm512_set1_pd(-60 * 1.44269504088896340736 * 256), _CMP_GT_OQ), rest, p);
+}
+INLINE void powers16(double *y, vf x, struct powers *o) {
+	_mm512_storeu_pd(y, power(vd_low(x), _mm512_set1_pd(o->most), _mm512_set1_pd(o->scale), o->table));
+	_mm512_storeu_pd(y + 8, power(vd_high(x), _mm512_set1_pd(o->most), _mm512_set1_pd(o->scale), o->table));
+}
+#else
+INLINE __m256d power(__m256d x, __m256d most, __m256d scale, const uint64_t *table) {
+	const __m256d magic = _mm256_set1_pd(0x1.8p52), one = _mm256_set1_pd(1);
+	__m256d z = _mm256_mul_pd(_mm256_sub_pd(x, most), scale), whole = _mm256_add_pd(z, magic);
+	__m256i n = _mm256_sub_epi64(_mm256_castpd_si256(whole), _mm256_castpd_si256(magic)), part = _mm256_and_si256(n, _mm256_set1_epi64x(255));
+	__m256d r = _mm256_mul_pd(_mm256_sub_pd(z, _mm256_sub_pd(whole, magic)), _mm256_set1_pd(0x1.62e42fefa39efp-9));
+	__m256i t = _mm256_add_epi64(_mm256_i64gather_epi64((const long long *)table, part, 8), _mm256_slli_epi64(_mm256_sub_epi64(n, part), 44));
+	__m256d p = _mm256_add_pd(_mm256_set1_pd(0.5), _mm256_mul_pd(r, _mm256_set1_pd(1.0 / 6)));
+	p = _mm256_add_pd(one, _mm256_mul_pd(r, p));
+	p = _mm256_add_pd(one, _mm256_mul_pd(r, p));
+	p = _mm256_mul_pd(_mm256_castsi256_pd(t), p);
+	__m256d rest = _mm256_and_pd(_mm256_cmp_pd(x, most, _CMP_EQ_OQ), one);
+	return _mm256_blendv_pd(rest, p, _mm256_cmp_pd(z, _mm256_set1_pd(-60 * 1.44269504088896340736 * 256), _CMP_GT_OQ));
+}
+INLINE void powers16(double *y, vf x, struct powers *o) {
+	vd lo = vd_low(x), hi = vd_high(x);
+	__m256d most = _mm256_set1_pd(o->most), scale = _mm256_set1_pd(o->scale);
+	_mm256_storeu_pd(y, power(lo.lo, most, scale, o->table)), _mm256_storeu_pd(y + 4, power(lo.hi, most, scale, o->table));
+	_mm256_storeu_pd(y + 8, power(hi.lo, most, scale, o->table)), _mm256_storeu_pd(y + 12, power(hi.hi, most, scale, o->table));
+}
+#endif
+
+void powersOf(struct powers *o) {
+	int64_t i = 0;
+	for (; i + 16 <= o->n; i += 16) powers16(o->y + i, vf_load(o->x + i), o);
+	if (i == o->n) return;
+	double rest[16];
+	powers16(rest, vf_load_first(o->x + i, o->n - i), o);
+	for (int64_t j = 0; i < o->n; i++, j++) o->y[i] = rest[j];
+}
