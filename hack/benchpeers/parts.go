@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -194,115 +190,4 @@ func load(ctx context.Context, s *session) (string, error) {
 		fmt.Fprintf(&b, "\nNo quota could be set: %v.\n", none)
 	}
 	return b.String(), nil
-}
-
-// loss is what the arithmetic of both loses, against exact arithmetic on the same weights.
-func loss(ctx context.Context, s *session) (string, error) {
-	var b strings.Builder
-	b.WriteString("KL divergence of exact arithmetic on the same weights from the way each program computes as it serves, a mean over positions in nats, and how often both have the same likeliest token. " +
-		"Estiba: `estiba eval --as-served` with the file as its own reference, all positions of the text. llama.cpp: `llama-perplexity --kl-divergence` against the same weights as F32 with an F32 cache, the second half of each window, as it does it. " +
-		"stories260k is trained; the others have random weights, whose likeliest tokens are hardly likelier than others.\n")
-	b.WriteString("\n| model | KL, Estiba | llama.cpp | same top, Estiba | llama.cpp |\n|---|---|---|---|---|\n")
-	text, err := s.story(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, m := range trained {
-		if m.bytes, err = m.make(ctx, s.root); err != nil {
-			return "", err
-		}
-		if err := s.lossOf(ctx, &b, m, text, 128); err != nil {
-			return "", err
-		}
-	}
-	few := filepath.Join(s.root, "tmp", "few.txt")
-	if err := os.WriteFile(few, []byte(strings.Repeat("the quick brown fox jumps over the lazy dog and runs away from it all day long\n", 4)), 0o644); err != nil {
-		return "", err
-	}
-	for _, m := range s.models {
-		if strings.HasPrefix(m.name, "tinyllama") {
-			if err := s.lossOf(ctx, &b, m, few, 64); err != nil {
-				return "", err
-			}
-		}
-	}
-	return b.String(), nil
-}
-
-// story is a text that the trained model knows: its own.
-func (s *session) story(ctx context.Context) (string, error) {
-	var text []byte
-	for _, prompt := range []string{"Once upon a time", "Tom and Lily", "One day, a little", "The dog"} {
-		out, err := ours(ctx, "run", bundled, "--exact", "--prompt", prompt, "--max-tokens", "400", "--temperature", "0").output()
-		if err != nil {
-			return "", err
-		}
-		text = append(text, out...)
-	}
-	path := filepath.Join(s.root, "tmp", "story.txt")
-	return path, os.WriteFile(path, text, 0o644)
-}
-
-// lossOf one model on a text, llama.cpp in windows of so many tokens.
-func (s *session) lossOf(ctx context.Context, b *strings.Builder, m subject, text string, window int) error {
-	say("loss, %s", m.name)
-	out, err := ours(ctx, "eval", m.path(s.root), "--reference", m.path(s.root), "--text", text, "--as-served", "--json").output()
-	if err != nil {
-		return err
-	}
-	var own struct {
-		KL   float64 `json:"mean_kl"`
-		Same float64 `json:"same_top"`
-	}
-	if err := json.Unmarshal(out, &own); err != nil {
-		return err
-	}
-	whole := subject{name: m.name + ".f32"}
-	base := "/tmp/" + m.name + ".logits"
-	defer os.Remove(whole.path(s.root))
-	defer os.Remove(filepath.Join(s.root, base))
-	if _, err := llama(ctx, s.root, "quantize", "--allow-requantize", m.inside(), whole.inside(), "F32").output(); err != nil {
-		return err
-	}
-	perplexity := func(file string, args ...string) (string, error) {
-		p := llama(ctx, s.root, "perplexity", append([]string{"-m", file, "-f", "/tmp/" + filepath.Base(text), "-c", strconv.Itoa(window), "-t", strconv.Itoa(s.most()),
-			"--kl-divergence-base", base}, args...)...)
-		out, err := p.CombinedOutput()
-		return string(out), p.failed(err, string(out))
-	}
-	if _, err := perplexity(whole.inside(), "-ctk", "f32", "-ctv", "f32"); err != nil {
-		return err
-	}
-	// What llama-perplexity says at its end is lost now and then, as it ends before it has written all.
-	var kl, same string
-	for try := 0; same == ""; try++ {
-		said, err := perplexity(m.inside(), "--kl-divergence")
-		if err != nil {
-			return err
-		}
-		if try == 20 {
-			return fmt.Errorf("llama-perplexity never says how large the divergence is, but %q", said)
-		}
-		kl, same = word(`Mean +KLD: +(-?[0-9.]+)`, said), word(`Same top p: +([0-9.]+)`, said)
-	}
-	peer := [2]float64{}
-	for i, text := range []string{kl, same} {
-		if peer[i], err = strconv.ParseFloat(text, 64); err != nil {
-			return err
-		}
-	}
-	s.samples = append(s.samples,
-		sample{Part: "loss", Program: estiba, Model: m.name, Figures: figures{"kl": own.KL, "same": own.Same}},
-		sample{Part: "loss", Program: llamaCPP, Model: m.name, Figures: figures{"kl": peer[0], "same": peer[1] / 100}})
-	fmt.Fprintf(b, "| %s | %.2g | %.2g | %.1f %% | %.1f %% |\n", m.name, own.KL, peer[0], 100*own.Same, peer[1])
-	return nil
-}
-
-// word that a pattern has in brackets; empty if it is not there.
-func word(pattern, text string) string {
-	found := regexp.MustCompile(pattern).FindStringSubmatch(text)
-	if found == nil {
-		return ""
-	}
-	return found[1]
 }
