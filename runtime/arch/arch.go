@@ -130,18 +130,17 @@ func Spare(c Config, tensor string) bool {
 }
 
 // KVBytesPerToken is what one position of one sequence takes in the KV cache:
-// a key and a value, float32, in every layer. An encoder has none.
+// a key and a value, of 16 bits a number, in every layer. An encoder has none.
 func KVBytesPerToken(c Config) int64 {
 	if c.Encoder {
 		return 0
 	}
-	return 2 * 4 * int64(c.Layers) * int64(c.KVHeads) * int64(c.HeadDim)
+	return 2 * 2 * int64(c.Layers) * int64(c.KVHeads) * int64(c.HeadDim)
 }
 
-// WorkspaceBytes is what a program of this configuration needs beside weights and
-// KV cache for steps of up to maxTokens tokens and maxRows rows of logits: its
-// activations, the angles of the rotary embedding, and the logits. It is 0 for a
-// configuration that Build refuses.
+// WorkspaceBytes is graph.WorkspaceBytes of this configuration: what a program needs beside
+// weights and KV cache for steps of up to maxTokens tokens and maxRows rows of logits. It is 0
+// for a configuration that Build refuses.
 func WorkspaceBytes(c Config, maxTokens, maxRows int) int64 {
 	g, err := Build(c)
 	if err != nil {

@@ -18,9 +18,12 @@ type Backend interface {
 	Name() string
 	// Supports says whether the device runs ops of a kind on weights of a format.
 	Supports(graph.Kind, tensor.DType) bool
+	// WeightsBytes is what a program without Exact holds of weights that a checkpoint has so.
+	WeightsBytes([]graph.Stored) int64
 	// Compile checks that it can do every op (the error names the one it cannot),
 	// takes the weights and allocates the workspace, and the KV cache if it is the
-	// program's own.
+	// program's own. A program without Exact has read all weights then, so that its
+	// first step does not wait for a disk.
 	Compile(context.Context, *graph.Graph, Weights, Limits) (Program, error)
 	// Discard gives back the memory behind extents of the slab that hold nothing of use.
 	// No program may be running.
@@ -29,7 +32,8 @@ type Backend interface {
 }
 
 // Weights gives the tensor that a graph calls name (graph.Graph.Weights). Its
-// data may be a mapped file, which stays valid until the program is closed.
+// data may be a mapped file, which stays valid until the program is closed; Compile may
+// leave the pages of what it has made its own copy of to the system.
 type Weights func(name string) (tensor.Tensor, error)
 
 // ErrFault marks a step, or a load, that could not read the weights: the mapped
@@ -45,9 +49,13 @@ type Limits struct {
 	// PerExtent is how many KV blocks lie in one extent of the device's slab, a power of
 	// two, where Blocks is 0: block b begins at byte b*Extent/PerExtent of the slab.
 	PerExtent int
-	// Exact asks for reference arithmetic: float32 activations, a fixed order of
-	// sums, so that a row does not depend on what shares the batch.
+	// Exact asks for reference arithmetic: float32 activations, keys and values, a fixed
+	// order of sums, so that a row does not depend on what shares the batch. Without it
+	// keys and values are halves, and arithmetic is as fast as the device can.
 	Exact bool
+	// Progress is told the share of the weights that Compile has read, ascending, where a
+	// program reads them before its first step. It is called by one goroutine at a time. May be nil.
+	Progress func(float64)
 }
 
 // Program is one replica: weights and KV cache on a device. Its methods are

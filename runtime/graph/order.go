@@ -51,7 +51,7 @@ func (g *Graph) Fast() *Graph {
 	if !g.Encoder() {
 		f = *f.early()
 	}
-	var nodes []Node
+	nodes := make([]Node, 0, len(f.Nodes))
 	taken := make([]bool, len(f.Nodes))
 	for i, n := range f.Nodes {
 		if taken[i] {

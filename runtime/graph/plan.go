@@ -121,14 +121,17 @@ func (p *Plan) take(free *[]int, want Slot) int {
 	return s
 }
 
-// Floats that the slots take for a batch of so many tokens and wanted rows.
+// Floats that the slots take for a batch of so many tokens and wanted rows, each aligned to 64 bytes.
 func (p Plan) Floats(tokens, wanted int) int64 {
 	var n int64
 	for _, s := range p.Slots {
-		n += int64(s.Width) * int64(rows(s.Rows, tokens, wanted))
+		n += align(int64(s.Width) * int64(rows(s.Rows, tokens, wanted)))
 	}
 	return n
 }
+
+// align numbers so that the next begin at a multiple of 64 bytes.
+func align(floats int64) int64 { return (floats + 15) / 16 * 16 }
 
 func rows(axis, tokens, wanted int) int {
 	if axis == Tokens {
@@ -150,14 +153,20 @@ func inPlace(k Kind) bool {
 // WorkspaceBytes is what a program of the graph needs beside weights and cache
 // for steps of up to maxTokens tokens and maxRows rows of logits, in the order of Fast: the
 // slots, what products read in a form of their own, the angles of the rotary embeddings (a
-// cosine and a sine for each token and pair), and the logits.
+// cosine and a sine for each token and pair), the logits, and ScheduleBytes.
 func (g *Graph) WorkspaceBytes(maxTokens, maxRows int) int64 {
 	f := g.Fast()
 	n := f.Plan().Floats(maxTokens, maxRows) + int64(maxRows)*int64(g.Vocabulary())
 	for _, r := range g.Rotations() {
-		n += int64(maxTokens) * int64(r.Width())
+		n += align(int64(maxTokens) * int64(r.Width()))
 	}
-	return 4*n + f.PreparedBytes(maxTokens, maxRows)
+	return 4*n + f.PreparedBytes(maxTokens, maxRows) + f.ScheduleBytes()
+}
+
+// ScheduleBytes is about what a program notes of the nodes and weights, beside the graph itself.
+func (g *Graph) ScheduleBytes() int64 {
+	const node, weight = 540, 140 // measured, on 64 bits
+	return node*int64(len(g.Nodes)) + weight*int64(len(g.Weights))
 }
 
 // PreparedBytes is room for what any one product of the graph reads, in the form that suits its weights:
@@ -176,7 +185,7 @@ func (g *Graph) PreparedBytes(tokens, wanted int) int64 {
 }
 
 // PreparedRow is PreparedBytes of one row of so many numbers.
-func PreparedRow(cols int) int64 { return 2 * ((int64(cols) + 63) / 64 * 64) }
+func PreparedRow(cols int) int64 { return 2 * ((int64(cols) + 31) / 32 * 32) }
 
 // Rotation is what the angles of a Rope op depend on beside the position.
 type Rotation struct {

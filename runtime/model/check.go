@@ -19,6 +19,7 @@ import (
 func (m *Model) check(config string, w *weights.Header) error {
 	used := make(map[string]bool, len(m.Graph.Weights))
 	stored := map[string]int64{}
+	uses, alike := m.Graph.Uses(), map[graph.Stored]int{} // -> its place in m.Tensors
 	for i, weight := range m.Graph.Weights {
 		m.Graph.Weights[i].HF, m.Graph.Weights[i].GGUF = nil, nil // nobody looks again, and a mixture has many
 		place, info, ok := find(w, weight)
@@ -43,6 +44,14 @@ func (m *Model) check(config string, w *weights.Header) error {
 		m.Parameters += n
 		m.WeightsBytes += size
 		stored[info.Stored] += size
+		kind := graph.Stored{Use: uses[i], DType: info.DType, Rows: 1, Cols: weight.Shape[len(weight.Shape)-1]}
+		kind.Rows = int(n) / kind.Cols
+		at, ok := alike[kind]
+		if !ok {
+			at = len(m.Tensors)
+			alike[kind], m.Tensors = at, append(m.Tensors, kind)
+		}
+		m.Tensors[at].Count++
 	}
 	for _, info := range w.Tensors {
 		if !used[info.Name] && !arch.Spare(m.Config, info.Name) {

@@ -34,10 +34,11 @@ type Header struct {
 	Format       string // "safetensors" or "gguf"
 	Architecture string // of arch.Config
 	Config       arch.Config
-	Parameters   int64    // numbers in the weights; a table that is used twice counts once
-	WeightsBytes int64    // that the weights take, as stored
-	HostBytes    int64    // about what the process holds beside those for a loaded model
-	Stored       []string // formats of the weights, such as "F16"; the one with most bytes first
+	Parameters   int64          // numbers in the weights; a table that is used twice counts once
+	WeightsBytes int64          // that the weights take, as stored
+	HostBytes    int64          // about what the process holds beside those for a loaded model
+	Stored       []string       // formats of the weights, such as "F16"; the one with most bytes first
+	Tensors      []graph.Stored // the weights, alike ones counted together
 	// Pooling is how the checkpoint's embeddings are made of hidden states: "mean", "cls", "last",
 	// or a name of what cannot be done here. Empty if it does not say.
 	Pooling string

@@ -13,6 +13,7 @@ import (
 
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tensor"
 	"github.com/estiba/estiba/runtime/tokenizer"
@@ -37,7 +38,7 @@ func TestOpen(t *testing.T) {
 		}
 		defer m.Close()
 		want := Header{
-			Path: c.path, Format: c.format, Architecture: "llama", Parameters: 260_032, WeightsBytes: c.bytes, Stored: c.stored, HostBytes: m.HostBytes,
+			Path: c.path, Format: c.format, Architecture: "llama", Parameters: 260_032, WeightsBytes: c.bytes, Stored: c.stored, HostBytes: m.HostBytes, Tensors: m.Tensors,
 			Config: arch.Config{
 				Architecture: "llama", Layers: 5, Hidden: 64, FFN: 172, Heads: 8, KVHeads: 4, HeadDim: 8,
 				Vocabulary: 512, MaxPositions: 512, NormEps: 1e-5, RopeTheta: 10000, RopePairs: c.pairs, TiedOutput: true,
@@ -49,6 +50,13 @@ func TestOpen(t *testing.T) {
 		}
 		if d := cmp.Diff(want, m.Header); d != "" {
 			t.Errorf("%s:\n%s", c.path, d)
+		}
+		sum := int64(0)
+		for _, s := range m.Tensors {
+			sum += int64(s.Count) * s.DType.Bytes(int64(s.Rows)*int64(s.Cols))
+		}
+		if table := (graph.Stored{Use: graph.Product, DType: m.Tensors[0].DType, Rows: 512, Cols: 64, Count: 1}); sum != c.bytes || m.Tensors[0] != table {
+			t.Errorf("%s: %+v", c.path, m.Tensors)
 		}
 		header, err := Inspect(c.path)
 		if d := cmp.Diff(m.Header, header); err != nil || d != "" {

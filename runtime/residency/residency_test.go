@@ -339,14 +339,14 @@ func TestCut(t *testing.T) {
 		want          Cut
 		floor         int64
 	}{
-		"a tiny model":         {5, 32, 64 << 10, worker.Context{MaxTokens: 100, Sequences: 3}, Cut{2, 25}, 6},                  // 1280 bytes a position
-		"half of two MiB":      {22, 256, 2 << 20, worker.Context{MaxTokens: 2048, Sequences: 1}, Cut{2, 23}, 45},               // 45,056
-		"all of two MiB":       {16, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 16}, 1024},            // 128 KiB
-		"fewer than sixteen":   {32, 1024, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 8}, 2048},             // 256 KiB
-		"exactly one position": {16, 512, 64 << 10, worker.Context{MaxTokens: 10, Sequences: 1}, Cut{1, 1}, 10},                 // 64 KiB
-		"not endless blocks":   {1, 2, 2 << 20, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 512}, 1},                // 8 KiB a block
-		"many blocks":          {1, 2, 64 << 10, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 16}, 1},                // 16 bytes
-		"endless":              {1, 2, 64 << 10, worker.Context{MaxTokens: 1 << 62, Sequences: 1 << 62}, Cut{256, 16}, 1 << 55}, // stops at the largest number
+		"a tiny model":         {5, 64, 64 << 10, worker.Context{MaxTokens: 100, Sequences: 3}, Cut{2, 25}, 6},                  // 1280 bytes a position
+		"half of two MiB":      {22, 512, 2 << 20, worker.Context{MaxTokens: 2048, Sequences: 1}, Cut{2, 23}, 45},               // 45,056
+		"all of two MiB":       {16, 2048, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 16}, 1024},            // 128 KiB
+		"fewer than sixteen":   {32, 2048, 2 << 20, worker.Context{MaxTokens: 8192, Sequences: 2}, Cut{1, 8}, 2048},             // 256 KiB
+		"exactly one position": {16, 1024, 64 << 10, worker.Context{MaxTokens: 10, Sequences: 1}, Cut{1, 1}, 10},                // 64 KiB
+		"not endless blocks":   {1, 4, 2 << 20, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 512}, 1},                // 8 KiB a block
+		"many blocks":          {1, 4, 64 << 10, worker.Context{MaxTokens: 4096, Sequences: 1}, Cut{256, 16}, 1},                // 16 bytes
+		"endless":              {1, 4, 64 << 10, worker.Context{MaxTokens: 1 << 62, Sequences: 1 << 62}, Cut{256, 16}, 1 << 55}, // stops at the largest number
 	} {
 		cfg := arch.Config{Layers: c.layers, KVHeads: 1, HeadDim: c.width}
 		got, err := CutExtent(cfg, c.extent)
@@ -357,7 +357,7 @@ func TestCut(t *testing.T) {
 			t.Errorf("%s: %+v takes more than an extent", name, got)
 		}
 	}
-	cfg := arch.Config{Layers: 17, KVHeads: 1, HeadDim: 512}
+	cfg := arch.Config{Layers: 17, KVHeads: 1, HeadDim: 1024}
 	if _, err := CutExtent(cfg, 64<<10); err == nil || err.Error() != "One position of its KV cache takes 68 KiB, and an extent of the device has 64 KiB: give the worker 1 GiB or more, then extents have 2 MiB." {
 		t.Errorf("a position larger than an extent: %v", err)
 	}

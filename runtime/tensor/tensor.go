@@ -117,4 +117,7 @@ type Tensor struct {
 	DType DType
 	Shape Shape
 	Data  []byte // little-endian, DType.Bytes(elements) long; nil if only the header was read
+	// Mapped says that Data is a file's pages: who has read them for the last time may tell the
+	// system so, and they are read again from the file if that was wrong.
+	Mapped bool
 }

@@ -76,10 +76,11 @@ func (c *Checkpoint) Tensor(name string) (tensor.Tensor, error) {
 	}
 	data := c.mapped[info.File]
 	return tensor.Tensor{
-		Name:  name,
-		DType: info.DType,
-		Shape: info.Shape,
-		Data:  data[info.Offset : info.Offset+info.Size : info.Offset+info.Size],
+		Name:   name,
+		DType:  info.DType,
+		Shape:  info.Shape,
+		Data:   data[info.Offset : info.Offset+info.Size : info.Offset+info.Size],
+		Mapped: true,
 	}, nil
 }
 

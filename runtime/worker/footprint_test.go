@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,11 +17,13 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/internal/synth"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
 	"github.com/estiba/estiba/runtime/tensor"
@@ -85,7 +88,7 @@ func weigh(t *testing.T, path string, extent int64, c api.Context) {
 		t.Fatal(err)
 	}
 	clamped, _ := residency.Clamp(c, h.Config.MaxPositions)
-	e, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, clamped, extent)
+	e, err := estimate(anyBackend, h, clamped, extent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,10 +139,14 @@ func weigh(t *testing.T, path string, extent int64, c api.Context) {
 	if !measured.Measured || !alike(residency.Need(measured), residency.Need(e), extent) {
 		t.Errorf("measured %+v, estimated %+v", measured, e)
 	}
-	if got := loaded.under(path); !alike(got, measured.WeightsBytes, extent) || !alike(got, e.WeightsBytes, extent) {
-		t.Errorf("weights: the process has %d bytes, measured %d, estimated %d", got, measured.WeightsBytes, e.WeightsBytes)
+	held, mapped := b.WeightsBytes(h.Tensors), mappedBytes(h.Tensors)
+	if !alike(held, measured.WeightsBytes, extent) || !alike(held, e.WeightsBytes, extent) {
+		t.Errorf("weights: %d bytes, measured %d, estimated %d", held, measured.WeightsBytes, e.WeightsBytes)
 	}
-	workspace := loaded.heap - without.heap + loaded.claimed - without.claimed
+	if got := loaded.under(path); !alike(got, mapped, extent) {
+		t.Errorf("weights: the process has %d bytes mapped, which should be %d", got, mapped)
+	}
+	workspace := loaded.heap - without.heap + loaded.claimed - without.claimed - (held - mapped)
 	if !alike(workspace, measured.WorkspaceBytes, extent) || !alike(workspace, e.WorkspaceBytes, extent) {
 		t.Errorf("workspace: the process has %d bytes (%d of the heap), measured %d, estimated %d",
 			workspace, loaded.heap-without.heap, measured.WorkspaceBytes, e.WorkspaceBytes)
@@ -154,6 +161,17 @@ func weigh(t *testing.T, path string, extent int64, c api.Context) {
 	}
 }
 
+// mappedBytes are the weights of which a program has no copy.
+func mappedBytes(all []graph.Stored) (bytes int64) {
+	path, _ := kernels.Best()
+	for _, s := range all {
+		if s.Use == graph.Table || s.Use == graph.Product && path == kernels.PlainGo {
+			bytes += s.DType.Bytes(int64(s.Rows) * int64(s.Cols) * int64(s.Count))
+		}
+	}
+	return bytes
+}
+
 // exert asks for all at once that the footprint has room for: every sequence as long as the
 // context, rows of logits and of hidden states, and what grammars need.
 func exert(t *testing.T, l *Loaded, config arch.Config, c api.Context) {
@@ -161,18 +179,21 @@ func exert(t *testing.T, l *Loaded, config arch.Config, c api.Context) {
 	if l.Model.Tokenizer != nil {
 		l.Model.Vocabulary()
 	}
-	ask := func(r engine.Request) {
+	var all sync.WaitGroup
+	submit := func(r engine.Request) { // at once, or the first would be done before the last begins
 		r.Replica = l.Replica
 		events, err := l.Engine.Submit(t.Context(), r)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		for ev := range events {
-			if ev.Err != nil {
-				t.Error(ev.Err)
+		all.Go(func() {
+			for ev := range events {
+				if ev.Err != nil {
+					t.Error(ev.Err)
+				}
 			}
-		}
+		})
 	}
 	r := rand.New(rand.NewPCG(1, 1))
 	prompt := func() (ids []int32) {
@@ -181,26 +202,27 @@ func exert(t *testing.T, l *Loaded, config arch.Config, c api.Context) {
 		}
 		return ids
 	}
-	var all sync.WaitGroup
 	if config.Encoder {
 		for range min(8*residency.StepOf(config, c).Tokens/c.MaxTokens, 200) { // steps grow
-			p := prompt()
-			all.Go(func() { ask(engine.Request{Prompt: p, Pooling: engine.Mean}) })
+			submit(engine.Request{Prompt: prompt(), Pooling: engine.Mean})
 		}
 		all.Wait()
 		return
 	}
+	var prompts [][]int32
 	for range c.Sequences {
-		p := prompt()
+		prompts = append(prompts, prompt())
+	}
+	for _, p := range prompts {
 		output := min(24, len(p)-1) // in the end all of them are in one step
-		all.Go(func() {
-			ask(engine.Request{Prompt: p[output:], MaxTokens: output, PromptOnly: output == 0, IgnoreStop: true})
-		})
+		submit(engine.Request{Prompt: p[output:], MaxTokens: output, PromptOnly: output == 0, IgnoreStop: true})
 	}
 	all.Wait()
 	p := prompt()
-	ask(engine.Request{Prompt: p, PromptOnly: true, PromptLogprobs: true})
-	ask(engine.Request{Prompt: p, Pooling: engine.Mean})
+	submit(engine.Request{Prompt: p, PromptOnly: true, PromptLogprobs: true})
+	all.Wait()
+	submit(engine.Request{Prompt: p, Pooling: engine.Mean})
+	all.Wait()
 }
 
 var extentSizes = map[string]int64{"small extents": 64 << 10, "large extents": 2 << 20}
@@ -270,7 +292,7 @@ func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) 
 		t.Fatal(err)
 	}
 	c, _ = residency.Clamp(c, h.Config.MaxPositions)
-	e, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, c, extent)
+	e, err := estimate(anyBackend, h, c, extent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,20 +308,31 @@ func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := b.Compile(t.Context(), m.Graph, m.Weights, backend.Limits{MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent})
-	if err != nil {
+	m.Vocabulary()
+	// All that a program holds is claimed when the first piece of its weights has been read.
+	ctx, cancel := context.WithCancel(t.Context())
+	var loaded memory
+	_, err = b.Compile(ctx, m.Graph, m.Weights, backend.Limits{
+		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent,
+		Progress: func(float64) {
+			if ctx.Err() == nil {
+				loaded = memoryNow(t, b)
+				cancel()
+			}
+		},
+	})
+	if !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	m.Vocabulary()
-	loaded, held := memoryNow(t, b), p.Bytes().Weights
-	p.Close()
 	m.Close()
-	p, m = nil, nil
+	m = nil
 	without := memoryNow(t, b)
 	b.Close()
-	if !alike(held, e.WeightsBytes, extent) {
-		t.Errorf("%v: %d bytes of weights, estimated %d", c, held, e.WeightsBytes)
+	held := b.WeightsBytes(h.Tensors)
+	if !alike(held, h.WeightsBytes, extent) {
+		t.Errorf("%v: %d bytes of weights, %d in the file", c, held, h.WeightsBytes)
 	}
+	loaded.claimed -= held - mappedBytes(h.Tensors)
 	// Rows of logits and hidden states come with the first step.
 	rows := 4 * int64(step.Rows) * int64(h.Config.Vocabulary+h.Config.Hidden)
 	if got := loaded.heap - without.heap + loaded.claimed - without.claimed + rows; !alike(got, e.WorkspaceBytes, extent) {

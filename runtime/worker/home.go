@@ -252,7 +252,7 @@ func (h *home) prepare(ctx context.Context, want api.Home) (f api.Footprint, c a
 		return f, c, path, err
 	}
 	c, _ = residency.Clamp(want.Context, header.Config.MaxPositions)
-	if f, err = residency.Estimate(header.Config, header.WeightsBytes, header.HostBytes, c, d.Extent); err != nil {
+	if f, err = estimate(d.backend, header, c, d.Extent); err != nil {
 		return f, c, path, &fault{api.ReasonDoesNotFit, err.Error()}
 	}
 	return f, c, path, nil

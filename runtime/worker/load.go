@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"strings"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
 	"github.com/estiba/estiba/runtime/sampling"
-	"github.com/estiba/estiba/runtime/weights"
 )
 
 // Loaded is a model on a device, ready for requests. It stays so until it is
@@ -59,12 +57,9 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			m.Close()
 		}
 	}()
-	now, err := residency.Estimate(m.Config, m.WeightsBytes, m.HostBytes, c, d.Extent)
+	now, err := estimate(d.backend, m.Header, c, d.Extent)
 	if err != nil || residency.Need(now) > residency.Need(admitted) {
 		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
-	}
-	if err := touch(ctx, m, progress); err != nil {
-		return nil, classify(fmt.Errorf("load %s: %w", path, err))
 	}
 	step := residency.StepOf(m.Config, c)
 	cut, err := residency.CutExtent(m.Config, d.Extent)
@@ -72,10 +67,10 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		return nil, err
 	}
 	p, err := d.backend.Compile(ctx, m.Graph, m.Weights, backend.Limits{
-		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent,
+		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent, Progress: progress,
 	})
 	if err != nil {
-		return nil, classify(err)
+		return nil, classify(fmt.Errorf("load %s: %w", path, err))
 	}
 	replica := d.replica(h.Model)
 	err = d.engine.Add(engine.Replica{
@@ -102,6 +97,11 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 			Measured:       true,
 		},
 	}, nil
+}
+
+// estimate is the footprint of a model with a clamped context, as a backend holds its weights. The error is a *residency.CutError.
+func estimate(b backend.Backend, h model.Header, c api.Context, extent int64) (api.Footprint, error) {
+	return residency.Estimate(h.Config, b.WeightsBytes(h.Tensors), h.HostBytes, c, extent)
 }
 
 // extents in so many bytes.
@@ -170,37 +170,6 @@ func whatBroke(err error) string {
 		return "The model answers with no numbers (NaN), so its weights are broken. Replace its files."
 	}
 	return fmt.Sprintf("The model failed step after step: %v. The worker's log says more.", err)
-}
-
-// touch reads a byte of every page of the weights, so that the first request
-// does not wait for the disk, and files that were cut short are found out now.
-func touch(ctx context.Context, m *model.Model, progress func(float64)) error {
-	const page, chunk = 4 << 10, 16 << 20
-	var done int64
-	sum := byte(0)
-	for _, w := range m.Graph.Weights {
-		t, err := m.Weights(w.Name)
-		if err != nil {
-			return err
-		}
-		for data := t.Data; len(data) > 0; {
-			n := min(chunk, len(data))
-			err := weights.Guard(func() error {
-				for i := 0; i < n; i += page {
-					sum ^= data[i]
-				}
-				return ctx.Err()
-			})
-			if err != nil {
-				return fmt.Errorf("tensor %q: %w", w.Name, err)
-			}
-			data = data[n:]
-			done += int64(n)
-			progress(float64(done) / float64(max(m.WeightsBytes, 1)))
-		}
-	}
-	runtime.KeepAlive(sum) // else the reads could be left out
-	return nil
 }
 
 // close ends the requests of a model by the end of ctx and takes it off the
@@ -273,7 +242,7 @@ func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspecti
 		return bad(err)
 	}
 	c, _ := residency.Clamp(r.Context, h.Config.MaxPositions)
-	f, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, c, w.devices[0].Extent)
+	f, err := estimate(w.devices[0].backend, h, c, w.devices[0].Extent)
 	if err != nil {
 		return bad(&fault{api.ReasonDoesNotFit, err.Error()})
 	}

@@ -128,7 +128,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := residency.Clamp(api.Context{}, h.Config.MaxPositions)
-	need, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, c, extent)
+	need, err := estimate(anyBackend, h, c, extent)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -174,7 +174,7 @@ func (s *soak) needs() (bytes int64) {
 			s.t.Fatal(err)
 		}
 		c, _ := residency.Clamp(h.Context, header.Config.MaxPositions)
-		f, err := residency.Estimate(header.Config, header.WeightsBytes, header.HostBytes, c, soakExtent)
+		f, err := estimate(anyBackend, header, c, soakExtent)
 		if err != nil {
 			s.t.Fatal(err)
 		}

@@ -262,7 +262,7 @@ type stormWorld struct {
 func (o *stormWorld) inspect(path string) (model.Header, error) {
 	h, err := o.world.inspect(path)
 	// 512 bytes of a position: 128 in an extent, so that a context of 512 has 4 of 64 KiB.
-	h.Config = arch.Config{MaxPositions: 512, Layers: 1, KVHeads: 1, HeadDim: 64}
+	h.Config = arch.Config{MaxPositions: 512, Layers: 1, KVHeads: 1, HeadDim: 128}
 	return h, err
 }
 
@@ -275,7 +275,7 @@ func (o *stormWorld) load(ctx context.Context, h api.Home, path string, d *claim
 	if err := d.engine.Remove(ctx, l.Replica); err != nil {
 		return nil, err
 	}
-	cut, err := residency.CutExtent(arch.Config{Layers: 1, KVHeads: 1, HeadDim: 64}, d.Extent)
+	cut, err := residency.CutExtent(arch.Config{Layers: 1, KVHeads: 1, HeadDim: 128}, d.Extent)
 	if err == nil {
 		err = d.engine.Add(engine.Replica{
 			Name: l.Replica, Program: l.program, PerExtent: cut.PerExtent, Floor: extents(admitted.KVFloorBytes, d.Extent), BlockTokens: cut.BlockTokens,
@@ -391,7 +391,7 @@ func TestStormOfModels(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, _ := residency.Clamp(context_, h.Config.MaxPositions)
-		f, err := residency.Estimate(h.Config, h.WeightsBytes, h.HostBytes, c, extent)
+		f, err := estimate(anyBackend, h, c, extent)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,14 +18,20 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
+	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/tensor"
 )
 
 const mib = 1 << 20
+
+// anyBackend holds weights as those of the tests' workers do.
+var anyBackend = cpu.New("cpu-0", cpu.Options{Threads: 1})
 
 // world stands for disks and devices: models named by their source's URI, with
 // a size, and what goes wrong with them. It watches what is on the device.
@@ -113,7 +119,8 @@ func (o *world) inspect(path string) (model.Header, error) {
 	if !ok {
 		return model.Header{}, fmt.Errorf("broken header: %w", model.ErrInvalid)
 	}
-	return model.Header{Architecture: "llama", WeightsBytes: n, Config: arch.Config{MaxPositions: 512}}, nil
+	table := graph.Stored{Use: graph.Table, DType: tensor.F16, Rows: 1, Cols: int(n / 2), Count: 1}
+	return model.Header{Architecture: "llama", WeightsBytes: n, Tensors: []graph.Stored{table}, Config: arch.Config{MaxPositions: 512}}, nil
 }
 
 func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error) {

@@ -13,7 +13,7 @@ import (
 
 // formats takes a small model, and a table and a product of other sizes, through
 // every block format; one of the models has experts.
-func formats(t *testing.T, b backend.Backend) {
+func formats(t *testing.T, b backend.Backend, off func(tensor.DType) float64, exact bool, check func(*testing.T, *graph.Graph, backend.Weights, tensor.DType)) {
 	dense := arch.Config{
 		Architecture: "llama", Layers: 1, Hidden: 256, FFN: 256, Heads: 2, KVHeads: 1, HeadDim: 16, TiedOutput: true,
 		Vocabulary: 29, MaxPositions: 512, NormEps: 1e-5, RopeTheta: 500, BOS: -1,
@@ -36,7 +36,7 @@ func formats(t *testing.T, b backend.Backend) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			Model(t, b, model, Stored(model, d, 1))
+			check(t, model, Stored(model, d, 1), d)
 			parts(t, b, d)
 			for _, width := range []int{d.Block(), 3 * d.Block(), 256 + d.Block()} {
 				for _, n := range []int{1, 33} {
@@ -54,9 +54,9 @@ func formats(t *testing.T, b backend.Backend) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3})
+					p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3, Exact: exact})
 					got := p.run(t, span(0, tokens, []int32{2, 0, 1}))
-					near(t, fmt.Sprintf("[%d,%d] of %v", n, width, d), got, want, 1e-5)
+					near(t, fmt.Sprintf("[%d,%d] of %v", n, width, d), got, want, off(d))
 				}
 			}
 		})

@@ -17,30 +17,64 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
+// Served is what is promised of programs without Limits.Exact, by the format of the weights.
+type Served struct {
+	// Off bounds the error of one op by the norm of what is right, and half that of a small model's logits.
+	Off func(tensor.DType) float64
+	// Alone says that the logits of a token that decodes do not depend on who decodes in the same step.
+	Alone func(tensor.DType) bool
+}
+
 // Run takes a backend through all that is asked of one.
-func Run(t *testing.T, b backend.Backend) {
-	t.Run("ops", func(t *testing.T) { ops(t, b) })
-	t.Run("models", func(t *testing.T) {
-		for name, c := range shapes {
-			for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16} {
-				t.Run(fmt.Sprintf("%s/%v", name, d), func(t *testing.T) {
-					g, err := arch.Build(c)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if c.Encoder {
-						Encoder(t, b, g, Random(g, d, 1), c.Vocabulary)
-						return
-					}
-					Model(t, b, g, Random(g, d, 1))
-				})
-			}
-		}
+func Run(t *testing.T, b backend.Backend, served Served) {
+	RunServed(t, b, served)
+	t.Run("exact ops", func(t *testing.T) { ops(t, b, func(tensor.DType) float64 { return 1e-5 }, true) })
+	t.Run("exact formats", func(t *testing.T) {
+		formats(t, b, func(tensor.DType) float64 { return 1e-5 }, true, func(t *testing.T, g *graph.Graph, w backend.Weights, _ tensor.DType) { Model(t, b, g, w) })
 	})
-	t.Run("formats", func(t *testing.T) { formats(t, b) })
-	t.Run("sizes", func(t *testing.T) { sizes(t, b) })
+	t.Run("exact models", func(t *testing.T) {
+		models(t, func(t *testing.T, g *graph.Graph, w backend.Weights, _ tensor.DType, vocabulary int) {
+			if g.Encoder() {
+				Encoder(t, b, g, w, vocabulary)
+				return
+			}
+			Model(t, b, g, w)
+		})
+	})
 	t.Run("refusals", func(t *testing.T) { refusals(t, b) })
+}
+
+// RunServed takes a backend through what is asked of programs without Limits.Exact.
+func RunServed(t *testing.T, b backend.Backend, served Served) {
+	t.Run("ops", func(t *testing.T) { ops(t, b, served.Off, false) })
+	model := func(t *testing.T, g *graph.Graph, w backend.Weights, d tensor.DType) { AsServed(t, b, g, w, served, d) }
+	t.Run("formats", func(t *testing.T) { formats(t, b, served.Off, false, model) })
+	t.Run("models", func(t *testing.T) {
+		models(t, func(t *testing.T, g *graph.Graph, w backend.Weights, d tensor.DType, vocabulary int) {
+			if g.Encoder() {
+				encoderAsServed(t, b, g, w, vocabulary, 2*served.Off(d))
+				return
+			}
+			model(t, g, w, d)
+		})
+	})
+	t.Run("sizes", func(t *testing.T) { sizes(t, b) })
 	t.Run("cancellation", func(t *testing.T) { cancellation(t, b) })
+}
+
+// models calls check for small ones of every kind in every format without blocks.
+func models(t *testing.T, check func(t *testing.T, g *graph.Graph, w backend.Weights, d tensor.DType, vocabulary int)) {
+	for name, c := range shapes {
+		for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16} {
+			t.Run(fmt.Sprintf("%s/%v", name, d), func(t *testing.T) {
+				g, err := arch.Build(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				check(t, g, Random(g, d, 1), d, c.Vocabulary)
+			})
+		}
+	}
 }
 
 // shapes are small models whose sizes are as odd as their architectures allow.
@@ -74,7 +108,7 @@ func init() {
 }
 
 // ops puts each kind between an embedding and the result, and compares with the reference.
-func ops(t *testing.T, b backend.Backend) {
+func ops(t *testing.T, b backend.Backend, off func(tensor.DType) float64, exact bool) {
 	const vocabulary, width, dim = 11, 36, 6
 	none := graph.Attr{}
 	type build = func(b *graph.Builder, x graph.Value) graph.Value
@@ -212,11 +246,10 @@ func ops(t *testing.T, b backend.Backend) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3})
+				p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 3, Exact: exact})
 				p.out.WantHidden = true
 				p.run(t, span(0, tokens, []int32{2, 0, 1}))
-				got := p.out.Hidden
-				near(t, fmt.Sprintf("%v, case %d, %v", k, i, d), got, want, 1e-5)
+				near(t, fmt.Sprintf("%v, case %d, %v", k, i, d), p.out.Hidden, want, off(d))
 			}
 		}
 	}
@@ -227,12 +260,14 @@ func weight(b *graph.Builder, name string, shape ...int) graph.Value {
 	return b.Weight(graph.Weight{Name: name, Shape: shape})
 }
 
-// Model checks that a graph with weights gives the reference's logits within
+// The sequence of a model's tests.
+const blockTokens, blocks, length = 4, 64, 43
+
+// Model checks that an exact program of a graph gives the reference's logits within
 // 1e-4, and the very same logits however its tokens are cut into chunks, batched with
 // others, and laid out in blocks.
 func Model(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights) {
 	t.Helper()
-	const blockTokens, blocks, length = 4, 64, 43
 	r := rand.New(rand.NewPCG(11, 12))
 	vocabulary := g.Vocabulary()
 	tokens := func(n int) []int32 {
@@ -316,31 +351,140 @@ func Model(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights) {
 	}
 }
 
-// Encoder checks that an encoder's graph with weights gives the reference's hidden states within
-// 1e-4, and the very same ones in company; and that it refuses to start within a sequence.
-func Encoder(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, vocabulary int) {
+// AsServed checks a program without Exact, of a graph with weights of a format, against the exact one's logits; that it
+// gives the same ones again; that what a chunk or company changes about a token is within a mean divergence of 1e-3
+// nats; and, where it is promised, that company changes nothing for a token that decodes.
+func AsServed(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, served Served, d tensor.DType) {
 	t.Helper()
+	r := rand.New(rand.NewPCG(11, 12))
+	vocabulary := g.Vocabulary()
+	prompt := make([]int32, length)
+	for i := range prompt {
+		prompt[i] = r.Int32N(int32(vocabulary))
+	}
+	limits := backend.Limits{MaxTokens: 2 * length, MaxRows: 2 * length, BlockTokens: blockTokens, Blocks: blocks}
+	p := compile(t, b, g, w, limits)
+	limits.Exact = true
+	exact := compile(t, b, g, w, limits)
+	table := func(from int) []int32 {
+		ids := make([]int32, (length+blockTokens-1)/blockTokens)
+		for i := range ids {
+			ids[i] = int32((from + 5*i) % blocks)
+		}
+		return ids
+	}
+	whole := slices.Clone(p.run(t, span(0, prompt, table(0))))
+	near(t, "served: logits", whole, exact.run(t, span(0, prompt, table(0))), 2*served.Off(d))
+	if got := p.run(t, span(0, prompt, table(0))); !slices.Equal(got, whole) {
+		t.Error("served: other logits the second time")
+	}
+	like := func(what string, got []float32) {
+		t.Helper()
+		if kl := divergence(whole, got, vocabulary); !(kl <= 1e-3) {
+			t.Errorf("served, %s: a divergence of %g from one pass", what, kl)
+		}
+	}
+	for _, chunk := range []int{1, 3, 5, 16, length - 1} {
+		var got []float32
+		for at := 0; at < length; at += chunk {
+			got = append(got, p.run(t, span(at, prompt[at:min(at+chunk, length)], table(1)))...)
+		}
+		like(fmt.Sprintf("in chunks of %d", chunk), got)
+	}
+	// The same sequence many times, each at a place of its own, the first one also alone: positions
+	// one after the other, some in one step.
+	const company = 5
+	var single, first []float32
+	for at := range length {
+		single = append(single, p.run(t, span(at, prompt[at:at+1], table(2)))...)
+	}
+	q := compile(t, b, g, w, backend.Limits{MaxTokens: 2 * length, MaxRows: 2 * length, BlockTokens: blockTokens, Blocks: company * length})
+	for at := range length {
+		var spans []batching.Span
+		for c := range company {
+			ids := make([]int32, (length+blockTokens-1)/blockTokens)
+			for i := range ids {
+				ids[i] = int32(i*company + c)
+			}
+			n := at + 1
+			if c > 0 && at%2 == 1 { // the others skip a step and then make two
+				continue
+			}
+			start := at
+			if c > 0 {
+				start = max(0, at-1)
+			}
+			spans = append(spans, span(start, prompt[start:n], ids))
+		}
+		first = append(first, q.run(t, spans...)[:vocabulary]...)
+	}
+	like("in company", first)
+	if served.Alone(d) && !slices.Equal(first, single) {
+		t.Error("served: the logits of a token that decodes depend on its company")
+	}
+}
+
+// divergence is the mean KL of rows of logits from others, in nats.
+func divergence(of, from []float32, vocabulary int) float64 {
+	if len(of) != len(from) {
+		return math.Inf(1)
+	}
+	softmax := func(row []float32) []float64 {
+		most, sum := slices.Max(row), 0.0
+		p := make([]float64, len(row))
+		for i, x := range row {
+			p[i] = math.Exp(float64(x) - float64(most))
+			sum += p[i]
+		}
+		for i := range p {
+			p[i] /= sum
+		}
+		return p
+	}
+	sum := 0.0
+	for at := 0; at < len(of); at += vocabulary {
+		p, q := softmax(of[at:at+vocabulary]), softmax(from[at:at+vocabulary])
+		for i := range p {
+			if p[i] > 0 {
+				sum += p[i] * math.Log(p[i]/q[i])
+			}
+		}
+	}
+	return sum / float64(len(of)/vocabulary)
+}
+
+// encoderInputs are sequences for an encoder, and all of them in one step.
+func encoderInputs(vocabulary int) (spans []batching.Span) {
 	r := rand.New(rand.NewPCG(13, 14))
-	p := compile(t, b, g, w, backend.Limits{MaxTokens: 200, MaxRows: 200, Exact: true})
-	p.out.WantHidden = true
-	var all []float32
-	var together []batching.Span
 	for _, n := range []int{1, 43, 2, 70, 17} {
 		tokens := make([]int32, n)
 		for i := range tokens {
 			tokens[i] = r.Int32N(int32(vocabulary))
 		}
-		_, want, err := Reference(g, w, tokens)
+		spans = append(spans, span(0, tokens, nil))
+	}
+	return spans
+}
+
+// Encoder checks that an exact program of an encoder's graph gives the reference's hidden states within
+// 1e-4, and the very same ones in company; and that it refuses to start within a sequence.
+func Encoder(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, vocabulary int) {
+	t.Helper()
+	p := compile(t, b, g, w, backend.Limits{MaxTokens: 200, MaxRows: 200, Exact: true})
+	p.out.WantHidden = true
+	var all []float32
+	together := encoderInputs(vocabulary)
+	for _, s := range together {
+		_, want, err := Reference(g, w, s.Tokens)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := span(0, tokens, nil)
 		p.run(t, s)
-		near(t, fmt.Sprintf("hidden states of %d tokens", n), p.out.Hidden, want, 1e-4)
+		near(t, fmt.Sprintf("hidden states of %d tokens", len(s.Tokens)), p.out.Hidden, want, 1e-4)
 		if len(p.out.Logits) != 0 {
 			t.Errorf("%d logits of an encoder", len(p.out.Logits))
 		}
-		all, together = append(all, p.out.Hidden...), append(together, s)
+		all = append(all, p.out.Hidden...)
 	}
 	p.run(t, together...)
 	if !slices.Equal(p.out.Hidden, all) {
@@ -349,6 +493,20 @@ func Encoder(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights,
 	late := span(1, together[0].Tokens, nil)
 	if err := p.Run(context.Background(), batching.Batch{Spans: []batching.Span{late}}, &p.out); err == nil {
 		t.Error("a span that starts within its sequence was taken")
+	}
+}
+
+// encoderAsServed checks a program without Exact against the exact one, within off.
+func encoderAsServed(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, vocabulary int, off float64) {
+	t.Helper()
+	p := compile(t, b, g, w, backend.Limits{MaxTokens: 200, MaxRows: 200})
+	exact := compile(t, b, g, w, backend.Limits{MaxTokens: 200, MaxRows: 200, Exact: true})
+	p.out.WantHidden, exact.out.WantHidden = true, true
+	together := encoderInputs(vocabulary)
+	for _, spans := range append([][]batching.Span{together}, together[:1], together[1:2], together[2:3]) {
+		p.run(t, spans...)
+		exact.run(t, spans...)
+		near(t, fmt.Sprintf("hidden states of %d sequences", len(spans)), p.out.Hidden, exact.out.Hidden, off)
 	}
 }
 
@@ -364,13 +522,17 @@ func sizes(t *testing.T, b backend.Backend) {
 			{MaxTokens: 64, MaxRows: 8, BlockTokens: 16, Blocks: 9},
 		} {
 			got := compile(t, b, g, Random(g, tensor.F16, 1), l).Bytes()
-			var weights int64
-			for _, w := range g.Weights {
-				n, _ := w.Shape.Elements()
-				weights += tensor.F16.Bytes(n)
+			var stored []graph.Stored
+			uses := g.Uses()
+			for i, w := range g.Weights {
+				s := graph.Stored{Use: uses[i], DType: tensor.F16, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Count: 1}
+				if len(w.Shape) == 2 {
+					s.Rows = w.Shape[0]
+				}
+				stored = append(stored, s)
 			}
 			want := backend.Bytes{
-				Weights:   weights,
+				Weights:   b.WeightsBytes(stored),
 				KV:        int64(l.Blocks) * int64(l.BlockTokens) * arch.KVBytesPerToken(c),
 				Workspace: arch.WorkspaceBytes(c, l.MaxTokens, l.MaxRows),
 			}

@@ -1,24 +1,26 @@
-// Package cpu runs graphs on the processor: the weights stay where they are
-// mapped, keys and values are float32. It is the judge of the other backends, so
-// all its arithmetic is exact in the sense of Limits.Exact. Start with Compile.
+// Package cpu runs graphs on the processor. A program with Limits.Exact is the judge of all others: plain
+// Go on weights where they are mapped, keys and values in float32. Any other computes with the kernels of a
+// path (kernels.Best), on weights that it packs for them, keys and values in halves. Start with Compile.
 package cpu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 
 	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
 // Options of a backend.
 type Options struct {
-	Threads int // goroutines that compute; 0 means GOMAXPROCS
+	Threads int           // goroutines that compute; 0 means device.Processors
+	Path    *kernels.Path // of programs without Limits.Exact; nil means kernels.Best
 	// Extents of Extent bytes are the slab for the KV blocks of programs that have none
 	// of their own. Extent is a power of two.
 	Extents int
@@ -27,17 +29,25 @@ type Options struct {
 
 // Backend is the processor. It implements backend.Backend.
 type Backend struct {
-	name string
-	pool *pool
-	slab slab
+	name     string
+	path     kernels.Path
+	pathless error // why there is no path
+	pool     *pool
+	slab     slab
 }
 
 // New gives the processor under a device name such as "cpu-0".
 func New(name string, o Options) *Backend {
 	if o.Threads < 1 {
-		o.Threads = runtime.GOMAXPROCS(0)
+		o.Threads = device.Processors(nil)
 	}
-	return &Backend{name: name, pool: newPool(o.Threads), slab: slab{extents: o.Extents, extent: o.Extent}}
+	b := &Backend{name: name, pool: newPool(o.Threads), slab: slab{extents: o.Extents, extent: o.Extent}}
+	if o.Path != nil {
+		b.path = *o.Path
+	} else {
+		b.path, b.pathless = kernels.Best()
+	}
+	return b
 }
 
 // Name of the device.
@@ -51,57 +61,87 @@ func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
 	return slices.Contains(graph.Kinds(), k)
 }
 
-// Compile makes a program of a graph. It reads no weights, only where they are;
-// the memory it claims is touched when it is used.
+// Compile makes a program of a graph. With Exact it reads no weights, only where they are.
 func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.Weights, limits backend.Limits) (backend.Program, error) {
-	fail := func(err error) (backend.Program, error) {
+	p, err := b.program(ctx, g, weights, limits)
+	if err != nil {
 		return nil, fmt.Errorf("compile for %s: %w", b.name, err)
 	}
+	return p, nil
+}
+
+func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.Weights, limits backend.Limits) (backend.Program, error) {
 	if err := g.Check(); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	if g.Encoder() {
 		limits.BlockTokens, limits.Blocks = 1, 0 // nothing is cached
 	}
 	if limits.MaxTokens < 1 || limits.MaxRows < 1 {
-		return fail(fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits))
+		return nil, fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits)
 	}
-	p := &program{
+	if b.pathless != nil && !limits.Exact {
+		return nil, b.pathless
+	}
+	var sources []*source
+	uses := g.Uses()
+	for i, w := range g.Weights {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		m, pages, err := matrix(w, weights)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, &source{stored: graph.Stored{Use: uses[i], DType: m.DType, Rows: m.Rows, Cols: m.Cols, Count: 1}, from: m, pages: pages})
+	}
+	if !limits.Exact {
+		g = g.Fast()
+	}
+	shared := base{
 		device: b.name, pool: b.pool, graph: g, limits: limits, plan: g.Plan(), cache: g.Cache(),
 		rotations: g.Rotations(), rotationOf: g.RotationOf(), positions: math.MaxInt,
-	}
-	for _, w := range g.Weights {
-		if err := ctx.Err(); err != nil {
-			return fail(err)
-		}
-		m, err := matrix(w, weights)
-		if err != nil {
-			return fail(err)
-		}
-		p.weights = append(p.weights, m)
-		p.bytes.Weights += int64(len(m.Data))
 	}
 	for i, n := range g.Nodes {
 		formats := []tensor.DType{tensor.F32} // of the activations
 		for _, v := range n.In {
 			if g.IsWeight(v) {
-				formats = append(formats, p.weights[v].DType)
+				formats = append(formats, sources[v].from.DType)
 			}
+		}
+		if n.Kind == graph.Bias && uses[n.In[1]] != graph.Vector && !limits.Exact {
+			return nil, fmt.Errorf("node %d: weight %q is a bias and a matrix too", i, g.Weights[n.In[1]].Name)
 		}
 		for _, d := range formats {
 			if !b.Supports(n.Kind, d) {
-				return fail(fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d))
+				return nil, fmt.Errorf("node %d: no %v on %v weights", i, n.Kind, d)
 			}
 		}
 		switch n.Kind {
 		case graph.Embed:
-			p.vocabulary = p.weights[n.In[0]].Rows
+			shared.vocabulary = sources[n.In[0]].from.Rows
 		case graph.Positions:
-			p.positions = min(p.positions, p.weights[n.In[0]].Rows)
+			shared.positions = min(shared.positions, sources[n.In[0]].from.Rows)
 		}
 	}
-	if err := p.claim(&b.slab); err != nil {
-		return fail(err)
+	if !limits.Exact {
+		return b.compile(ctx, shared, sources)
+	}
+	p := &exact{base: shared}
+	for _, s := range sources {
+		p.weights = append(p.weights, s.from)
+		p.bytes.Weights += int64(len(s.from.Data))
+	}
+	_, err := p.claim(&b.slab, 4, 0)
+	if err == nil {
+		err = p.setDivisors(func(v graph.Value) []float32 {
+			x := make([]float32, p.weights[v].Cols)
+			p.weights[v].Row(x, 0)
+			return x
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
@@ -109,27 +149,27 @@ func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.W
 // Discard gives the memory behind extents of the slab back to the system.
 func (b *Backend) Discard(extents []int32) { b.slab.discard(extents) }
 
-// matrix is a weight as the kernels take it; a vector is a matrix of one row.
-func matrix(w graph.Weight, weights backend.Weights) (kernels.Matrix, error) {
+// matrix is a weight as the kernels take it; a vector is a matrix of one row. pages says that it is a file's.
+func matrix(w graph.Weight, weights backend.Weights) (m kernels.Matrix, pages bool, err error) {
 	t, err := weights(w.Name)
 	if err != nil {
-		return kernels.Matrix{}, err
+		return m, false, err
 	}
 	if !t.Shape.Equal(w.Shape) {
-		return kernels.Matrix{}, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
+		return m, false, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
 	}
 	n, ok := t.Shape.Elements()
 	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
-		return kernels.Matrix{}, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
+		return m, false, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
 	}
 	if row := w.Shape[len(w.Shape)-1]; row%t.DType.Block() != 0 {
-		return kernels.Matrix{}, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, row, t.DType, t.DType.Block())
+		return m, false, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, row, t.DType, t.DType.Block())
 	}
-	m := kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
+	m = kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
 	if len(w.Shape) == 2 {
 		m.Rows = w.Shape[0]
 	}
-	return m, nil
+	return m, t.Mapped, nil
 }
 
 // Close ends the goroutines. Programs must have been closed.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/estiba/estiba/internal/fixture"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/backendtest"
@@ -33,17 +34,57 @@ func processor(t *testing.T, threads int) *cpu.Backend {
 	return b
 }
 
-func TestConformance(t *testing.T) {
-	for _, threads := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d threads", threads), func(t *testing.T) { backendtest.Run(t, processor(t, threads)) })
+// served is what is promised of a path. Keys and values are halves on each; activations are int8 for quantized
+// weights, and bfloat16, to which halves are rounded too, in steps of more than 8 tokens on paths that have
+// instructions for it.
+func served(path kernels.Path) backendtest.Served {
+	return backendtest.Served{
+		Off: func(d tensor.DType) float64 {
+			switch {
+			case d == tensor.F32 || path == kernels.PlainGo:
+				return 1e-3
+			case d == tensor.F16 || d == tensor.BF16:
+				return 1e-2
+			}
+			return 2e-2
+		},
+		Alone: func(d tensor.DType) bool {
+			return path == kernels.PlainGo || path.Form(d, 1) == path.Form(d, 1000)
+		},
 	}
 }
 
+func TestConformance(t *testing.T) {
+	for i, path := range kernels.Available() {
+		t.Run(path.String(), func(t *testing.T) {
+			b := cpu.New("cpu-0", cpu.Options{Threads: 3, Path: &path})
+			defer b.Close()
+			if i == 0 {
+				backendtest.Run(t, b, served(path))
+			} else {
+				backendtest.RunServed(t, b, served(path))
+			}
+		})
+	}
+	t.Run("one thread", func(t *testing.T) { backendtest.RunServed(t, processor(t, 1), served(kernels.Available()[0])) })
+}
+
 func TestConformanceOfATrainedModel(t *testing.T) {
-	g, w := load(t, fixture.Model("stories260K/hf-f32"))
-	backendtest.Model(t, processor(t, 2), g, w)
-	g, w = load(t, fixture.Shared(t, "models/stories260K/hf-bf16"))
-	backendtest.Model(t, processor(t, 2), g, w)
+	for name, d := range map[string]tensor.DType{"hf-f32": tensor.F32, "hf-bf16": tensor.BF16, "stories260K-q8_0.gguf": tensor.Q8_0, "stories260K-q4_0.gguf": tensor.Q4_0} {
+		g, w := load(t, fixture.Shared(t, "models/stories260K/"+name))
+		backendtest.Model(t, processor(t, 2), g, w)
+		for _, path := range kernels.Available() {
+			t.Run(fmt.Sprintf("%s, %v", name, path), func(t *testing.T) {
+				b := cpu.New("cpu-0", cpu.Options{Threads: 2, Path: &path})
+				defer b.Close()
+				promised := served(path)
+				if d != tensor.F32 { // some matrices of the quantized ones are halves
+					promised.Alone = func(tensor.DType) bool { return served(path).Alone(tensor.F16) }
+				}
+				backendtest.AsServed(t, b, g, w, promised, d)
+			})
+		}
+	}
 }
 
 // TestGolden compares every logit with those of independent programs.
@@ -220,15 +261,17 @@ func TestTruncatedFile(t *testing.T) {
 		}
 		return p
 	}
-	victim := compile(func(name string) (tensor.Tensor, error) {
+	fromFile := func(name string) (tensor.Tensor, error) {
 		m, err := memory(name)
-		m.Data = mapped[at[name]:][:len(m.Data)]
+		m.Data, m.Mapped = mapped[at[name]:][:len(m.Data)], true
 		return m, err
-	})
+	}
+	before, _ := b.Held()
+	victim := compile(fromFile)
 	neighbour := compile(memory)
 	run := func(p backend.Program) ([]float32, error) {
 		var out backend.Out
-		tokens := make([]int32, 32)
+		tokens := slices.Repeat([]int32{299}, 32) // whose row of the table is far from the file's start
 		err := p.Run(context.Background(), batching.Batch{Spans: []batching.Span{{Tokens: tokens, Blocks: []int32{0, 1}, Rows: batching.LastRow}}}, &out)
 		return out.Logits, err
 	}
@@ -250,8 +293,16 @@ func TestTruncatedFile(t *testing.T) {
 			t.Fatalf("the neighbour: other logits, or %v", err)
 		}
 	}
+	for range 3 {
+		if _, err := b.Compile(context.Background(), g, fromFile, limits); !errors.Is(err, backend.ErrFault) {
+			t.Fatalf("a program of the truncated file: got %v", err)
+		}
+	}
 	if err := errors.Join(victim.Close(), neighbour.Close()); err != nil {
 		t.Fatal(err)
+	}
+	if after, _ := b.Held(); after != before {
+		t.Errorf("%d bytes are still held", after-before)
 	}
 	if _, err := run(victim); err == nil {
 		t.Error("a closed program runs")

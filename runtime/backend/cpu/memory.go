@@ -12,42 +12,94 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memory is float32 zeros outside the collector's heap: pages are taken when they are first
-// touched and given back at once by free, as an account of memory needs it.
-type memory struct {
-	floats []float32
-	bytes  []byte
+// memory is zeros outside the collector's heap: pages are taken when they are first
+// touched and given back at once by free, as an account of memory needs it. It begins at a page.
+type memory []byte
+
+// claim gives the product of sizes as bytes.
+func claim(sizes ...int) (memory, error) {
+	n := product(sizes...)
+	switch {
+	case n < 0:
+		return nil, fmt.Errorf("%v bytes are more than any machine has", sizes)
+	case n == 0:
+		return nil, nil
+	}
+	m, err := mapAnonymous(n)
+	if err == nil {
+		claimed.Add(int64(n))
+	}
+	return m, err
 }
 
-// claim gives the product of sizes as floats.
-func claim(sizes ...int) (memory, error) {
-	n := uint64(4)
-	for _, s := range sizes {
-		hi, lo := bits.Mul64(n, uint64(s))
-		if hi != 0 || lo > 1<<47 {
-			return memory{}, fmt.Errorf("%v numbers are more than any machine has", sizes)
-		}
-		n = lo
+// hugePage is what the system takes at once where it is asked to: fewer faults, and fewer
+// entries to look up.
+const hugePage = 2 << 20
+
+// claimHuge is claim of n bytes, in huge pages if there are several.
+func claimHuge(n int) (memory, error) {
+	if n < 8*hugePage {
+		return claim(n)
 	}
-	if n == 0 {
-		return memory{}, nil
-	}
-	b, err := unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	all, err := mapAnonymous(n + hugePage)
 	if err != nil {
-		return memory{}, fmt.Errorf("claim %d bytes: %w", n, err)
+		return nil, err
 	}
-	claimed.Add(int64(len(b)))
-	return memory{unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), n/4), b}, nil
+	claimed.Add(int64(n))
+	from := int(-address(all) & (hugePage - 1))
+	to := (from + n + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
+	m := all[from : from+n : from+n]
+	_ = unix.Madvise(m, unix.MADV_HUGEPAGE) // EINVAL where the system knows none
+	return m, errors.Join(unmap(all[:from]), unmap(all[to:]))
+}
+
+func mapAnonymous(n int) (memory, error) {
+	p, err := unix.MmapPtr(-1, 0, nil, uintptr(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("claim %d bytes: %w", n, err)
+	}
+	return unsafe.Slice((*byte)(p), n), nil
+}
+
+// unmap whole pages.
+func unmap(m memory) error {
+	if len(m) == 0 {
+		return nil
+	}
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(m)), uintptr(len(m)))
 }
 
 func (m *memory) free() error {
-	if m.bytes == nil {
-		return nil
-	}
-	claimed.Add(-int64(len(m.bytes)))
-	err := unix.Munmap(m.bytes)
-	*m = memory{}
+	claimed.Add(-int64(len(*m)))
+	err := unmap(*m)
+	*m = nil
 	return err
+}
+
+// take cuts n bytes off, and what is between them and the next multiple of 64.
+func (m *memory) take(n int) []byte {
+	part := (*m)[:n:n]
+	*m = (*m)[min(up(n), len(*m)):]
+	return part
+}
+
+// up is the next multiple of 64: of the bytes in a line of the cache, and in a vector.
+func up(n int) int { return (n + 63) &^ 63 }
+
+// aligned is b from its first address on that is a multiple of 64.
+func aligned(b []byte) []byte {
+	return b[-uintptr(unsafe.Pointer(unsafe.SliceData(b)))&63:]
+}
+
+// view is memory as numbers.
+func view[T float32 | uint16](b []byte) []T {
+	var t T
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/int(unsafe.Sizeof(t)))
+}
+
+// bytesOf numbers.
+func bytesOf(x []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x))
 }
 
 // claimed are the bytes of all memory that has not been freed.
@@ -85,17 +137,17 @@ type slab struct {
 	extents int
 	extent  int64 // bytes, a power of two
 
-	mu     sync.Mutex
-	all    []byte
-	floats []float32 // starts at a multiple of extent
+	mu   sync.Mutex
+	all  []byte
+	used []byte // of it: starts at a multiple of extent
 }
 
 // claim gives the whole slab.
-func (s *slab) claim() ([]float32, error) {
+func (s *slab) claim() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.floats != nil {
-		return s.floats, nil
+	if s.used != nil {
+		return s.used, nil
 	}
 	hi, size := bits.Mul64(uint64(s.extents), uint64(s.extent))
 	if s.extents < 1 || s.extent < 4 || s.extent&(s.extent-1) != 0 || hi != 0 || size > 1<<47 {
@@ -109,20 +161,18 @@ func (s *slab) claim() ([]float32, error) {
 		_ = unix.Madvise(all, unix.MADV_NOHUGEPAGE) // EINVAL where the system knows none
 	}
 	from := -uintptr(unsafe.Pointer(unsafe.SliceData(all))) & uintptr(s.extent-1)
-	s.all, s.floats = all, unsafe.Slice((*float32)(unsafe.Pointer(&all[from])), size/4)
-	return s.floats, nil
+	s.all, s.used = all, all[from:][:size]
+	return s.used, nil
 }
 
 func (s *slab) discard(extents []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.floats == nil {
+	if s.used == nil {
 		return
 	}
-	from := -uintptr(unsafe.Pointer(unsafe.SliceData(s.all))) & uintptr(s.extent-1)
-	bytes := s.all[from:]
 	for _, e := range extents {
-		_ = unix.Madvise(bytes[int64(e)*s.extent:][:s.extent], unix.MADV_DONTNEED) // fails only for what is not mapped
+		_ = unix.Madvise(s.used[int64(e)*s.extent:][:s.extent], unix.MADV_DONTNEED) // fails only for what is not mapped
 	}
 }
 
@@ -133,34 +183,47 @@ func (s *slab) close() error {
 		return nil
 	}
 	err := unix.Munmap(s.all)
-	s.all, s.floats = nil, nil
+	s.all, s.used = nil, nil
 	return err
 }
 
 // own is the memory of a program's own KV blocks, or its part of the slab: blocks begin
-// every stride numbers.
+// every stride bytes.
 type own struct {
 	memory // nothing, where they lie in the slab
-	blocks []float32
-	stride int // numbers
+	blocks []byte
+	stride int
 	count  int // blocks
 }
 
-// claimKV finds room for KV blocks of so many numbers.
-func claimKV(s *slab, numbers, blocks, perExtent int) (own, error) {
+// claimKV finds room for KV blocks of so many bytes.
+func claimKV(s *slab, bytes, blocks, perExtent int) (own, error) {
 	switch {
-	case numbers == 0: // nothing is kept of a position
+	case bytes == 0: // nothing is kept of a position
 		return own{count: blocks}, nil
-	case numbers < 0:
+	case bytes < 0:
 		return own{}, errors.New("the blocks are larger than any machine's memory")
 	case blocks > 0:
-		m, err := claim(blocks, numbers)
-		return own{memory: m, blocks: m.floats, stride: numbers, count: blocks}, err
+		m, err := claim(blocks, bytes)
+		return own{memory: m, blocks: m, stride: bytes, count: blocks}, err
 	case perExtent < 1 || perExtent&(perExtent-1) != 0:
 		return own{}, fmt.Errorf("%d blocks of its own and %d in an extent: one must be at least 1, the latter a power of two", blocks, perExtent)
-	case int64(numbers) > s.extent/4/int64(perExtent):
-		return own{}, fmt.Errorf("%d blocks of %d bytes do not fit an extent of %d", perExtent, 4*numbers, s.extent)
+	case int64(bytes) > s.extent/int64(perExtent):
+		return own{}, fmt.Errorf("%d blocks of %d bytes do not fit an extent of %d", perExtent, bytes, s.extent)
 	}
-	floats, err := s.claim()
-	return own{blocks: floats, stride: int(s.extent/4) / perExtent, count: s.extents * perExtent}, err
+	all, err := s.claim()
+	return own{blocks: all, stride: int(s.extent) / perExtent, count: s.extents * perExtent}, err
+}
+
+// product of sizes; negative if it is too large.
+func product(sizes ...int) int {
+	n := uint64(1)
+	for _, s := range sizes {
+		hi, lo := bits.Mul64(n, uint64(s))
+		if hi != 0 || lo > 1<<47 {
+			return -1
+		}
+		n = lo
+	}
+	return int(n)
 }

@@ -1,10 +1,14 @@
 package cpu
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestPanicOfAHelper comes out where the work was asked for, when nobody works any more,
@@ -12,19 +16,21 @@ import (
 func TestPanicOfAHelper(t *testing.T) {
 	p := newPool(4)
 	defer p.close()
+	team := p.enter()
+	defer team.leave()
 	helpers := 0
 	for range 1000 {
 		var working atomic.Int64
 		got := func() (got any) {
 			defer func() { got = recover() }()
-			p.each(64, 1, func(from, to int) {
+			team.each(64, 1, function(func(from, to int) {
 				working.Add(1)
 				defer working.Add(-1)
 				if from > 0 {
 					panic("index out of range")
 				}
 				time.Sleep(10 * time.Microsecond) // so that helpers get some
-			})
+			}))
 			return nil
 		}()
 		err, ok := got.(*panicked)
@@ -42,7 +48,165 @@ func TestPanicOfAHelper(t *testing.T) {
 		t.Error("no helper panicked")
 	}
 	var done atomic.Int64
-	if err := p.each(100, 1, func(from, to int) { done.Add(int64(to - from)) }); err != nil || done.Load() != 100 {
+	if err := team.each(100, 1, function(func(from, to int) { done.Add(int64(to - from)) })); err != nil || done.Load() != 100 {
 		t.Errorf("%d done, %v", done.Load(), err)
+	}
+}
+
+// TestPool: every number once, by any hands, for more callers than there are teams, with
+// pauses in which helpers go to sleep.
+func TestPool(t *testing.T) {
+	for _, threads := range []int{1, 2, 5} {
+		t.Run(fmt.Sprintf("%d threads", threads), func(t *testing.T) {
+			p := newPool(threads)
+			defer p.close()
+			var callers sync.WaitGroup
+			for c := range maxTeams + 4 {
+				callers.Go(func() {
+					for round := range 20 {
+						team := p.enter()
+						for job := range 20 {
+							n, grain := (c*31+job*17)%200, 1+job%7
+							seen := make([]atomic.Int32, n)
+							if err := team.each(n, grain, function(func(from, to int) {
+								if from < 0 || to > n || from >= to {
+									t.Errorf("from %d to %d of %d", from, to, n)
+								}
+								for i := from; i < to; i++ {
+									seen[i].Add(1)
+								}
+							})); err != nil {
+								t.Error(err)
+							}
+							for i := range seen {
+								if seen[i].Load() != 1 {
+									t.Errorf("number %d of %d: %d times", i, n, seen[i].Load())
+								}
+							}
+						}
+						team.leave()
+						if round%5 == 0 {
+							time.Sleep(time.Duration(c) * 10 * time.Microsecond)
+						}
+					}
+				})
+			}
+			callers.Wait()
+		})
+	}
+}
+
+// TestHandsShare: of two callers that always have work, neither is left without helpers.
+func TestHandsShare(t *testing.T) {
+	p := newPool(3)
+	defer p.close()
+	var helped [2]atomic.Int64
+	var stop atomic.Bool
+	var callers sync.WaitGroup
+	for c := range helped {
+		callers.Go(func() {
+			team := p.enter()
+			defer team.leave()
+			for !stop.Load() {
+				team.each(64, 1, counter{&helped[c], &team.caller})
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	stop.Store(true)
+	callers.Wait()
+	a, b := helped[0].Load(), helped[1].Load()
+	if a+b == 0 || min(a, b) < max(a, b)/4 {
+		t.Errorf("helpers did %d and %d pieces", a, b)
+	}
+}
+
+// counter counts pieces that others than the caller do.
+type counter struct {
+	n      *atomic.Int64
+	caller *hand
+}
+
+func (c counter) do(h *hand, _, _ int) {
+	for began := time.Now(); time.Since(began) < 5*time.Microsecond; {
+	}
+	if h != c.caller {
+		c.n.Add(1)
+	}
+}
+
+// TestIdlePool takes no time of the processor.
+func TestIdlePool(t *testing.T) {
+	p := newPool(4)
+	defer p.close()
+	team := p.enter()
+	for range 100 {
+		team.each(64, 1, function(func(int, int) { time.Sleep(time.Microsecond) }))
+	}
+	for _, entered := range []bool{true, false} {
+		if !entered {
+			team.leave()
+		}
+		time.Sleep(10 * time.Millisecond)
+		before := processorTime(t)
+		time.Sleep(500 * time.Millisecond)
+		if took := processorTime(t) - before; took > 25*time.Millisecond {
+			t.Errorf("an idle pool (entered: %v) took %v in 500 ms", entered, took)
+		}
+	}
+}
+
+// processorTime that the process took so far.
+func processorTime(t *testing.T) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Skip(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkDispatch is what a job of as many empty pieces as there are threads takes: while
+// helpers look for work, and after they have gone to sleep.
+func BenchmarkDispatch(b *testing.B) {
+	for _, threads := range []int{1, 2, 4} {
+		p := newPool(threads)
+		team := p.enter()
+		w := function(func(int, int) {})
+		b.Run(fmt.Sprintf("%d threads, awake", threads), func(b *testing.B) {
+			for b.Loop() {
+				team.each(threads, 1, w)
+			}
+		})
+		b.Run(fmt.Sprintf("%d threads, asleep", threads), func(b *testing.B) {
+			var took time.Duration
+			for b.Loop() {
+				time.Sleep(2 * spinFor)
+				began := time.Now()
+				team.each(threads, 1, w)
+				took += time.Since(began)
+			}
+			b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/job")
+		})
+		team.leave()
+		p.close()
+	}
+}
+
+// BenchmarkPieces compares jobs of pieces of 10 µs with what one hand takes.
+func BenchmarkPieces(b *testing.B) {
+	for _, pieces := range []int{2, 8, 64} {
+		p := newPool(2)
+		team := p.enter()
+		b.Run(fmt.Sprint(pieces), func(b *testing.B) {
+			for b.Loop() {
+				team.each(pieces, 1, function(func(int, int) {
+					for began := time.Now(); time.Since(began) < 10*time.Microsecond; {
+					}
+				}))
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(pieces)/10e3*2, "of-ideal")
+		})
+		team.leave()
+		p.close()
 	}
 }

@@ -84,7 +84,7 @@ func TestSlab(t *testing.T) {
 	}
 	g, w := model(t, 2, 4)
 	for _, l := range []backend.Limits{
-		{MaxTokens: 1, MaxRows: 1, BlockTokens: 22, PerExtent: 2}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 1, PerExtent: 3}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 1},
+		{MaxTokens: 1, MaxRows: 1, BlockTokens: 22, PerExtent: 2, Exact: true}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 43, PerExtent: 2}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 1, PerExtent: 3}, {MaxTokens: 1, MaxRows: 1, BlockTokens: 1},
 	} {
 		if _, err := b.Compile(t.Context(), g, w, l); err == nil {
 			t.Errorf("%+v was taken", l)
@@ -101,10 +101,11 @@ func TestDiscard(t *testing.T) {
 	const extent, extents = 2 << 20, 64
 	s := slab{extents: extents, extent: extent}
 	s.discard([]int32{1}) // before anybody needs it
-	floats, err := s.claim()
+	all, err := s.claim()
 	if err != nil {
 		t.Fatal(err)
 	}
+	floats := view[float32](all)
 	defer s.close()
 	before := resident(t)
 	for i := range floats {
