@@ -244,8 +244,7 @@ func TestExpertSum(t *testing.T) {
 	})
 }
 
-// TestExp walks through the range of the exponential function, by the silu of minus x for an up of 1/x… that is,
-// 1/(1+e^x), and by the softmax of a pair.
+// TestExp walks through the range of the exponential function, by softmax: its largest number tells the sum.
 func TestExp(t *testing.T) {
 	eachPath(t, func(t *testing.T, p cpu.Path) {
 		var x, y [4096]float32
