@@ -36,7 +36,7 @@ type format struct {
 
 	// Kernels, nil where plain Go does it; quant.h has their arguments.
 	packKernel kernel // one panel of 16 rows, which may lie in a mapped file
-	few, many  kernel // products in form Int8, of up to fewRows rows and of any number
+	few, many  kernel // products in form Int8: few reads panels as they are, many unpacks them first
 }
 
 var formats = map[tensor.DType]*format{

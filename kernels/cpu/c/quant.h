@@ -1,6 +1,6 @@
 // Products of block formats with activations in form Int8. A format gives one function that
 // multiplies a panel by a few rows, and one that unpacks a panel into the common form; FEW and MANY
-// make the kernels of them.
+// make the kernels of them: MANY's work less per row, and more to begin with.
 //
 // Every element is summed in the same order whatever the number of rows and in every variant:
 // groups of columns ascending, acc = fma(float(sum of (q-offset)*x), s*scale, acc), and where there are
@@ -51,9 +51,10 @@ struct kind {
 	bool least;  // there are m
 };
 
-enum { FEW_ROWS = 8 };
+// Rows that a panel is multiplied by at once, since their sums fit into the registers.
+enum { AT_MOST = 8 };
 #ifdef PATH_AVX512
-enum { AT_ONCE = 8 }; // rows whose sums fit into the registers
+enum { AT_ONCE = 8 };
 #else
 enum { AT_ONCE = 2 };
 #endif
@@ -83,7 +84,7 @@ INLINE void donef(vf *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
 
 // A dot product of a group of columns with R rows is begun, given 8 vectors of 4 columns for each row, and ended.
 // dots are the sums so far; part are those of 16 bits that AVX2 makes first.
-struct dots { vi dot[FEW_ROWS], part[FEW_ROWS]; };
+struct dots { vi dot[AT_MOST], part[AT_MOST]; };
 
 // begin starts the sums. half: 0 or 1, where the halves of a group have scales of their own.
 INLINE void begin(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int half) {
@@ -161,38 +162,41 @@ INLINE void ahead(struct kind k, const int R, const uint8_t *w, const int n) {
 	UNROLL for (int i = 0; i < n; i += 64) __builtin_prefetch(w + i + far, 0, 2);
 }
 
-// FEW makes the kernel of up to FEW_ROWS rows of panel(w, cols, R, x, acc), which multiplies a panel by R rows.
-#define FEW(name, panel)                                                                              \
-	INLINE void name##Rows(const struct product *a, int64_t i, int64_t first, const int R) {          \
-		const uint8_t *x[FEW_ROWS];                                                                   \
-		vf acc[FEW_ROWS];                                                                             \
-		UNROLL for (int r = 0; r < R; r++) {                                                          \
-			x[r] = x_row(a, first + r < a->n ? first + r : first);                                    \
-			acc[r] = vf_zero();                                                                       \
-		}                                                                                             \
-		panel(a->w + i * a->panelBytes, a->cols, R, x, acc);                                          \
-		UNROLL for (int r = 0; r < R; r++)                                                            \
-			if (first + r < a->n)                                                                     \
-				vf_store_some(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);             \
-	}                                                                                                 \
-	void name(const struct product *a) {                                                              \
-		ROLL for (int64_t i = a->from; i < a->to; i++) {                                              \
-			if (a->n == 1)                                                                            \
-				name##Rows(a, i, 0, 1);                                                               \
-			else if (AT_ONCE == 2 || a->n == 2)                                                       \
-				ROLL for (int64_t r = 0; r < a->n; r += 2) name##Rows(a, i, r, 2);                    \
-			else if (a->n <= 4)                                                                       \
-				name##Rows(a, i, 0, 4);                                                               \
-			else                                                                                      \
-				name##Rows(a, i, 0, 8);                                                               \
-		}                                                                                             \
+// FEW makes the kernel of any number of rows of panel(w, cols, R, x, acc), which multiplies a panel by R rows: as many
+// times as rows want it, of which all but the first find it in the second cache.
+#define FEW(name, panel)                                                                     \
+	INLINE void name##Rows(const struct product *a, int64_t i, int64_t first, const int R) { \
+		const uint8_t *x[AT_MOST];                                                           \
+		vf acc[AT_MOST];                                                                     \
+		UNROLL for (int r = 0; r < R; r++) {                                                 \
+			x[r] = x_row(a, first + r < a->n ? first + r : first);                           \
+			acc[r] = vf_zero();                                                              \
+		}                                                                                    \
+		panel(a->w + i * a->panelBytes, a->cols, R, x, acc);                                 \
+		UNROLL for (int r = 0; r < R; r++)                                                   \
+			if (first + r < a->n)                                                            \
+				vf_store_some(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);    \
+	}                                                                                        \
+	void name(const struct product *a) {                                                     \
+		ROLL for (int64_t i = a->from; i < a->to; i++) {                                     \
+			ROLL for (int64_t r = 0; r < a->n; r += AT_ONCE) {                               \
+				if (r + 1 == a->n)                                                           \
+					name##Rows(a, i, r, 1);                                                  \
+				else if (AT_ONCE == 2 || r + 2 == a->n)                                      \
+					name##Rows(a, i, r, 2);                                                  \
+				else if (r + 4 >= a->n)                                                      \
+					name##Rows(a, i, r, 4);                                                  \
+				else                                                                         \
+					name##Rows(a, i, r, 8);                                                  \
+			}                                                                                \
+		}                                                                                    \
 	}
 
 // The common form: for each group of 32 columns so many vectors of 64 bytes: 16 scales (where halves have their
 // own, 32), 16 minima where there are such, and 8 vectors of 16 rows x 4 columns q. PANELS panels are
 // interleaved vector by vector.
 #ifdef PATH_AVX512
-enum { PANELS = 2, TILE = 6 };
+enum { PANELS = 2, TILE = 4 };
 #else
 enum { PANELS = 1, TILE = 4 };
 #endif
@@ -264,19 +268,32 @@ struct common {
 #define COMMON(name, unpack)
 #endif
 
+// packed_at is about where a group of a panel begins.
+INLINE const uint8_t *packed_at(const struct product *a, int64_t panel, int64_t group) {
+	return a->w + panel * a->panelBytes + group * 32 * a->panelBytes / a->cols;
+}
+
 // MANY makes the kernel of any number of rows of unpack(to, panel, cols, group, groups), which writes so many
-// groups of a panel, from group on, in the common form.
-#define MANY(name, k, unpack)                                                                                                              \
-	COMMON(name, unpack)                                                                                                                   \
-	void name(const struct product *a) {                                                                                                      \
-		float *sums = (float *)(a->scratch + BLOCK * 11 * VECTOR);                              \
-		ROLL for (int64_t i = a->from; i < a->to; i += PANELS) ROLL for (int64_t group = 0; group < a->cols / 32; group += BLOCK) {           \
-			int64_t groups = a->cols / 32 - group < BLOCK ? a->cols / 32 - group : BLOCK;                                                     \
-			ROLL for (int p = 0; p < PANELS; p++)                                                                                             \
-				unpack(a->scratch + 64 * p, a->w + (i + p < a->to ? i + p : i) * a->panelBytes, a->cols, group, groups);                      \
-			int64_t r = 0;                                                                                                                    \
-			ROLL for (; a->n - r > TILE / 2; r += TILE) rows_tile(k, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);    \
-			if (r < a->n)                                                                                                                     \
-				rows_tile(k, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                                        \
-		}                                                                                                                                     \
+// groups of a panel, from group on, in the common form. While a block is multiplied the next is asked for, a part
+// with every tile.
+#define MANY(name, k, unpack)                                                                                              \
+	COMMON(name, unpack)                                                                                                   \
+	void name(const struct product *a) {                                                                                   \
+		float *sums = (float *)(a->scratch + BLOCK * 11 * VECTOR);                                                         \
+		const int64_t all = a->cols / 32, bytes = BLOCK * 32 * a->panelBytes / a->cols;                                    \
+		const int64_t part = bytes / ((a->n + TILE - 1) / TILE) + 64;                                                      \
+		ROLL for (int64_t i = a->from; i < a->to; i += PANELS) ROLL for (int64_t group = 0; group < all; group += BLOCK) { \
+			int64_t groups = all - group < BLOCK ? all - group : BLOCK;                                                    \
+			ROLL for (int p = 0; p < PANELS; p++)                                                                          \
+				unpack(a->scratch + 64 * p, a->w + (i + p < a->to ? i + p : i) * a->panelBytes, a->cols, group, groups);   \
+			const uint8_t *next = group + groups < all ? packed_at(a, i, group + groups) : packed_at(a, i + PANELS, 0);    \
+			int64_t r = 0;                                                                                                 \
+			ROLL for (; a->n - r > TILE / 2; r += TILE, next += part) {                                                    \
+				ROLL for (int64_t b = 0; b < part; b += 64) UNROLL for (int p = 0; p < PANELS; p++)                        \
+					__builtin_prefetch(next + b + p * a->panelBytes, 0, 2);                                                \
+				rows_tile(k, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                            \
+			}                                                                                                              \
+			if (r < a->n)                                                                                                  \
+				rows_tile(k, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                        \
+		}                                                                                                                  \
 	}
