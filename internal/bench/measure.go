@@ -59,7 +59,7 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	if m.Graph.Encoder() {
 		return Result{}, fmt.Errorf("%s is an encoder (%s), which continues no text: there is nothing to measure", path, m.Architecture)
 	}
-	s, err := compile(ctx, processor, m, o)
+	s, err := compile(ctx, processor, m, o, progress(say))
 	if err != nil {
 		return Result{}, err
 	}
@@ -125,6 +125,17 @@ func times(n int) string {
 	return fmt.Sprintf("%d times", n)
 }
 
+// progress of a load that takes long, every two seconds.
+func progress(say func(string, ...any)) func(float64) {
+	told := time.Now()
+	return func(share float64) {
+		if time.Since(told) > 2*time.Second {
+			told = time.Now()
+			say("%.0f %% of the weights", 100*share)
+		}
+	}
+}
+
 // subject is the model under test.
 type subject struct {
 	program backend.Program
@@ -133,7 +144,7 @@ type subject struct {
 	out     backend.Out
 }
 
-func compile(ctx context.Context, processor backend.Backend, m *model.Model, o Options) (*subject, error) {
+func compile(ctx context.Context, processor backend.Backend, m *model.Model, o Options, progress func(float64)) (*subject, error) {
 	cut, err := residency.CutExtent(m.Config, extent)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)
@@ -142,7 +153,7 @@ func compile(ctx context.Context, processor backend.Backend, m *model.Model, o O
 	blocks := func(tokens int) int { return (max(tokens, 1) + cut.BlockTokens - 1) / cut.BlockTokens }
 	s := &subject{limits: backend.Limits{
 		MaxTokens: max(min(o.Prompt, mostStep), most), MaxRows: most,
-		BlockTokens: cut.BlockTokens, Blocks: max(blocks(o.Prompt), most*blocks(o.Generate)),
+		BlockTokens: cut.BlockTokens, Blocks: max(blocks(o.Prompt), most*blocks(o.Generate)), Progress: progress,
 	}}
 	if s.program, err = processor.Compile(ctx, m.Graph, m.Weights, s.limits); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)

@@ -25,7 +25,7 @@ func TestRun(t *testing.T) {
 	want := map[string]any{
 		"architecture": "llama", "parameters": 260032.0, "format": "gguf", "weight_formats": []any{"F16", "F32"},
 		"context_length": 512.0, "vocabulary": 512.0, "layers": 5.0,
-		"footprint": map[string]any{"weights_bytes": 521472.0, "kv_bytes_per_token": 1280.0, "workspace_bytes": workspace},
+		"footprint": map[string]any{"weights_bytes": 521472.0, "kv_bytes_per_token": 640.0, "workspace_bytes": workspace},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -38,7 +38,7 @@ func TestRun(t *testing.T) {
 	if err := Run(t.Context(), &out, fixture.HugeModel(t, t.TempDir()), Options{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{"safetensors (F32)", "512 tokens", "Weights:         950 GiB", "KV per token:    640 KiB"} {
+	for _, says := range []string{"safetensors (F32)", "512 tokens", "Weights:         950 GiB", "KV per token:    320 KiB"} {
 		if !strings.Contains(out.String(), says) {
 			t.Errorf("does not say %q:\n%s", says, out.String())
 		}
