@@ -34,7 +34,7 @@ type format struct {
 	least  bool // there is an m
 	offset int32
 
-	// Kernels, nil where plain Go does it; quant.h has their arguments.
+	// Kernels; quant.h has their arguments.
 	packKernel kernel // one panel of 16 rows, which may lie in a mapped file
 	few, many  kernel // products in form Int8: few reads panels as they are, many unpacks them first
 }
@@ -83,7 +83,7 @@ func (p Path) Pack(dst Packed, src Matrix, from, to int) {
 	size := int(src.DType.Bytes(int64(src.Cols)))
 	for i := from; i < to; i++ {
 		panel, first := dst.panel(i), i*PanelRows
-		if p != PlainGo && f.packKernel != nil && first+PanelRows <= src.Rows {
+		if p != PlainGo && first+PanelRows <= src.Rows {
 			rows := src.Data[first*size : (first+PanelRows)*size]
 			f.packKernel(p, unsafe.Pointer(&packArgs{unsafe.SliceData(panel), unsafe.SliceData(rows), int64(size), PanelRows, int64(src.Cols)}))
 			continue

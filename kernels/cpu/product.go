@@ -173,26 +173,24 @@ func (m *product) args() productArgs {
 	}
 }
 
-// int8 multiplies rows of form Int8.
+// int8 multiplies rows of form Int8. With AVX-512 up to 64 rows are as fast by panels as they are packed, and a fifth
+// to a half faster where these are in memory (Zen 4).
 func (m *product) int8(p Path) {
 	f := formatOf(m.w.DType)
-	most := fewRows
+	few := fewRows
 	if p != AVX2 {
-		most = 64 // Zen 4: as fast where weights are in a cache, and a fifth to a half faster where they are not
-	}
-	k := f.many
-	if m.n <= most {
-		k = f.few
-	}
-	if k == nil {
-		m.plain()
-		return
+		few = 64
 	}
 	a := m.args()
-	k(p, unsafe.Pointer(&a))
+	if m.n > few { // two panels at a time
+		a.to -= (a.to - a.from) % 2
+		f.many(p, unsafe.Pointer(&a))
+		a.from, a.to = a.to, int64(m.to)
+	}
+	f.few(p, unsafe.Pointer(&a))
 }
 
-// int8Scratch is what manyRows of quant.h works in.
+// int8Scratch is what MANY of quant.h works in.
 func int8Scratch(rows int) int {
 	if rows <= fewRows {
 		return 0
