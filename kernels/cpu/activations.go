@@ -80,16 +80,21 @@ func (p Path) Prepare(dst Rows, x []float32, from, to int) {
 	}
 	size := rowBytes(dst.Form, dst.Cols)
 	y, x := dst.Data[from*size:to*size], x[from*dst.Cols:to*dst.Cols]
-	kernel, plain := prepareInt8, prepareInt8Ref
-	if dst.Form == BFloat16 {
-		kernel, plain = prepareBFloat16, prepareBFloat16Ref
-	}
-	if p != PlainGo {
-		kernel(p, unsafe.Pointer(&prepareArgs{unsafe.SliceData(y), unsafe.SliceData(x), int64(to - from), int64(dst.Cols)}))
+	if p == PlainGo {
+		row := prepareInt8Ref
+		if dst.Form == BFloat16 {
+			row = prepareBFloat16Ref
+		}
+		for ; len(y) > 0; y, x = y[size:], x[dst.Cols:] {
+			row(y[:size], x[:dst.Cols])
+		}
 		return
 	}
-	for ; len(y) > 0; y, x = y[size:], x[dst.Cols:] {
-		plain(y[:size], x[:dst.Cols])
+	a := prepareArgs{unsafe.SliceData(y), unsafe.SliceData(x), int64(to - from), int64(dst.Cols)}
+	if dst.Form == BFloat16 {
+		prepareBFloat16(p, unsafe.Pointer(&a))
+	} else {
+		prepareInt8(p, unsafe.Pointer(&a))
 	}
 }
 

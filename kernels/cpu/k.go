@@ -23,8 +23,8 @@ import (
 // So most columns take one instruction to have, and half a group is whole by itself. These are 2.8 % more bytes than
 // a checkpoint has in Q4_K, 2.3 % in Q5_K, 1 % in Q6_K.
 var (
-	formatQ4K = block256Format(tensor.Q4_K, packQ4K, fewQ4K, manyQ4K)
-	formatQ5K = block256Format(tensor.Q5_K, packQ5K, fewQ5K, manyQ5K)
+	formatQ4K = block256Format(tensor.Q4_K, packQ4K)
+	formatQ5K = block256Format(tensor.Q5_K, packQ5K)
 	formatQ6K = sixBitFormat()
 )
 
@@ -37,7 +37,7 @@ var fives = []struct{ from, vector, mask, left int }{
 }
 
 // block256Format is Q4_K or Q5_K.
-func block256Format(d tensor.DType, pack, few, many kernel) format {
+func block256Format(d tensor.DType, pack kernel) format {
 	block, bits := int(d.Bytes(256)), 4
 	if d == tensor.Q5_K {
 		bits = 5
@@ -45,7 +45,7 @@ func block256Format(d tensor.DType, pack, few, many kernel) format {
 	unit := (1 + 2*bits) * vector
 	size := vector + 4*unit
 	return format{
-		least: true, packKernel: pack, few: few, many: many,
+		least: true, packKernel: pack,
 		panelBytes: func(cols int) int { return cols / 256 * size },
 		pack: func(panel, row []byte, cols, lane int) {
 			for ; len(row) > 0; panel, row = panel[size:], row[block:] {
@@ -112,7 +112,7 @@ func sixBitFormat() format {
 	const block, unit = 210, 13 * vector
 	const size = vector + 4*unit
 	return format{
-		offset: 32, halves: true, packKernel: packQ6K, few: fewQ6K, many: manyQ6K,
+		offset: 32, halves: true, packKernel: packQ6K,
 		panelBytes: func(cols int) int { return cols / 256 * size },
 		pack: func(panel, row []byte, cols, lane int) {
 			for ; len(row) > 0; panel, row = panel[size:], row[block:] {

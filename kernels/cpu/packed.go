@@ -34,12 +34,10 @@ type format struct {
 	least  bool // there is an m
 	offset int32
 
-	// Kernels; quant.h has their arguments.
 	packKernel kernel // one panel of 16 rows, which may lie in a mapped file
-	few, many  kernel // products in form Int8: few reads panels as they are, many unpacks them first
 }
 
-var formats = map[tensor.DType]*format{
+var formats = [...]*format{
 	tensor.F32:  &formatF32,
 	tensor.F16:  &formatF16,
 	tensor.BF16: &formatBF16,
@@ -54,11 +52,10 @@ var formats = map[tensor.DType]*format{
 }
 
 func formatOf(d tensor.DType) *format {
-	f, ok := formats[d]
-	if !ok {
+	if d == tensor.Invalid || int(d) >= len(formats) {
 		panic(fmt.Sprintf("cpu: no kernel for %v", d))
 	}
-	return f
+	return formats[d]
 }
 
 // PackedBytes is the size of packed weights: at most 5 % more than a checkpoint's where rows and cols are large.
@@ -81,11 +78,12 @@ func (p Path) Pack(dst Packed, src Matrix, from, to int) {
 		panic(fmt.Sprintf("cpu: pack %v [%d, %d] as %v [%d, %d]", src.DType, src.Rows, src.Cols, dst.DType, dst.Rows, dst.Cols))
 	}
 	size := int(src.DType.Bytes(int64(src.Cols)))
+	a := &packArgs{stride: int64(size), count: PanelRows, cols: int64(src.Cols)}
 	for i := from; i < to; i++ {
 		panel, first := dst.panel(i), i*PanelRows
 		if p != PlainGo && first+PanelRows <= src.Rows {
-			rows := src.Data[first*size : (first+PanelRows)*size]
-			f.packKernel(p, unsafe.Pointer(&packArgs{unsafe.SliceData(panel), unsafe.SliceData(rows), int64(size), PanelRows, int64(src.Cols)}))
+			a.panel, a.rows = unsafe.SliceData(panel), unsafe.SliceData(src.Data[first*size:(first+PanelRows)*size])
+			f.packKernel(p, unsafe.Pointer(a))
 			continue
 		}
 		clear(panel)

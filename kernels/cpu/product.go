@@ -176,7 +176,6 @@ func (m *product) args() productArgs {
 // int8 multiplies rows of form Int8. With AVX-512 up to 64 rows are as fast by panels as they are packed, and a fifth
 // to a half faster where these are in memory (Zen 4).
 func (m *product) int8(p Path) {
-	f := formatOf(m.w.DType)
 	few := fewRows
 	if p != AVX2 {
 		few = 64
@@ -184,10 +183,54 @@ func (m *product) int8(p Path) {
 	a := m.args()
 	if m.n > few { // two panels at a time
 		a.to -= (a.to - a.from) % 2
-		f.many(p, unsafe.Pointer(&a))
+		manyInt8(p, m.w.DType, unsafe.Pointer(&a))
 		a.from, a.to = a.to, int64(m.to)
 	}
-	f.few(p, unsafe.Pointer(&a))
+	fewInt8(p, m.w.DType, unsafe.Pointer(&a))
+}
+
+// fewInt8 and manyInt8 are the kernels that read panels as they are, and that unpack them first. They are called by
+// their names, which leaves their arguments on the stack.
+func fewInt8(p Path, d tensor.DType, a unsafe.Pointer) {
+	switch d {
+	case tensor.Q8_0:
+		fewQ80(p, a)
+	case tensor.Q4_0:
+		fewQ40(p, a)
+	case tensor.Q4_1:
+		fewQ41(p, a)
+	case tensor.Q5_0:
+		fewQ50(p, a)
+	case tensor.Q5_1:
+		fewQ51(p, a)
+	case tensor.Q4_K:
+		fewQ4K(p, a)
+	case tensor.Q5_K:
+		fewQ5K(p, a)
+	case tensor.Q6_K:
+		fewQ6K(p, a)
+	}
+}
+
+func manyInt8(p Path, d tensor.DType, a unsafe.Pointer) {
+	switch d {
+	case tensor.Q8_0:
+		manyQ80(p, a)
+	case tensor.Q4_0:
+		manyQ40(p, a)
+	case tensor.Q4_1:
+		manyQ41(p, a)
+	case tensor.Q5_0:
+		manyQ50(p, a)
+	case tensor.Q5_1:
+		manyQ51(p, a)
+	case tensor.Q4_K:
+		manyQ4K(p, a)
+	case tensor.Q5_K:
+		manyQ5K(p, a)
+	case tensor.Q6_K:
+		manyQ6K(p, a)
+	}
 }
 
 // int8Scratch is what MANY of quant.h works in.

@@ -294,3 +294,28 @@ func TestPack(t *testing.T) {
 		}
 	}
 }
+
+// TestNoGarbage wants products and activations without garbage: a step of a small model has hundreds of them.
+func TestNoGarbage(t *testing.T) {
+	r := rand.New(rand.NewPCG(13, 14))
+	for _, p := range Available() {
+		for _, d := range tensor.DTypes() {
+			for _, n := range []int{1, 9, 70} {
+				if p == PlainGo {
+					continue
+				}
+				const cols = 256
+				w := packed(p, randomMatrix(r, d, 48, cols, 0))
+				x := normal(r, n*cols)
+				in := prepared(p, p.Form(d, n), x, n, cols)
+				y, scratch := make([]float32, n*48), aligned(p.ScratchBytes(d, cols, n))
+				if allocs := testing.AllocsPerRun(10, func() {
+					p.Prepare(in, x, 0, n)
+					p.MatMul(y, 48, in, w, 0, 3, scratch)
+				}); allocs > 0 {
+					t.Errorf("%v multiplies %d rows with %v in %v allocations", p, n, d, allocs)
+				}
+			}
+		}
+	}
+}

@@ -14,15 +14,15 @@ import (
 //	Q4_0, Q4_1  4 times 64 bytes: number i has for each row columns 4i.. in its low four bits, columns 4i+16.. in the high
 //	Q5_0, Q5_1  the same, then 64 bytes of fifth bits: bit i of byte j of a row is of column 4i+j
 var (
-	formatQ80 = block32Format(tensor.Q8_0, 8, 128, false, packQ80, fewQ80, manyQ80)
-	formatQ40 = block32Format(tensor.Q4_0, 4, 8, false, packQ40, fewQ40, manyQ40)
-	formatQ41 = block32Format(tensor.Q4_1, 4, 0, true, packQ41, fewQ41, manyQ41)
-	formatQ50 = block32Format(tensor.Q5_0, 5, 16, false, packQ50, fewQ50, manyQ50)
-	formatQ51 = block32Format(tensor.Q5_1, 5, 0, true, packQ51, fewQ51, manyQ51)
+	formatQ80 = block32Format(tensor.Q8_0, 8, 128, false, packQ80)
+	formatQ40 = block32Format(tensor.Q4_0, 4, 8, false, packQ40)
+	formatQ41 = block32Format(tensor.Q4_1, 4, 0, true, packQ41)
+	formatQ50 = block32Format(tensor.Q5_0, 5, 16, false, packQ50)
+	formatQ51 = block32Format(tensor.Q5_1, 5, 0, true, packQ51)
 )
 
 // block32Format has planes of so many vectors of 64 bytes.
-func block32Format(d tensor.DType, vectors int, offset int32, least bool, pack, few, many kernel) format {
+func block32Format(d tensor.DType, vectors int, offset int32, least bool, pack kernel) format {
 	header := 64
 	if least {
 		header = 128
@@ -35,7 +35,7 @@ func block32Format(d tensor.DType, vectors int, offset int32, least bool, pack, 
 	}
 	block := int(d.Bytes(32))
 	return format{
-		offset: offset, least: least, packKernel: pack, few: few, many: many,
+		offset: offset, least: least, packKernel: pack,
 		panelBytes: func(cols int) int { return cols/64*pair + cols/32%2*(header+64*vectors) },
 		pack: func(panel, row []byte, cols, lane int) {
 			for g := range cols / 32 {
