@@ -146,20 +146,23 @@ INLINE int64_t chunk(int64_t c, int64_t dim) { return c + CHUNK <= dim ? c : dim
 // 4 KiB apart would displace each other. Each line is asked for twice, which is cheaper than to ask which half it is.
 INLINE void prefetch(const half *row, int64_t c) { __builtin_prefetch(row + c, 0, 2); }
 
-// dots are the products of some heads' queries and TILE/heads keys; the values beside those are fetched.
+// dots are the products of some heads' queries and TILE/heads keys, four of them at a time, since memory likes few
+// streams; the values beside those are fetched.
 INLINE void dots(const int heads, float *s, const float *q, int64_t dim, int64_t wide, const half *keys, const half *values, const int64_t *at) {
-	const int positions = TILE / heads;
+	const int positions = TILE / heads, some = positions < 4 ? positions : 4;
 	vf acc[TILE];
 	UNROLL for (int i = 0; i < TILE; i++) acc[i] = vf_zero();
-	for (int64_t c = 0; c < wide; c += CHUNK) {
-		int64_t o = chunk(c, dim);
-		__asm__ volatile("" : "+r"(at)); // or else the rows' places would be kept on the stack, which is no nearer
-		vf of[MOST_HEADS];
-		UNROLL for (int h = 0; h < heads; h++) of[h] = vf_load(q + h * wide + c);
-		UNROLL for (int p = 0; p < positions; p++) {
-			if (values) prefetch(values + at[p], c);
-			vf k = vf_half(keys + at[p] + o);
-			UNROLL for (int h = 0; h < heads; h++) acc[h * positions + p] = vf_fma(of[h], k, acc[h * positions + p]);
+	UNROLL for (int from = 0; from < positions; from += some) {
+		for (int64_t c = 0; c < wide; c += CHUNK) {
+			int64_t o = chunk(c, dim);
+			__asm__ volatile("" : "+r"(at)); // or else the rows' places would be kept on the stack, which is no nearer
+			vf of[MOST_HEADS];
+			UNROLL for (int h = 0; h < heads; h++) of[h] = vf_load(q + h * wide + c);
+			UNROLL for (int p = from; p < from + some; p++) {
+				if (values) prefetch(values + at[p], c);
+				vf k = vf_half(keys + at[p] + o);
+				UNROLL for (int h = 0; h < heads; h++) acc[h * positions + p] = vf_fma(of[h], k, acc[h * positions + p]);
+			}
 		}
 	}
 	sums(heads, s, acc);
