@@ -81,7 +81,7 @@ func TestCases(t *testing.T) {
 				if want.SameAs != "" {
 					want = c.Greedy[want.SameAs]
 				}
-				got := result(t, path, run.Options{Prompt: c.Prompt, MaxTokens: c.Max})
+				got := result(t, path, run.Options{Prompt: c.Prompt, MaxTokens: c.Max, Exact: true})
 				if diff := cmp.Diff(c.PromptIDs, got.PromptIDs); diff != "" {
 					t.Errorf("prompt: %s", diff)
 				}
@@ -98,6 +98,19 @@ func TestCases(t *testing.T) {
 					t.Errorf("figures %+v", got)
 				}
 
+				served := result(t, path, run.Options{Prompt: c.Prompt, MaxTokens: c.Max}).IDs
+				if at := parts(served, want.IDs); at >= 0 {
+					most := map[string]float64{"f32": 0, "gguf-q8_0": 0.15, "gguf-q4_0": 0.15}
+					if _, ok := most[file.variant]; !ok { // activations of prompts are rounded to bfloat16
+						most[file.variant] = 0.05
+					}
+					gap := gap(t, path, append(slices.Clone(c.PromptIDs), want.IDs[:at]...), want.IDs[at], served[at])
+					t.Logf("as served, token %d is another one, which is less likely by %.3f nats", at, gap)
+					if gap < 0 || gap > most[file.variant] {
+						t.Errorf("as served: %v, want %v", served, want.IDs)
+					}
+				}
+
 				ids := result(t, path, run.Options{IDs: c.PromptIDs, MaxTokens: 10, Exact: true})
 				if !slices.Equal(ids.IDs, want.IDs[:10]) || ids.Text != nil {
 					t.Errorf("by ids: %v with text %v, want %v without", ids.IDs, ids.Text, want.IDs[:10])
@@ -105,6 +118,33 @@ func TestCases(t *testing.T) {
 			})
 		}
 	}
+}
+
+// parts is where two texts part; -1 if they do not, as far as both go.
+func parts(a, b []int32) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// gap is by how many nats token a is likelier than token b after ids, computed exactly.
+func gap(t *testing.T, path string, ids []int32, a, b int32) float64 {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "logits")
+	result(t, path, run.Options{IDs: ids, Logits: file})
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const vocabulary = 512
+	last := data[len(data)-4*vocabulary:]
+	logit := func(id int32) float64 {
+		return float64(math.Float32frombits(binary.LittleEndian.Uint32(last[4*id:])))
+	}
+	return logit(a) - logit(b)
 }
 
 // TestGoldenModels: what the command prints and writes for every architecture is what an

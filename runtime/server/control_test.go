@@ -23,6 +23,7 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/internal/source"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/worker"
 )
@@ -394,7 +395,7 @@ func TestInspectAndFootprint(t *testing.T) {
 	if s.Homes[0].Footprint.Total() != got.Footprint.Total() || !s.Homes[0].Footprint.Measured || s.Devices[0].UsedBytes != got.Footprint.Total() {
 		t.Errorf("inspected %+v, holds %+v, account %+v", got.Footprint, s.Homes[0].Footprint, s.Devices[0])
 	}
-	if s.Homes[0].KVBlocks != 42 || s.Homes[0].MaxTokens != 512 {
+	if s.Homes[0].KVBlocks != 44 || s.Homes[0].MaxTokens != 512 {
 		t.Errorf("%+v", s.Homes[0])
 	}
 }
@@ -451,9 +452,28 @@ func TestMetricsOfEqualNames(t *testing.T) {
 	}
 }
 
-// TestFileCutShort: a file that is cut short under a model that serves is that
+// TestFileCutShortAfterItWasCopied: a model that has packed all its weights goes on.
+func TestFileCutShortAfterItWasCopied(t *testing.T) {
+	if path, err := kernels.Best(); err != nil || path == kernels.PlainGo {
+		t.Skip("SKIPPED: this path computes with weights where they are mapped")
+	}
+	r := startWorker(t)
+	r.assign(r.breakModel("cut", func(string) {})) // its table of embeddings is its output matrix too
+	r.resident("cut")
+	_, before := r.complete("cut")
+	if err := os.Truncate(filepath.Join(r.root, "cut", "model.safetensors"), 8192); err != nil {
+		t.Fatal(err)
+	}
+	text := regexp.MustCompile(`"text":"[^"]*"`)
+	if status, body := r.complete("cut"); status != 200 || text.FindString(body) != text.FindString(before) {
+		t.Errorf("%d %s, before it was cut %s", status, body, before)
+	}
+}
+
+// TestFileCutShort: a file that is cut short under a model that serves from it is that
 // model's loss only.
 func TestFileCutShort(t *testing.T) {
+	t.Setenv(kernels.PathVariable, kernels.PlainGo.String()) // which computes with weights where they are mapped
 	r := startWorker(t)
 	r.assign(r.home("stories"), r.breakModel("cut", func(string) {}))
 	r.resident("stories")

@@ -88,7 +88,7 @@ func weigh(t *testing.T, path string, extent int64, c api.Context) {
 		t.Fatal(err)
 	}
 	clamped, _ := residency.Clamp(c, h.Config.MaxPositions)
-	e, err := estimate(anyBackend, h, clamped, extent)
+	e, err := estimate(anyBackend(), h, clamped, extent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) 
 		t.Fatal(err)
 	}
 	c, _ = residency.Clamp(c, h.Config.MaxPositions)
-	e, err := estimate(anyBackend, h, c, extent)
+	e, err := estimate(anyBackend(), h, c, extent)
 	if err != nil {
 		t.Fatal(err)
 	}

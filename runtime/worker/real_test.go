@@ -128,11 +128,15 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := residency.Clamp(api.Context{}, h.Config.MaxPositions)
-	need, err := estimate(anyBackend, h, c, extent)
+	need, err := estimate(anyBackend(), h, c, extent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	floor := int(need.KVFloorBytes / extent)
+	cut, err := residency.CutExtent(h.Config, extent)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w, err := New(Options{
 		Name: "w0", Pool: "default/cpu", Log: slog.New(slog.DiscardHandler), Drain: time.Second,
 		Devices: []device.Device{{Name: "cpu-0", Kind: "cpu", Extent: extent, Capacity: 2 * need.Total()}},
@@ -203,7 +207,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 	}
 	s := w.State()
 	lent := s.Homes[0].KVBlocks
-	if per := lent / 2; per <= 2*floor || s.Devices[0].UsedBytes != need.Total() {
+	if per := lent / cut.PerExtent; per <= 2*floor || s.Devices[0].UsedBytes != need.Total() {
 		t.Errorf("%d extents held, the floor is %d; %d bytes used", per, floor, s.Devices[0].UsedBytes)
 	}
 	b, release, err := w.Use(ctx, "ns/b")
@@ -212,7 +216,7 @@ func TestMemoryIsLentUntilItIsWanted(t *testing.T) {
 	}
 	defer release()
 	s = w.State()
-	if got := s.Homes[0].KVBlocks / 2; got > 2*floor || s.Devices[0].UsedBytes != 2*need.Total() { // b uses nothing yet
+	if got := s.Homes[0].KVBlocks / cut.PerExtent; got > 2*floor || s.Devices[0].UsedBytes != 2*need.Total() { // b uses nothing yet
 		t.Errorf("%d extents held after b was loaded, the floor is %d; %d bytes used", got, floor, s.Devices[0].UsedBytes)
 	}
 	r := request(0)

@@ -16,6 +16,7 @@ import (
 
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
@@ -30,6 +31,7 @@ type soak struct {
 	w *Worker
 
 	encoder string // its files
+	exact   bool   // nothing in an answer depends on what shares its steps
 	pool    []asked
 
 	answered, cancelled, refused, full, embedded atomic.Int64
@@ -51,6 +53,15 @@ const soakExtent = 64 << 10
 // model that is loaded and taken off meanwhile. Every answer is the one that it gave
 // alone, and in the end nothing is left of it: no KV block, no goroutine, no memory.
 func TestSoak(t *testing.T) {
+	t.Run("plain Go", func(t *testing.T) {
+		t.Setenv(kernels.PathVariable, kernels.PlainGo.String())
+		soakFor(t, true)
+	})
+	// There activations of models in halves are rounded where many share a step, so that theirs are alike only.
+	t.Run("the fastest path", func(t *testing.T) { soakFor(t, false) })
+}
+
+func soakFor(t *testing.T, exact bool) {
 	length := 4 * time.Second
 	if text := os.Getenv("ESTIBA_SOAK"); text != "" {
 		var err error
@@ -59,7 +70,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	before := runtime.NumGoroutine()
-	s := &soak{t: t, encoder: fixture.Encoder(t, t.TempDir())}
+	s := &soak{t: t, exact: exact, encoder: fixture.Encoder(t, t.TempDir())}
 	w, err := New(Options{
 		Name: "w0", Pool: "default/cpu", Log: slog.New(slog.DiscardHandler), Drain: time.Minute,
 		Devices: []device.Device{{Name: "cpu-0", Kind: "cpu", Extent: soakExtent, Capacity: s.needs()}},
@@ -174,7 +185,7 @@ func (s *soak) needs() (bytes int64) {
 			s.t.Fatal(err)
 		}
 		c, _ := residency.Clamp(h.Context, header.Config.MaxPositions)
-		f, err := estimate(anyBackend, header, c, soakExtent)
+		f, err := estimate(anyBackend(), header, c, soakExtent)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -306,8 +317,10 @@ func (s *soak) check(ctx context.Context, q asked) {
 		s.full.Add(1)
 	case err != nil:
 		s.t.Errorf("%s: %v", q.model, err)
-	case !slices.Equal(ids, q.ids):
+	case !slices.Equal(ids, q.ids) && (s.exact || q.model == "ns/a"):
 		s.t.Errorf("%s: %v, alone %v", q.model, ids, q.ids)
+	case !s.exact && len(embedding) > 0 && len(embedding) == len(q.embedding) && kernels.Dot(embedding, q.embedding) > 0.999:
+		s.embedded.Add(1)
 	case !slices.Equal(embedding, q.embedding):
 		s.t.Errorf("%s: embedding %v, alone %v", q.model, embedding, q.embedding)
 	case embedding != nil:

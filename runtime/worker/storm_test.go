@@ -391,7 +391,7 @@ func TestStormOfModels(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, _ := residency.Clamp(context_, h.Config.MaxPositions)
-		f, err := estimate(anyBackend, h, c, extent)
+		f, err := estimate(anyBackend(), h, c, extent)
 		if err != nil {
 			t.Fatal(err)
 		}

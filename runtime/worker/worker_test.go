@@ -31,7 +31,7 @@ import (
 const mib = 1 << 20
 
 // anyBackend holds weights as those of the tests' workers do.
-var anyBackend = cpu.New("cpu-0", cpu.Options{Threads: 1})
+func anyBackend() backend.Backend { return cpu.New("cpu-0", cpu.Options{Threads: 1}) }
 
 // world stands for disks and devices: models named by their source's URI, with
 // a size, and what goes wrong with them. It watches what is on the device.
