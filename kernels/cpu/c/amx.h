@@ -84,7 +84,7 @@ INLINE void rowTiles(TILES const struct product *a) {
 				tiles(TILE_ARGUMENT 0, 2, s, w, a->panelBytes, a->cols);
 			else
 				tiles(TILE_ARGUMENT 0, 1, s, w, a->panelBytes, a->cols);
-			keep(a, r0, rows, P, p, s->sums, a->add);
+			keep(a, r0, rows, P, p, 1, s->sums, a->add);
 		}
 	}
 	_tile_release();

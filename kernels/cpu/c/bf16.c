@@ -73,7 +73,7 @@ INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows
 		}
 	}
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(s->sums[r][p], acc[r][p]);
-	keep(a, r0, rows, P, panel, s->sums, add);
+	keep(a, r0, rows, P, panel, 1, s->sums, add);
 }
 
 INLINE void tiles(int R, const struct product *a, int64_t r0, int64_t rows, int64_t panel, int64_t to, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {

@@ -38,15 +38,21 @@ struct fewScratch {
 };
 INLINE int64_t copyBytes(int64_t cols) { return ((4 * cols + 63) / 64 | 1) * 64; }
 
-// sum sums columns k to end of R rows of x and P panels at w.
-INLINE void sum(enum format f, int R, int P, const struct product *a, float (*sums)[2][16], const uint8_t *x, int64_t xBytes, const uint8_t *w, int64_t k, int64_t end) {
-	const int64_t ahead = 2048; // what the processor fetches by itself is too late when sums take their time
+// sum sums columns k to end of R rows of x and P panels, at w and so many bytes apart.
+INLINE void sum(enum format f, int R, int P, float (*sums)[2][16], const uint8_t *x, int64_t xBytes, const uint8_t *w, int64_t apart, int64_t k, int64_t end) {
+	// What takes its time is asked for well ahead, since the processor itself looks no further than its window.
+	const int slow = R * 128 / bytes2(f) > 4 || R == SUMS;
 	vf acc[SUMS][2];
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_zero();
 	for (x += 4 * k, w += k / 2 * bytes2(f); k + 2 <= end; k += 2, x += 8, w += bytes2(f)) {
 		UNROLL for (int p = 0; p < P; p++) {
-			const uint8_t *here = w + p * a->panelBytes;
-			UNROLL for (int i = 0; i < bytes2(f); i += 64) _mm_prefetch(here + ahead + i, _MM_HINT_T0);
+			const uint8_t *here = w + p * apart;
+			UNROLL for (int i = 0; i < bytes2(f); i += 64) {
+				if (slow)
+					_mm_prefetch(here + 8192 + i, _MM_HINT_T1);
+				else
+					_mm_prefetch(here + 256 + i, _MM_HINT_T0);
+			}
 			vf v[2];
 			columns2(f, v, here);
 			UNROLL for (int i = 0; i < 2; i++) UNROLL for (int r = 0; r < R; r++) times(&acc[r][p], v[i], (const float *)(x + r * xBytes) + i);
@@ -55,7 +61,7 @@ INLINE void sum(enum format f, int R, int P, const struct product *a, float (*su
 	if (k < end) {
 		UNROLL for (int p = 0; p < P; p++) {
 			vf v[2];
-			const uint8_t *here = w + p * a->panelBytes;
+			const uint8_t *here = w + p * apart;
 			if (f == F32)
 				v[0] = vf_load((const float *)here);
 			else
@@ -66,33 +72,34 @@ INLINE void sum(enum format f, int R, int P, const struct product *a, float (*su
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(sums[r][p], acc[r][p]);
 }
 
-// rows multiplies R rows by P panels at once: two hide the latency of the chains.
-INLINE int64_t rows(enum format f, int R, int P, const struct product *a, const uint8_t *x, int64_t xBytes, int64_t panel) {
+// rows multiplies R rows by count panels, and by as many that are so many panels apart if P is 2: two at once hide the
+// latency of the chains. Each of both goes on from a panel to the next, as a processor that reads ahead likes it.
+INLINE void rows(enum format f, int R, int P, const struct product *a, const uint8_t *x, int64_t xBytes, int64_t panel, int64_t count) {
 	struct fewScratch *s = (struct fewScratch *)a->scratch;
-	for (; panel + P <= a->to; panel += P) {
+	for (int64_t last = panel + count; panel < last; panel++) {
+		const uint8_t *w = a->w + panel * a->panelBytes;
 		for (int64_t k = 0; k == 0 || k < a->cols; k += CHUNK) {
 			int64_t end = a->cols < k + CHUNK ? a->cols : k + CHUNK;
-			sum(f, R < SUMS ? R : SUMS, P, a, s->sums, x, xBytes, a->w + panel * a->panelBytes, k, end);
+			sum(f, R < SUMS ? R : SUMS, P, s->sums, x, xBytes, w, count * a->panelBytes, k, end);
 			if (R > SUMS)
-				sum(f, R - SUMS, P, a, s->sums + SUMS, x + SUMS * xBytes, xBytes, a->w + panel * a->panelBytes, k, end);
-			keep(a, 0, R, P, panel, s->sums, k > 0);
+				sum(f, R - SUMS, P, s->sums + SUMS, x + SUMS * xBytes, xBytes, w, count * a->panelBytes, k, end);
+			keep(a, 0, R, P, panel, count, s->sums, k > 0);
 		}
 	}
-	return panel;
 }
 
 INLINE void few(enum format f, int R, const struct product *a) {
 	const uint8_t *x = xRow(a, 0);
-	int64_t xBytes = 0;
+	int64_t xBytes = 0, half = (a->to - a->from) / 2;
 	if (R > 1) {
 		struct fewScratch *s = (struct fewScratch *)a->scratch;
 		x = s->x, xBytes = copyBytes(a->cols);
 		ROLL for (int64_t r = 0; r < R; r++) copy(s->x + r * xBytes, xRow(a, r), 4 * a->cols);
 	}
-	int64_t panel = a->from;
-	if (2 * R <= SUMS || SUMS == 8)
-		panel = rows(f, R, 2, a, x, xBytes, panel);
-	rows(f, R, 1, a, x, xBytes, panel);
+	if (2 * R > SUMS && SUMS < 8)
+		return rows(f, R, 1, a, x, xBytes, a->from, a->to - a->from);
+	rows(f, R, 2, a, x, xBytes, a->from, half);
+	rows(f, R, 1, a, x, xBytes, a->from + 2 * half, (a->to - a->from) % 2);
 }
 
 INLINE void fewOf(enum format f, const struct product *a) {
@@ -133,7 +140,7 @@ INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows
 		}
 	}
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(s->sums[r][p], acc[r][p]);
-	keep(a, r0, rows, P, panel, s->sums, add);
+	keep(a, r0, rows, P, panel, 1, s->sums, add);
 }
 
 // tiles multiplies at most R rows by panels.

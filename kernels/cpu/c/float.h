@@ -37,10 +37,10 @@ struct product {
 INLINE float *yRow(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
 INLINE const uint8_t *xRow(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
 
-// keep stores sums of P panels for rows from r0 on, or adds them to what is there.
-INLINE void keep(const struct product *a, int64_t r0, int64_t rows, int P, int64_t panel, float (*sums)[2][16], int add) {
+// keep stores sums of P panels, so many apart, for rows from r0 on, or adds them to what is there.
+INLINE void keep(const struct product *a, int64_t r0, int64_t rows, int P, int64_t panel, int64_t apart, float (*sums)[2][16], int add) {
 	for (int p = 0; p < P; p++) {
-		int64_t column = 16 * (panel + p), lanes = a->columns - column;
+		int64_t column = 16 * (panel + p * apart), lanes = a->columns - column;
 		ROLL for (int64_t r = 0; r < rows; r++) {
 			float *y = yRow(a, r0 + r) + column;
 			if (lanes >= 16) {
