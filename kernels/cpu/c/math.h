@@ -1,12 +1,8 @@
-// Functions and sums of vectors, and the first n lanes of them in memory.
+// Functions and sums of vectors.
 #pragma once
 #include "vec.h"
 
 #ifdef PATH_AVX512
-typedef __mmask16 lanes;
-INLINE lanes first(int64_t n) { return n >= 16 ? 0xffff : (1u << n) - 1; }
-INLINE vf vf_load_first(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
-INLINE void vf_store_first(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
 INLINE void vf_store_half(half *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE vf vf_abs(vf v) { return _mm512_abs_ps(v); }
 INLINE vf vf_sign(vf v, vf of) { return _mm512_or_ps(v, _mm512_and_ps(of, _mm512_set1_ps(-0.0f))); } // v, which is not negative, with the sign of another
@@ -17,18 +13,6 @@ INLINE uint32_t vf_above(vf v, vf low) { return _mm512_cmp_ps_mask(v, low, _CMP_
 INLINE float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
 INLINE float vf_most(vf v) { return _mm512_reduce_max_ps(v); }
 #else
-// Twice eight lanes: all of the first, none of the second.
-static const int32_t steps[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-INLINE __m256i first8(int64_t n) { return _mm256_loadu_si256((const __m256i *)(steps + 8 - (n < 0 ? 0 : n > 8 ? 8 : n))); }
-INLINE vf vf_load_first(const float *p, int64_t n) {
-	if (n >= 16) return vf_load(p);
-	return (vf){_mm256_maskload_ps(p, first8(n)), _mm256_maskload_ps(p + 8, first8(n - 8))};
-}
-INLINE void vf_store_first(float *p, vf v, int64_t n) {
-	if (n >= 16) return vf_store(p, v);
-	_mm256_maskstore_ps(p, first8(n), v.lo);
-	_mm256_maskstore_ps(p + 8, first8(n - 8), v.hi);
-}
 INLINE void vf_store_half(half *p, vf v) {
 	_mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT));
 	_mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT));

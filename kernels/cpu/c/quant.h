@@ -175,7 +175,7 @@ INLINE void ahead(struct kind k, const int R, const uint8_t *w, const int n) {
 		panel(a->w + i * a->panelBytes, a->cols, R, x, acc);                                 \
 		UNROLL for (int r = 0; r < R; r++)                                                   \
 			if (first + r < a->n)                                                            \
-				vf_store_some(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);    \
+				vf_store_first(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);    \
 	}                                                                                        \
 	void name(const struct product *a) {                                                     \
 		ROLL for (int64_t i = a->from; i < a->to; i++) {                                     \
@@ -247,7 +247,7 @@ INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64
 	}
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < PANELS; p++)
 		if (r0 + r < a->n && panel + p < a->to)
-			vf_store_some(y_row(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
+			vf_store_first(y_row(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
 }
 
 // common is commonArgs of amx.go.
