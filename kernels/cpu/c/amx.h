@@ -69,13 +69,14 @@ INLINE void rowTiles(TILES const struct product *a) {
 	struct tileScratch *s = (struct tileScratch *)a->scratch;
 	for (int64_t r0 = 0, rows; r0 < a->n; r0 += rows) {
 		rows = a->n - r0 < ROWS ? a->n - r0 : ROWS;
-		ROLL for (int64_t r = 0; r < rows; r++) copy(s->x[r], xRow(a, r0 + r), 2 * a->cols);
+		fetch(a, r0, rows, 0, 2 * a->cols, s->x, sizeof s->x[0]);
 		const int two = rows > 16;
 		configure(&s->config, two ? 16 : rows, rows - 16);
 		_tile_loadconfig(&s->config);
 		const uint8_t *w = a->w;
 		for (int64_t p = a->from; p < a->to; p += 2, w += 2 * a->panelBytes) {
 			const int P = a->to - p >= 2 ? 2 : 1;
+			expect(a, r0, rows, P, p);
 			if (two && P == 2)
 				tiles(TILE_ARGUMENT 1, 2, s, w, a->panelBytes, a->cols);
 			else if (two)

@@ -61,7 +61,8 @@ void commonToPairs(const struct unpacked *a) {
 
 // tile multiplies R rows by P panels at w, panelBytes apart.
 INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows, int64_t panel, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {
-	struct scratch *s = ( struct scratch *)a->scratch;
+	struct scratch *s = (struct scratch *)a->scratch;
+	expect(a, r0, rows, P, panel);
 	vf acc[TILE][2];
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_zero();
 	for (int64_t k = 0; k < n; k++, w += 64) {
@@ -101,7 +102,7 @@ void manyPairs(struct product *a) {
 			}
 			for (int64_t t = 0, r0 = 0, rows; t < count; t++, r0 += rows) {
 				rows = share(a->n, count, t);
-				ROLL for (int64_t r = 0; r < rows; r++) copy(s->x[r], xRow(a, r0 + r) + 2 * k, 4 * n);
+				fetch(a, r0, rows, 2 * k, 4 * n, s->x, sizeof s->x[0]);
 				if (rows <= 2)
 					tiles(2, a, r0, rows, p, to, w, panelBytes, n, k > 0);
 				else if (rows <= 4)
