@@ -45,6 +45,9 @@ const (
 	// waitFor is how long who asked looks whether the last pieces are done before it sleeps, so that
 	// the system can give its core to a helper that has none. A piece takes a part of that.
 	waitFor = 30 * time.Microsecond
+	// rouseEvery is how long after a word to a sleeper the next one is given: that takes some microseconds
+	// itself, and on a busy machine who is woken comes too late, time and again.
+	rouseEvery = 100 * time.Microsecond
 	// mostLooks bound both where the clock stands still, as it may in tests.
 	mostLooks = 1000
 )
@@ -83,6 +86,7 @@ type team struct {
 	n, grain int
 	work     work
 	failed   atomic.Pointer[failure]
+	roused   time.Time // when the caller woke a helper
 
 	_     [64]byte
 	taken atomic.Uint64 // pieces in all << 32 | pieces taken, or more
@@ -163,11 +167,12 @@ func (t *team) each(n, grain int, w work) error {
 		t.n, t.grain, t.work = n, grain, w
 		t.left.Store(int64(pieces))
 		t.taken.Store(uint64(pieces) << 32)
-		t.pool.rouse()
 		done := 0
+		t.rouse()
 		for i, ok := t.take(); ok; i, ok = t.take() {
 			t.run(&t.caller, i)
 			done++
+			t.rouse()
 		}
 		if t.left.Add(-int64(done)) > 0 {
 			t.wait()
@@ -274,8 +279,9 @@ func (p *pool) turn(h *hand, at *int) bool {
 		t := &p.teams[next]
 		done := 0
 		for i, ok := t.take(); ok; i, ok = t.take() {
-			if done == 0 && !found {
-				p.rouse() // the next sleeper, if there is work for it too
+			if done == 0 && !found { // two more sleepers, if there is work for them too
+				p.rouse()
+				p.rouse()
 			}
 			t.run(h, i)
 			done++
@@ -292,6 +298,17 @@ func (p *pool) turn(h *hand, at *int) bool {
 		}
 	}
 	return found
+}
+
+// rouse wakes a helper now and then.
+func (t *team) rouse() {
+	if t.pool.asleep.Load() == 0 {
+		return
+	}
+	if now := time.Now(); now.Sub(t.roused) > rouseEvery {
+		t.roused = now
+		t.pool.rouse()
+	}
 }
 
 // rouse wakes a helper, if one sleeps and there is work.
