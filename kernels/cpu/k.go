@@ -14,9 +14,7 @@ import (
 //	for each 64 columns, the groups g and g+1, a unit:
 //	  Q4_K  a vector: scale and minimum of group g, scale and minimum of group g+1
 //	        8 vectors: number i has columns 4i.. of group g in its low four bits, those of group g+1 in the high
-//	  Q5_K  a vector of scales and minima, then for each group
-//	        5 vectors: number i has columns 4i.. in its low five bits. Of columns 20.. three bits are atop number 0 and
-//	        two atop number 1, of columns 24.. the same atop 2 and 3, of columns 28.. three atop 4, one at bit 5 of 1 and 3
+//	  Q5_K  a vector of scales and minima, then for each group 5 vectors, as in Q5_0
 //	  Q6_K  a vector: the two signed scales of group g, the two of group g+1; then for each half of a group
 //	        3 vectors: number i has columns 4i.. in its low six bits; columns 12.., by two bits, are atop 0, 1 and 2
 //
@@ -30,11 +28,6 @@ var (
 
 // vector is the bytes of a vector: four of each row.
 const vector = 4 * PanelRows
-
-// fives are the bits of Q5_K's columns 20 to 31 that lie atop others: mask of column 4*from+j is at the vector, shifted left.
-var fives = []struct{ from, vector, mask, left int }{
-	{5, 0, 0x1c, 3}, {5, 1, 3, 6}, {6, 2, 0x1c, 3}, {6, 3, 3, 6}, {7, 4, 0x1c, 3}, {7, 1, 2, 4}, {7, 3, 1, 5},
-}
 
 // block256Format is Q4_K or Q5_K.
 func block256Format(d tensor.DType, pack kernel) format {
@@ -68,14 +61,7 @@ func block256Format(d tensor.DType, pack kernel) format {
 					for k := range q {
 						q[k] = nibbles[k]>>(g%2*4)&15 | row[16+k]>>g&1<<4
 					}
-					for k, b := range q[:20] {
-						to[k/4*vector+k%4] = b
-					}
-					for _, f := range fives {
-						for j, b := range q[4*f.from : 4*f.from+4] {
-							to[f.vector*vector+j] |= b & uint8(f.mask) << f.left
-						}
-					}
+					packFives(to, &q)
 				}
 			}
 		},
@@ -93,15 +79,7 @@ func block256Format(d tensor.DType, pack kernel) format {
 				return s, m
 			}
 			b = b[g*5*vector:]
-			for k := range 20 {
-				q[k] = b[k/4*vector+k%4] & 31
-			}
-			clear(q[20:])
-			for _, f := range fives {
-				for j := range 4 {
-					q[4*f.from+j] |= b[f.vector*vector+j] >> f.left & uint8(f.mask)
-				}
-			}
+			unpackFives(q, b)
 			return s, m
 		},
 	}

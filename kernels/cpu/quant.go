@@ -12,7 +12,9 @@ import (
 //
 //	Q8_0        8 times 64 bytes: 16 rows x 4 columns, q + 128
 //	Q4_0, Q4_1  4 times 64 bytes: number i has for each row columns 4i.. in its low four bits, columns 4i+16.. in the high
-//	Q5_0, Q5_1  the same, then 64 bytes of fifth bits: bit i of byte j of a row is of column 4i+j
+//	Q5_0, Q5_1  5 times 64 bytes: number i has columns 4i.. in its low five bits. Of columns 20.. three bits are atop
+//	            number 0 and two atop number 1, of columns 24.. the same atop 2 and 3, of columns 28.. three atop 4,
+//	            one at bit 5 of 1 and 3. So most columns take one instruction to have
 var (
 	formatQ80 = block32Format(tensor.Q8_0, 8, 128, false, packQ80)
 	formatQ40 = block32Format(tensor.Q4_0, 4, 8, false, packQ40)
@@ -55,11 +57,13 @@ func block32Format(d tensor.DType, vectors int, offset int32, least bool, pack k
 					continue
 				}
 				if vectors == 5 {
+					var q [32]uint8
 					fifth := binary.LittleEndian.Uint32(src)
-					src = src[4:]
-					for k := range 32 {
-						to[256+4*lane+k%4] |= byte(fifth>>k&1) << (k / 4)
+					for k := range q {
+						q[k] = src[4+k%16]>>(k/16*4)&15 | byte(fifth>>k&1)<<4
 					}
+					packFives(to[4*lane:], &q)
+					continue
 				}
 				for k := range 16 { // low: column k, high: column k+16
 					to[k/4*64+4*lane+k%4] = src[k]
@@ -79,16 +83,44 @@ func block32Format(d tensor.DType, vectors int, offset int32, least bool, pack k
 				}
 				return s, m
 			}
+			if vectors == 5 {
+				unpackFives(q, from)
+				return s, m
+			}
 			for k := range 16 {
 				b := from[k/4*64+k%4]
 				q[k], q[k+16] = b&15, b>>4
 			}
-			if vectors == 5 {
-				for k := range q {
-					q[k] |= from[256+k%4] >> (k / 4) & 1 << 4
-				}
-			}
 			return s, m
 		},
+	}
+}
+
+// fives are the bits of columns 20 to 31 that lie atop others: mask of column 4*from+j is at the vector, shifted left.
+var fives = []struct{ from, vector, mask, left int }{
+	{5, 0, 0x1c, 3}, {5, 1, 3, 6}, {6, 2, 0x1c, 3}, {6, 3, 3, 6}, {7, 4, 0x1c, 3}, {7, 1, 2, 4}, {7, 3, 1, 5},
+}
+
+// packFives writes 32 columns of five bits to a lane.
+func packFives(to []byte, q *[32]uint8) {
+	for k, b := range q[:20] {
+		to[k/4*64+k%4] = b
+	}
+	for _, f := range fives {
+		for j, b := range q[4*f.from : 4*f.from+4] {
+			to[f.vector*64+j] |= b & uint8(f.mask) << f.left
+		}
+	}
+}
+
+func unpackFives(q *[32]uint8, from []byte) {
+	for k := range 20 {
+		q[k] = from[k/4*64+k%4] & 31
+	}
+	clear(q[20:])
+	for _, f := range fives {
+		for j := range 4 {
+			q[4*f.from+j] |= from[f.vector*64+j] >> f.left & uint8(f.mask)
+		}
 	}
 }

@@ -17,36 +17,13 @@ INLINE vi upper(vi v) { return lower(vi_right(v, 4)); }
 INLINE vi byte_of(vi v, int i) { return vi_and(vi_right(v, 8 * i), vi_set(0xff)); }
 INLINE vi signed_byte_of(vi v, int i) { return vi_right_signed(vi_left(v, 24 - 8 * i), 24); }
 
-// pick takes the bits of a where mask has them, else those of b.
-#ifdef PATH_AVX512
-INLINE vi pick(int mask, vi a, vi b) { return _mm512_ternarylogic_epi32(vi_set(mask), a, b, 0xca); }
-#else
-INLINE __m256i pick256(__m256i mask, __m256i a, __m256i b) { return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b)); }
-INLINE vi pick(int mask, vi a, vi b) {
-	vi m = vi_set(mask);
-	return (vi){pick256(m.lo, a.lo, b.lo), pick256(m.hi, a.hi, b.hi)};
-}
-#endif
-
-// four, five and six give columns 4i to 4i+3 of a group of Q4_K, Q5_K and Q6_K.
+// four and six give columns 4i to 4i+3 of a group of Q4_K and Q6_K; quant.h has those of Q5_K.
 
 INLINE vi four(const uint8_t *unit, int odd, int i, bool times16) {
 	vi q = vi_load(unit + SCALES + 64 * i);
 	if (!odd)
 		return lower(q);
 	return times16 ? vi_and(q, vi_set(0xf0f0f0f0)) : upper(q);
-}
-
-INLINE vi five(const uint8_t *group, int i) {
-	const int low = 0x1f1f1f1f, upper3 = 0x1c1c1c1c;
-	if (i < 5)
-		return vi_and(vi_load(group + 64 * i), vi_set(low));
-	if (i < 7) {
-		group += 128 * (i - 5);
-		return vi_and(pick(upper3, vi_right(vi_load(group), 3), vi_right(vi_load(group + 64), 6)), vi_set(low));
-	}
-	vi lower2 = pick(0x02020202, vi_right(vi_load(group + 64), 4), vi_right(vi_load(group + 192), 5));
-	return vi_and(pick(upper3, vi_right(vi_load(group + 256), 3), lower2), vi_set(low));
 }
 
 INLINE vi six(const uint8_t *group, int i) {

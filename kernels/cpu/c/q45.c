@@ -8,16 +8,11 @@ static const struct kind q50 = {.offset = 16, .most = 31}, q51 = {.most = 31, .l
 INLINE int header(struct kind k) { return k.least ? 128 : 64; }
 INLINE int plane(struct kind k) { return k.most == 31 ? 320 : 256; }
 
-// nibbles gives the low and the high four bits of vector i of a plane with, where there are such, the fifth.
-INLINE void nibbles(struct kind k, vi q[2], const uint8_t *w, int i) {
-	const vi low = vi_set(0x0f0f0f0f), fifth = vi_set(0x10101010);
+// nibbles gives the low and the high four bits of vector i of a plane: columns 4i.. and 4i+16..
+INLINE void nibbles(vi q[2], const uint8_t *w, int i) {
+	const vi low = vi_set(0x0f0f0f0f);
 	vi v = vi_load(w + 64 * i);
 	q[0] = vi_and(v, low), q[1] = vi_and(vi_right(v, 4), low);
-	if (k.most == 31) {
-		vi h = vi_load(w + 256);
-		q[0] = vi_or(q[0], vi_and(vi_left(h, 4 - i), fifth));
-		q[1] = vi_or(q[1], vi_and(vi_right(h, i), fifth));
-	}
 }
 
 // one multiplies a group, number half of a pair at w.
@@ -26,10 +21,12 @@ INLINE void one(struct kind k, const uint8_t *w, int half, int64_t group, const 
 	vf s = vf_half((const uint16_t *)w + 16 * half), m = k.least ? vf_half((const uint16_t *)w + 32 + 16 * half) : s;
 	w += header(k) + half * plane(k);
 	begin(k, R, &d, x, group, 0);
-	ahead(k, R, w, plane(k) + header(k) * half);
-	UNROLL for (int i = 0; i < 4; i++) {
+	ahead(R, w, plane(k) + header(k) * half);
+	if (k.most == 31)
+		UNROLL for (int i = 0; i < 8; i++) step(k, R, &d, x, group, i, five(w, i));
+	else UNROLL for (int i = 0; i < 4; i++) {
 		vi q[2];
-		nibbles(k, q, w, i);
+		nibbles(q, w, i);
 		step_nth(k, R, &d, x, group, 2 * i, i, q[0]);
 		step_nth(k, R, &d, x, group, 2 * i + 1, i + 4, q[1]);
 	}
@@ -52,9 +49,11 @@ INLINE void unpack(struct kind k, uint8_t *to, const uint8_t *w, int64_t group, 
 		put_float(to, 0, vf_half((const uint16_t *)pair + 16 * (group % 2)));
 		if (k.least)
 			put_float(to, 1, vf_half((const uint16_t *)pair + 32 + 16 * (group % 2)));
-		UNROLL for (int i = 0; i < 4; i++) {
+		if (k.most == 31)
+			UNROLL for (int i = 0; i < 8; i++) put_q(k, to, i, five(from, i));
+		else UNROLL for (int i = 0; i < 4; i++) {
 			vi q[2];
-			nibbles(k, q, from, i);
+			nibbles(q, from, i);
 			put_q(k, to, i, q[0]);
 			put_q(k, to, i + 4, q[1]);
 		}

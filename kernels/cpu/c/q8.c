@@ -15,7 +15,7 @@ INLINE void one(const uint8_t *w, int half, int64_t group, const int R, const ui
 	vf s = vf_half((const uint16_t *)w + 16 * half);
 	w += 64 + 512 * half;
 	begin(kind, R, &d, x, group, 0);
-	ahead(kind, R, w, 512 + 64 * half);
+	ahead(R, w, 512 + 64 * half);
 	UNROLL for (int i = 0; i < 8; i++) step(kind, R, &d, x, group, i, vi_load(w + 64 * i));
 	end(kind, R, acc, &d, x, group, s, s, 0);
 }

@@ -62,6 +62,22 @@ INLINE vi swap(vi v, int d, int32_t mask) {
 // fifths moves bit 4i+j of each word to bit i of byte j: of the bits' numbers, two swapped at a time.
 INLINE vi fifths(vi v) { return swap(swap(swap(swap(v, 14, 0xcccc), 7, 0xaa00aa), 2, 0x0c0c0c0c), 1, 0x22222222); }
 
+INLINE vi masked(vi v, int32_t mask) { return vi_and(v, vi_set(mask)); }
+
+// fives writes a plane of five bits, given nibbles as a block has them and the fifth bits; quant.h has its order.
+INLINE void fives(uint8_t *to, const vi t[4], vi fifth) {
+	vi q[8];
+	UNROLL for (int i = 0; i < 4; i++) {
+		q[i] = vi_or(masked(t[i], 0x0f0f0f0f), masked(vi_left(fifth, 4 - i), 0x10101010));
+		q[i + 4] = vi_or(masked(vi_right(t[i], 4), 0x0f0f0f0f), masked(vi_right(fifth, i), 0x10101010));
+	}
+	put(to, vi_or(q[0], vi_left(masked(q[5], 0x1c1c1c1c), 3)));
+	put(to + 64, vi_or(vi_or(q[1], vi_left(masked(q[5], 0x03030303), 6)), vi_left(masked(q[7], 0x02020202), 4)));
+	put(to + 128, vi_or(q[2], vi_left(masked(q[6], 0x1c1c1c1c), 3)));
+	put(to + 192, vi_or(vi_or(q[3], vi_left(masked(q[6], 0x03030303), 6)), vi_left(masked(q[7], 0x01010101), 5)));
+	put(to + 256, vi_or(q[4], vi_left(masked(q[7], 0x1c1c1c1c), 3)));
+}
+
 enum format { Q80, Q40, Q41, Q50, Q51 };
 
 // block packs the block at s->p: its plane goes to to. head gets the word with the scale, and the minimum above it.
@@ -76,11 +92,10 @@ INLINE vi block(enum format f, uint8_t *to, struct source *s) {
 		return head[0];
 	}
 	words(t, s, f == Q40 ? 2 : f == Q41 ? 4 : f == Q50 ? 6 : 8);
-	UNROLL for (int i = 0; i < 4; i++) put(to + 64 * i, t[i]);
-	if (f == Q50)
-		put(to + 256, fifths(vi_or(vi_right(head[0], 16), vi_left(head[1], 16))));
-	if (f == Q51)
-		put(to + 256, fifths(head[1]));
+	if (f == Q40 || f == Q41)
+		UNROLL for (int i = 0; i < 4; i++) put(to + 64 * i, t[i]);
+	else
+		fives(to, t, fifths(f == Q51 ? head[1] : vi_or(vi_right(head[0], 16), vi_left(head[1], 16))));
 	return head[0];
 }
 

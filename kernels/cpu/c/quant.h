@@ -157,9 +157,37 @@ INLINE void end(struct kind k, int R, vf *acc, const struct dots *d, const uint8
 // lines than the first. Where memory is the limit the hardware's own prefetcher is on its way, and is only helped; where
 // a line is worked at for longer it is too slow, and further ahead does better (Zen 4: 23 GB/s instead of 12 with
 // 8 rows of Q8_0, 33 instead of 22 with one).
-INLINE void ahead(struct kind k, const int R, const uint8_t *w, const int n) {
-	const int far = k.most == 31 ? 6144 : R <= (AT_ONCE + 3) / 4 ? 1536 : 8192;
+INLINE void ahead(const int R, const uint8_t *w, const int n) {
+	const int far = R <= (AT_ONCE + 3) / 4 ? 1536 : 8192;
 	UNROLL for (int i = 0; i < n; i += 64) __builtin_prefetch(w + i + far, 0, 2);
+}
+
+// A group of five bits takes 5 vectors: number i has columns 4i.. in its low five bits. Of columns 20.. three bits are
+// atop number 0 and two atop number 1, of columns 24.. the same atop 2 and 3, of columns 28.. three atop 4, one at bit 5
+// of 1 and 3. So most columns take one instruction to have.
+
+// pick takes the bits of a where mask has them, else those of b.
+#ifdef PATH_AVX512
+INLINE vi pick(int mask, vi a, vi b) { return _mm512_ternarylogic_epi32(vi_set(mask), a, b, 0xca); }
+#else
+INLINE __m256i pick256(__m256i mask, __m256i a, __m256i b) { return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b)); }
+INLINE vi pick(int mask, vi a, vi b) {
+	vi m = vi_set(mask);
+	return (vi){pick256(m.lo, a.lo, b.lo), pick256(m.hi, a.hi, b.hi)};
+}
+#endif
+
+// five gives columns 4i to 4i+3.
+INLINE vi five(const uint8_t *group, int i) {
+	const int low = 0x1f1f1f1f, upper3 = 0x1c1c1c1c;
+	if (i < 5)
+		return vi_and(vi_load(group + 64 * i), vi_set(low));
+	if (i < 7) {
+		group += 128 * (i - 5);
+		return vi_and(pick(upper3, vi_right(vi_load(group), 3), vi_right(vi_load(group + 64), 6)), vi_set(low));
+	}
+	vi lower2 = pick(0x02020202, vi_right(vi_load(group + 64), 4), vi_right(vi_load(group + 192), 5));
+	return vi_and(pick(upper3, vi_right(vi_load(group + 256), 3), lower2), vi_set(low));
 }
 
 // FEW makes the kernel of any number of rows of panel(w, cols, R, x, acc), which multiplies a panel by R rows: as many
