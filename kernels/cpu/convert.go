@@ -1,13 +1,15 @@
-// Package cpu has the kernels of the CPU backend in plain Go: one op a function,
-// its shapes in its comment, serial, on memory that the caller owns. Beside each
-// stands a straightforward twin with float64 sums, named …Ref, by which it is judged.
+// Package cpu has the kernels of the CPU backend: one op a function, its shapes in its
+// comment, serial, on memory that the caller owns. They are in plain Go, and as methods of
+// a Path compiled for the instructions that a processor has (c/, by hack/kernels.sh), which
+// are judged by the plain ones. Beside each of these stands a straightforward twin with
+// float64 sums, named …Ref, by which it is judged.
 //
 // Sums have a fixed order that depends on the row alone, so a row's result does
-// not depend on what else is computed with it. Products are rounded before they
+// not depend on what else is computed with it. In plain Go products are rounded before they
 // are added (float32(a*b)), so no compiler fuses them differently in two places.
 //
-// Weights are little-endian bytes as a checkpoint has them, at any alignment.
-// The hosts are little-endian too.
+// Weights are little-endian bytes as a checkpoint has them, at any alignment, or packed for
+// a path. The hosts are little-endian too.
 package cpu
 
 import (
