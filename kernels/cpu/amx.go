@@ -37,7 +37,9 @@ type commonArgs struct {
 }
 
 // tiles multiplies rows of BFloat16 by weights that are rounded to it, by run: a chunk of columns of tilePanels
-// panels is unpacked to pairs, and multiplied by all rows.
+// panels is unpacked to pairs, and multiplied by all rows. The tiles belong to one call of run, so Go never switches
+// goroutines between them; a signal saves their 8 KiB on its stack, of which Go has 32, and Linux has asked for that
+// much before it gave permission.
 func (m *product) tiles(p Path, run kernel) {
 	a := floatArgs{productArgs: m.args()}
 	pairs, rest := m.scratch[:tilePanels*pairsBytes], m.scratch[tilePanels*pairsBytes:]
@@ -69,7 +71,6 @@ func (m *product) pairs(p Path, from, to, k, cols int, pairs, common []byte) (fi
 		halvesToPairs(p, unsafe.Pointer(&u))
 		return u.dst, pairsBytes
 	}
-	write := commonKernels[m.w.DType]
 	u.w, u.offset = unsafe.SliceData(common), int64(f.offset)
 	if f.halves {
 		u.halves = 1
@@ -81,23 +82,33 @@ func (m *product) pairs(p Path, from, to, k, cols int, pairs, common []byte) (fi
 	for i := from; i < to; i += 2 {
 		u.panels = int64(min(2, to-i))
 		c.w, c.panels = &m.w.Data[i*size], u.panels
-		write(p, unsafe.Pointer(&c))
+		toCommon(p, m.w.DType, unsafe.Pointer(&c))
 		u.dst = &pairs[(i-from)*pairsBytes]
 		commonToPairs(p, unsafe.Pointer(&u))
 	}
 	return unsafe.SliceData(pairs), pairsBytes
 }
 
-// commonKernels write panels of block formats in the common form.
-var commonKernels = map[tensor.DType]kernel{
-	tensor.Q8_0: manyQ80Common,
-	tensor.Q4_0: manyQ40Common,
-	tensor.Q4_1: manyQ41Common,
-	tensor.Q5_0: manyQ50Common,
-	tensor.Q5_1: manyQ51Common,
-	tensor.Q4_K: manyQ4KCommon,
-	tensor.Q5_K: manyQ5KCommon,
-	tensor.Q6_K: manyQ6KCommon,
+// toCommon writes panels of block formats in the common form.
+func toCommon(p Path, d tensor.DType, a unsafe.Pointer) {
+	switch d {
+	case tensor.Q8_0:
+		manyQ80Common(p, a)
+	case tensor.Q4_0:
+		manyQ40Common(p, a)
+	case tensor.Q4_1:
+		manyQ41Common(p, a)
+	case tensor.Q5_0:
+		manyQ50Common(p, a)
+	case tensor.Q5_1:
+		manyQ51Common(p, a)
+	case tensor.Q4_K:
+		manyQ4KCommon(p, a)
+	case tensor.Q5_K:
+		manyQ5KCommon(p, a)
+	case tensor.Q6_K:
+		manyQ6KCommon(p, a)
+	}
 }
 
 // tilesWork says whether tiles multiply as plain Go does. Where these kernels were written there are none; a

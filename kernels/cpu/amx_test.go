@@ -15,10 +15,15 @@ func emulated(m *product) {
 	intact(m.scratch)
 }
 
+// converts says whether this processor has bfloat16.
+func converts() bool {
+	return slices.Contains(Available(), AVX512) && AVX512.Form(tensor.F16, fewRows+1) == BFloat16
+}
+
 // TestTiles wants of the emulated tiles what is wanted of dot products of bfloat16, for every format. An instruction
 // whose tiles do not fit together ends the process.
 func TestTiles(t *testing.T) {
-	if !slices.Contains(Available(), AVX512) || AVX512.Form(tensor.F16, 100) != BFloat16 {
+	if !converts() {
 		t.Skip("this processor does not convert to bfloat16")
 	}
 	if !tilesRight(manyTilesEmulated, aligned(tileScratch+16<<10)) {
@@ -30,4 +35,24 @@ func TestTiles(t *testing.T) {
 			tryBFloat16(t, r, emulated, s)
 		}
 	}
+}
+
+// FuzzTiles has shapes and seeds of what TestTiles tries.
+func FuzzTiles(f *testing.F) {
+	for d := range tensor.DTypes() {
+		f.Add(uint8(d), uint8(33), uint8(1), uint8(17), uint64(d), d%2 == 0)
+	}
+	f.Fuzz(func(t *testing.T, format, rows, cols, n uint8, seed uint64, strange bool) {
+		all := tensor.DTypes()
+		d := all[int(format)%len(all)]
+		if d == tensor.F32 || !converts() {
+			t.Skip()
+		}
+		s := productShape{d, 1 + int(n)%70, 1 + int(rows)%40, (1 + int(cols)%(1100/d.Block())) * d.Block(), strange}
+		r := rand.New(rand.NewPCG(seed, 1))
+		tryBFloat16(t, r, emulated, s)
+		if d.Block() == 1 {
+			tryBFloat16(t, r, AVX512.multiply, s)
+		}
+	})
 }
