@@ -78,7 +78,7 @@ func (p Path) Pack(dst Packed, src Matrix, from, to int) {
 		panic(fmt.Sprintf("cpu: pack %v [%d, %d] as %v [%d, %d]", src.DType, src.Rows, src.Cols, dst.DType, dst.Rows, dst.Cols))
 	}
 	size := int(src.DType.Bytes(int64(src.Cols)))
-	a := &packArgs{stride: int64(size), count: PanelRows, cols: int64(src.Cols)}
+	a := &packArgs{stride: int64(size), cols: int64(src.Cols)}
 	for i := from; i < to; i++ {
 		panel, first := dst.panel(i), i*PanelRows
 		if p != PlainGo && first+PanelRows <= src.Rows {
@@ -93,10 +93,10 @@ func (p Path) Pack(dst Packed, src Matrix, from, to int) {
 	}
 }
 
-// packArgs is struct pack of quant.h and floatpack.c.
+// packArgs is struct pack of pack.h.
 type packArgs struct {
-	panel, rows         *byte
-	stride, count, cols int64 // bytes between rows, rows, columns
+	panel, rows  *byte
+	stride, cols int64 // bytes between rows, columns
 }
 
 // Row writes row i [Cols] as float32 to dst: what Matrix.Row gives before packing.

@@ -5,8 +5,6 @@
 // A row of the cache is taken in chunks of 16 numbers: the last one, of a row that is no multiple of 16, overlaps
 // the one before, and queries are zero there. Rows below 16 are copied first, with zeros behind.
 
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define ROLLED _Pragma("clang loop unroll(disable)")
 #define NEVER (-__builtin_inff())
 #define LEAST -3.40282347e38f // where a running maximum begins: minus infinity less itself is no number
 
@@ -193,10 +191,10 @@ INLINE void weigh(float *s, float *most, float *sum, float *y, int64_t wide, int
 	const float *c = numbers;
 	__asm__ volatile("" : "+r"(c));
 	if (cap != 0) {
-		ROLLED for (int i = 0; i < STEP; i += 16) vf_store(s + i, vf_mul(vf_set(cap), vf_tanh(c, vf_div(vf_load(s + i), vf_set(cap)))));
+		ROLL for (int i = 0; i < STEP; i += 16) vf_store(s + i, vf_mul(vf_set(cap), vf_tanh(c, vf_div(vf_load(s + i), vf_set(cap)))));
 	}
 	if (from > 0 || to < STEP) {
-		ROLLED for (int i = 0; i < STEP; i += 16) vf_store(s + i, masked(vf_load(s + i), from - i, to - i));
+		ROLL for (int i = 0; i < STEP; i += 16) vf_store(s + i, masked(vf_load(s + i), from - i, to - i));
 	}
 	vf largest = vf_max(vf_max(vf_load(s), vf_load(s + 16)), vf_max(vf_load(s + 32), vf_load(s + 48)));
 	float here = vf_most(largest);
@@ -208,7 +206,7 @@ INLINE void weigh(float *s, float *most, float *sum, float *y, int64_t wide, int
 		*most = here;
 	}
 	vf m = vf_set(*most);
-	ROLLED for (int i = 0; i < STEP; i += 16) {
+	ROLL for (int i = 0; i < STEP; i += 16) {
 		vf v = vf_exp(c, vf_sub(vf_load(s + i), m));
 		vf_store(s + i, v);
 		all = vf_add(all, v);

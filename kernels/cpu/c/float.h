@@ -4,9 +4,6 @@
 #pragma once
 #include "vec.h"
 
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define ROLL _Pragma("clang loop unroll(disable) vectorize(disable)")
-
 enum {
 	CHUNK = 512, // columns
 	FEW = 8,     // rows that are multiplied while weights are read

@@ -1,5 +1,13 @@
 // variants: avx2 avx512
 #include "k.h"
+#include "quant.h"
+
+// WHOLE_BYTES says that products of bytes up to 240 are summed without a stop at 16 bits.
+#ifdef PATH_AVX512
+enum { WHOLE_BYTES = 1 };
+#else
+enum { WHOLE_BYTES = 0 };
+#endif
 
 static const struct kind kinds[] = {
 	[Q4K] = {.offset = 0, .most = 15, .least = true},
@@ -47,11 +55,11 @@ INLINE vf m_of(const uint8_t *w) { return vf_sub(vf_zero(), vf_half((const half 
 // one multiplies one of a unit's groups by R rows; d and m are the block's numbers.
 INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	const struct kind k = kinds[f];
-	const uint8_t *bits = unit + SCALES + odd * group_size(f);
+	const uint8_t *bits = unit + SCALES + odd * groupSize(f);
 	struct dots dots;
 	// With more rows than 2 the processor looks too little ahead by itself.
 	if (R > 2)
-		UNROLL for (int i = 0; i < group_size(f) + SCALES * odd; i += 64) __builtin_prefetch(bits + i + 4096, 0, 3);
+		UNROLL for (int i = 0; i < groupSize(f) + SCALES * odd; i += 64) __builtin_prefetch(bits + i + 4096, 0, 3);
 	if (f == Q6K) {
 		UNROLL for (int half = 0; half < 2; half++) {
 			THEN;
@@ -72,10 +80,10 @@ INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t
 }
 
 INLINE void panel(enum format f, const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
-	ROLL for (int64_t group = 0; group < cols / 32; w += block_size(f)) {
+	ROLL for (int64_t group = 0; group < cols / 32; w += blockSize(f)) {
 		vf d = d_of(f, w), m = f == Q6K ? vf_zero() : m_of(w);
 		const uint8_t *unit = w + HEADER;
-		ROLL for (int u = 0; u < UNITS; u++, unit += unit_size(f), group += 2) {
+		ROLL for (int u = 0; u < UNITS; u++, unit += unitSize(f), group += 2) {
 			one(f, d, m, unit, 0, group, R, x, acc);
 			one(f, d, m, unit, 1, group + 1, R, x, acc);
 		}
@@ -84,18 +92,18 @@ INLINE void panel(enum format f, const uint8_t *w, int64_t cols, const int R, co
 
 INLINE void unpack(enum format f, uint8_t *to, const uint8_t *w, int64_t group, int64_t groups) {
 	const struct kind k = kinds[f];
-	w += group / (2 * UNITS) * block_size(f);
-	ROLL for (; groups > 0; groups -= 2 * UNITS, w += block_size(f)) {
+	w += group / (2 * UNITS) * blockSize(f);
+	ROLL for (; groups > 0; groups -= 2 * UNITS, w += blockSize(f)) {
 		vf d = d_of(f, w);
 		const uint8_t *unit = w + HEADER;
-		ROLL for (int u = 0; u < UNITS; u++, unit += unit_size(f)) {
+		ROLL for (int u = 0; u < UNITS; u++, unit += unitSize(f)) {
 			vi s = vi_load(unit);
 			UNROLL for (int odd = 0; odd < 2; odd++, to += group_bytes(k)) {
 				if (f == Q6K)
 					UNROLL for (int half = 0; half < 2; half++) put_float(to, half, signed_scale_of(s, odd, half, d));
 				else
 					put_float(to, 0, scale_of(s, odd, d)), put_float(to, 1, least_of(s, odd, m_of(w)));
-				const uint8_t *bits = unit + SCALES + odd * group_size(f);
+				const uint8_t *bits = unit + SCALES + odd * groupSize(f);
 				UNROLL for (int i = 0; i < 8; i++) put_q(k, to, i, f == Q6K ? six(bits, i) : f == Q5K ? five(bits, i) : four(unit, odd, i, false));
 			}
 		}

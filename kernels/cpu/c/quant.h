@@ -8,9 +8,6 @@
 #pragma once
 #include "vec.h"
 
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define ROLL _Pragma("clang loop unroll(disable) vectorize(disable)")
-
 struct product {
 	float *y;
 	int64_t stride;     // row i goes to y + i*stride
@@ -24,14 +21,6 @@ struct product {
 	int64_t columns;  // of y: the rows of w
 	int64_t from, to; // panels
 	uint8_t *scratch;
-};
-
-struct pack {
-	uint8_t *panel;
-	const uint8_t *rows; // of a mapped file, at any address
-	int64_t stride;      // bytes between rows
-	int64_t count;       // rows: 16
-	int64_t cols;
 };
 
 // 32 columns of a row of activations
@@ -72,15 +61,6 @@ INLINE bool signed_weights(struct kind k) { return k.most > 128; }
 
 // shift_of gives the offset as a share of 128.
 INLINE int shift_of(int offset) { return offset == 128 ? 0 : offset == 64 ? 1 : offset == 32 ? 2 : offset == 16 ? 3 : 4; }
-
-// done makes the compiler have v here: else it begins everything before it ends anything, and runs out of registers.
-#ifdef PATH_AVX512
-INLINE void done(vi *v) { __asm__ volatile("" : "+v"(*v)); }
-INLINE void donef(vf *v) { __asm__ volatile("" : "+v"(*v)); }
-#else
-INLINE void done(vi *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
-INLINE void donef(vf *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
-#endif
 
 // A dot product of a group of columns with R rows is begun, given 8 vectors of 4 columns for each row, and ended.
 // dots are the sums so far; part are those of 16 bits that AVX2 makes first.

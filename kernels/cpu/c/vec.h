@@ -4,6 +4,8 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLL _Pragma("clang loop unroll(disable) vectorize(disable)")
 
 typedef uint16_t half; // the bits of an IEEE half, or of a bfloat16
 
@@ -23,6 +25,8 @@ INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); } // a*b + c
 INLINE vf vf_half(const half *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vf vf_int(vi v) { return _mm512_cvtepi32_ps(v); }
+INLINE vi vi_bits(vf v) { return _mm512_castps_si512(v); }
+INLINE vf vf_bits(vi v) { return _mm512_castsi512_ps(v); }
 INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 // a + sums of the four products of unsigned bytes of w and signed bytes of x
@@ -58,6 +62,8 @@ INLINE vf vf_min(vf a, vf b) { return (vf){_mm256_min_ps(a.lo, b.lo), _mm256_min
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 INLINE vf vf_half(const half *p) { return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))}; }
 INLINE vf vf_int(vi v) { return (vf){_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)}; }
+INLINE vi vi_bits(vf v) { return (vi){_mm256_castps_si256(v.lo), _mm256_castps_si256(v.hi)}; }
+INLINE vf vf_bits(vi v) { return (vf){_mm256_castsi256_ps(v.lo), _mm256_castsi256_ps(v.hi)}; }
 INLINE vi vi_set(int32_t x) { return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE vi vi_load(const void *p) { return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)}; }
 INLINE vi vi_zero(void) { return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -82,4 +88,13 @@ INLINE void vf_store_first(float *p, vf v, int64_t n) {
 	_mm256_maskstore_ps(p, first8(n), v.lo);
 	_mm256_maskstore_ps(p + 8, first8(n - 8), v.hi);
 }
+#endif
+
+// done makes the compiler have v here: else it begins everything before it ends anything, and runs out of registers.
+#ifdef PATH_AVX512
+INLINE void done(vi *v) { __asm__ volatile("" : "+v"(*v)); }
+INLINE void donef(vf *v) { __asm__ volatile("" : "+v"(*v)); }
+#else
+INLINE void done(vi *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
+INLINE void donef(vf *v) { __asm__ volatile("" : "+x"(v->lo), "+x"(v->hi)); }
 #endif
