@@ -41,7 +41,7 @@ type commonArgs struct {
 // goroutines between them; a signal saves their 8 KiB on its stack, of which Go has 32, and Linux has asked for that
 // much before it gave permission.
 func (m *product) tiles(p Path, run kernel) {
-	a := floatArgs{productArgs: m.args()}
+	a := m.args()
 	pairs, rest := m.scratch[:tilePanels*pairsBytes], m.scratch[tilePanels*pairsBytes:]
 	a.scratch = unsafe.SliceData(rest[commonBytes:])
 	for a.from = int64(m.from); a.from < int64(m.to); a.from = a.to {

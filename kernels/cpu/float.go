@@ -79,20 +79,13 @@ func dotBF16(x []byte, w []float32) float32 {
 	return acc
 }
 
-// floatArgs is struct product of float.h.
-type floatArgs struct {
-	productArgs
-	format int64
-	add    int64
-}
-
 // float multiplies rows of the forms Float32 and BFloat16.
 func (m *product) float(p Path) {
 	if m.x.Form == BFloat16 && p == AMX {
 		m.tiles(p, manyTiles)
 		return
 	}
-	a := floatArgs{productArgs: m.args(), format: int64(m.w.DType - tensor.F32)}
+	a := m.args()
 	switch {
 	case m.x.Form == BFloat16:
 		manyPairs(p, unsafe.Pointer(&a))

@@ -147,7 +147,7 @@ func (f *format) dotInt8(x, panel []byte, cols, lane int) float32 {
 	return acc
 }
 
-// productArgs is struct product of quant.h.
+// productArgs is struct product of product.h.
 type productArgs struct {
 	y          *float32
 	stride     int64
@@ -162,6 +162,8 @@ type productArgs struct {
 	columns    int64
 	from, to   int64
 	scratch    *byte
+	format     int64 // of float.h, for those formats
+	add        int64 // 1: to what is in y
 }
 
 func (m *product) args() productArgs {
@@ -169,7 +171,7 @@ func (m *product) args() productArgs {
 		unsafe.SliceData(m.y), int64(m.stride), unsafe.SliceData(m.yAt),
 		unsafe.SliceData(m.x.Data), int64(rowBytes(m.x.Form, m.x.Cols)), unsafe.SliceData(m.rows), int64(m.n),
 		unsafe.SliceData(m.w.Data), int64(formatOf(m.w.DType).panelBytes(m.w.Cols)), int64(m.w.Cols), int64(m.w.Rows), int64(m.from), int64(m.to),
-		unsafe.SliceData(m.scratch),
+		unsafe.SliceData(m.scratch), int64(m.w.DType - tensor.F32), 0,
 	}
 }
 

@@ -73,5 +73,4 @@ INLINE void dot(struct emulated *e, int c, int a, int b) {
 #include "amx.h"
 
 // manyTilesEmulated keeps the tiles behind the other scratch.
-// manyTilesEmulated keeps the tiles behind the other scratch.
 void manyTilesEmulated(struct product *a) { rowTiles((struct emulated *)(a->scratch + sizeof(struct tileScratch)), a); }

@@ -13,7 +13,7 @@ enum { STEP = 64, CHUNK = 16 };
 struct cache {
 	const half *keys, *values;
 	const int32_t *blocks;
-	int64_t block_tokens, width, stride, head;
+	int64_t blockTokens, width, stride, head;
 };
 
 struct attend {
@@ -25,7 +25,7 @@ struct attend {
 	float scale, cap;
 };
 
-struct attend_tile {
+struct attendTile {
 	float *y;
 	const float *q;
 	float *scratch;
@@ -103,14 +103,14 @@ INLINE float *aligned(float *p) { return p + (-((uintptr_t)p >> 2) & 15); }
 
 // places writes where the rows of positions from to to begin, at from-begin of at, and fills it with their like.
 INLINE void places(const struct cache *kv, int64_t *at, int64_t begin, int64_t from, int64_t to) {
-	int64_t block = from / kv->block_tokens, slot = from % kv->block_tokens;
+	int64_t block = from / kv->blockTokens, slot = from % kv->blockTokens;
 	int64_t row = kv->blocks[block] * kv->stride + slot * kv->width + kv->head;
 	for (int64_t i = 0; i < from - begin; i++) at[i] = row;
 	for (int64_t i = from - begin; i < STEP; i++) {
 		at[i] = row;
 		if (begin + i + 1 >= to) continue;
 		row += kv->width;
-		if (++slot == kv->block_tokens) slot = 0, row = kv->blocks[++block] * kv->stride + kv->head;
+		if (++slot == kv->blockTokens) slot = 0, row = kv->blocks[++block] * kv->stride + kv->head;
 	}
 }
 
@@ -221,7 +221,7 @@ INLINE void finish(float *y, const float *sum, const float *of, int64_t dim, int
 }
 
 // some heads' part of a step. next is nothing where others have fetched what comes next.
-INLINE void heads_step(const int heads, float *y, float *s, float *most, float *sum, const float *q, int64_t n, int64_t dim, int64_t wide, float cap,
+INLINE void headsStep(const int heads, float *y, float *s, float *most, float *sum, const float *q, int64_t n, int64_t dim, int64_t wide, float cap,
 	const half *keys, const half *values, const int64_t *at, const int64_t *next) {
 	const int positions = TILE / heads, chunks = TILE / heads < 8 ? TILE / heads : 8;
 	for (int64_t i = 0; i < n; i += positions) {
@@ -270,19 +270,19 @@ void attendHeads(struct attend *a) {
 			int64_t more = heads - h;
 #ifdef PATH_AVX512
 			if (more > 4) {
-				heads_step(8, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
+				headsStep(8, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
 				h += 8, then = 0;
 				continue;
 			}
 #endif
 			if (more > 2) {
-				heads_step(4, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
+				headsStep(4, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
 				h += 4;
 			} else if (more == 2) {
-				heads_step(2, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
+				headsStep(2, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
 				h += 2;
 			} else {
-				heads_step(1, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
+				headsStep(1, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
 				h++;
 			}
 			then = 0;
@@ -347,22 +347,22 @@ INLINE void mix(const int rows, const int vectors, float *y, const float *p, con
 		UNROLL for (int i = 0; i < vectors; i++) vf_store(y + r * wide + 16 * i, acc[r][i]);
 }
 
-INLINE void mix_all(const int rows, float *y, const float *p, const float *v, int64_t from, int64_t to, int64_t wide) {
+INLINE void mixAll(const int rows, float *y, const float *p, const float *v, int64_t from, int64_t to, int64_t wide) {
 	int64_t c = 0;
 	for (; c + LANES <= wide; c += LANES) mix(rows, VECTORS, y + c, p, v + c, from, to, wide);
 	if (VECTORS > 2 && c + 32 <= wide) mix(rows, 2, y + c, p, v + c, from, to, wide), c += 32;
 	if (VECTORS > 1 && c < wide) mix(rows, 1, y + c, p, v + c, from, to, wide);
 }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // ends is where a row's positions end.
-INLINE int64_t ends(const struct attend_tile *a, int64_t row) { return a->all ? a->all : a->first + row / a->heads + 1; }
+INLINE int64_t ends(const struct attendTile *a, int64_t row) { return a->all ? a->all : a->first + row / a->heads + 1; }
 
 // attendTile takes positions in steps that begin at multiples of STEP, so that a row's result does not
 // depend on the tile that it is in: where a row has nothing in a step, its weights are zero and change nothing.
-void attendTile(struct attend_tile *a) {
+void attendTile(struct attendTile *a) {
 	const struct cache *kv = &a->kv;
 	int64_t dim = a->dim, small = dim < CHUNK, wide = (dim + CHUNK - 1) / CHUNK * CHUNK, heads = a->heads, rows = a->queries * heads, all = (rows + 7) / 8 * 8;
 	float *rest = aligned(a->scratch), cap = a->cap;
@@ -383,10 +383,10 @@ void attendTile(struct attend_tile *a) {
 	}
 	if (small) dim = CHUNK;
 	int64_t end = a->all ? a->all : a->first + a->queries, window = a->window > 0 && !a->all ? a->window : end;
-	int64_t begin = most_of(0, a->first + 1 - window);
+	int64_t begin = larger(0, a->first + 1 - window);
 	if (a->all) begin = 0;
 	for (int64_t step = begin / STEP * STEP; step < end; step += STEP) {
-		int64_t from = most_of(begin, step), to = least(end, step + STEP);
+		int64_t from = larger(begin, step), to = smaller(end, step + STEP);
 		const half *here = keys, *there = values;
 		if (a->all) {
 			narrow(keys, kv->keys, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
@@ -397,7 +397,7 @@ void attendTile(struct attend_tile *a) {
 			if (small) widen(keys, here, at, a->dim), widen(values, there, at, a->dim), here = keys, there = values;
 		}
 		if (here == keys) {
-			for (int64_t i = 0; i < STEP; i++) at[i] = least(i, to - step - 1) * wide;
+			for (int64_t i = 0; i < STEP; i++) at[i] = smaller(i, to - step - 1) * wide;
 		}
 		for (int64_t g = 0; g < STEP / 16; g++) {
 			if (step + 16 * g >= to || step + 16 * g + 16 <= from) continue;
@@ -412,7 +412,7 @@ void attendTile(struct attend_tile *a) {
 			}
 		float zero = vf_sum(finite);
 		for (int64_t r = 0; r < rows; r += ROWS) {
-			int64_t low = most_of(0, ends(a, r) - window - step), high = least(STEP, ends(a, least(r + ROWS, rows) - 1) - step);
+			int64_t low = larger(0, ends(a, r) - window - step), high = smaller(STEP, ends(a, smaller(r + ROWS, rows) - 1) - step);
 			if (low >= STEP || high <= 0) continue;
 			for (int64_t g = low / LANES; g * LANES < high; g++) scores(s + g * LANES, q + r * wide, k + g * wide * LANES, dim, wide);
 			for (int64_t i = 0; i < ROWS; i++) {
@@ -420,13 +420,13 @@ void attendTile(struct attend_tile *a) {
 				weigh(s + i * STEP, most + r + i, sum + (r + i) * CHUNK, y + (r + i) * wide, wide, n - window, n, cap);
 			}
 			if (zero == 0) {
-				mix_all(ROWS, y + r * wide, s, v, low, high, wide);
+				mixAll(ROWS, y + r * wide, s, v, low, high, wide);
 				continue;
 			}
 			// A value that is no number must not reach those that do not attend to it.
 			for (int64_t i = 0; i < ROWS; i++) {
 				int64_t n = ends(a, r + i) - step;
-				mix_all(1, y + (r + i) * wide, s + i * STEP, v, most_of(low, n - window), least(high, n), wide);
+				mixAll(1, y + (r + i) * wide, s + i * STEP, v, larger(low, n - window), smaller(high, n), wide);
 			}
 		}
 	}

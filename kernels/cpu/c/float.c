@@ -8,14 +8,8 @@ INLINE void columns2(enum format f, vf v[2], const uint8_t *w) {
 	} else if (f == F16) {
 		v[0] = vf_half((const half *)w), v[1] = vf_half((const half *)w + 16);
 	} else {
-		vi p = vi_load(w), high = vi_set(0xffff0000);
-#ifdef PATH_AVX512
-		v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(p, 16));
-		v[1] = _mm512_castsi512_ps(_mm512_and_si512(p, high));
-#else
-		v[0] = (vf){_mm256_castsi256_ps(_mm256_slli_epi32(p.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(p.hi, 16))};
-		v[1] = (vf){_mm256_castsi256_ps(_mm256_and_si256(p.lo, high.lo)), _mm256_castsi256_ps(_mm256_and_si256(p.hi, high.hi))};
-#endif
+		vi p = vi_load(w);
+		v[0] = vf_bits(vi_left(p, 16)), v[1] = vf_bits(vi_and(p, vi_set(0xffff0000)));
 	}
 }
 

@@ -2,7 +2,7 @@
 // chain of fused multiply-adds, columns ascending, and adds the chunks' sums in order: whatever
 // the number of rows, and in every variant, so the numbers are the same to the last bit.
 #pragma once
-#include "vec.h"
+#include "product.h"
 
 enum {
 	CHUNK = 512, // columns
@@ -12,27 +12,6 @@ enum {
 };
 
 enum format { F32, F16, BF16 };
-
-// product is floatArgs of float.go. Kernels take of it what they need.
-struct product {
-	float *y;
-	int64_t stride;
-	const int64_t *yAt; // where rows of y begin; null: stride apart
-	const uint8_t *x;
-	int64_t xBytes;      // of a row
-	const int64_t *rows; // of x; null: all
-	int64_t n;
-	const uint8_t *w;
-	int64_t panelBytes, cols;
-	int64_t columns; // of y: rows of w
-	int64_t from, to;
-	uint8_t *scratch;
-	int64_t format; // of w
-	int64_t add;    // to what is in y
-};
-
-INLINE float *yRow(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
-INLINE const uint8_t *xRow(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
 
 // keep stores sums of P panels, so many apart, for rows from r0 on, or adds them to what is there.
 INLINE void keep(const struct product *a, int64_t r0, int64_t rows, int P, int64_t panel, int64_t apart, float (*sums)[2][16], int add) {

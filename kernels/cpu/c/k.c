@@ -22,8 +22,8 @@ INLINE vi lower(vi v) { return vi_and(v, vi_set(0x0f0f0f0f)); }
 INLINE vi upper(vi v) { return lower(vi_right(v, 4)); }
 
 // byte i of each row's four
-INLINE vi byte_of(vi v, int i) { return vi_and(vi_right(v, 8 * i), vi_set(0xff)); }
-INLINE vi signed_byte_of(vi v, int i) { return vi_right_signed(vi_left(v, 24 - 8 * i), 24); }
+INLINE vi byteOf(vi v, int i) { return vi_and(vi_right(v, 8 * i), vi_set(0xff)); }
+INLINE vi signedByteOf(vi v, int i) { return vi_right_signed(vi_left(v, 24 - 8 * i), 24); }
 
 // four and six give columns 4i to 4i+3 of a group of Q4_K and Q6_K; quant.h has those of Q5_K.
 
@@ -43,14 +43,14 @@ INLINE vi six(const uint8_t *group, int i) {
 }
 
 // scale and minimum of a group of Q4_K or Q5_K; s are its unit's.
-INLINE vf scale_of(vi s, int odd, vf d) { return vf_mul(d, vf_int(byte_of(s, 2 * odd))); }
-INLINE vf least_of(vi s, int odd, vf m) { return vf_mul(m, vf_int(byte_of(s, 2 * odd + 1))); }
+INLINE vf scaleOf(vi s, int odd, vf d) { return vf_mul(d, vf_int(byteOf(s, 2 * odd))); }
+INLINE vf leastOf(vi s, int odd, vf m) { return vf_mul(m, vf_int(byteOf(s, 2 * odd + 1))); }
 // scale of half a group of Q6_K
-INLINE vf signed_scale_of(vi s, int odd, int half, vf d) { return vf_mul(d, vf_int(signed_byte_of(s, 2 * odd + half))); }
+INLINE vf signedScaleOf(vi s, int odd, int half, vf d) { return vf_mul(d, vf_int(signedByteOf(s, 2 * odd + half))); }
 
 // numbers that a block begins with
-INLINE vf d_of(enum format f, const uint8_t *w) { return f == Q6K ? vf_load((const float *)w) : vf_half((const half *)w); }
-INLINE vf m_of(const uint8_t *w) { return vf_sub(vf_zero(), vf_half((const half *)(w + 32))); }
+INLINE vf dOf(enum format f, const uint8_t *w) { return f == Q6K ? vf_load((const float *)w) : vf_half((const half *)w); }
+INLINE vf mOf(const uint8_t *w) { return vf_sub(vf_zero(), vf_half((const half *)(w + 32))); }
 
 // one multiplies one of a unit's groups by R rows; d and m are the block's numbers.
 INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
@@ -65,7 +65,7 @@ INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t
 			THEN;
 			begin(k, R, &dots, x, group, half);
 			UNROLL for (int i = 4 * half; i < 4 * half + 4; i++) step(k, R, &dots, x, group, i, six(bits, i));
-			end(k, R, acc, &dots, x, group, signed_scale_of(vi_load(unit), odd, half, d), vf_zero(), half);
+			end(k, R, acc, &dots, x, group, signedScaleOf(vi_load(unit), odd, half, d), vf_zero(), half);
 		}
 		return;
 	}
@@ -76,12 +76,12 @@ INLINE void one(enum format f, vf d, vf m, const uint8_t *unit, int odd, int64_t
 	if (times16 && odd)
 		UNROLL for (int r = 0; r < R; r++) dots.dot[r] = vi_right_signed(dots.dot[r], 4);
 	vi s = vi_load(unit);
-	end(k, R, acc, &dots, x, group, scale_of(s, odd, d), least_of(s, odd, m), 0);
+	end(k, R, acc, &dots, x, group, scaleOf(s, odd, d), leastOf(s, odd, m), 0);
 }
 
 INLINE void panel(enum format f, const uint8_t *w, int64_t cols, const int R, const uint8_t *const *x, vf *acc) {
 	ROLL for (int64_t group = 0; group < cols / 32; w += blockSize(f)) {
-		vf d = d_of(f, w), m = f == Q6K ? vf_zero() : m_of(w);
+		vf d = dOf(f, w), m = f == Q6K ? vf_zero() : mOf(w);
 		const uint8_t *unit = w + HEADER;
 		ROLL for (int u = 0; u < UNITS; u++, unit += unitSize(f), group += 2) {
 			one(f, d, m, unit, 0, group, R, x, acc);
@@ -94,17 +94,17 @@ INLINE void unpack(enum format f, uint8_t *to, const uint8_t *w, int64_t group, 
 	const struct kind k = kinds[f];
 	w += group / (2 * UNITS) * blockSize(f);
 	ROLL for (; groups > 0; groups -= 2 * UNITS, w += blockSize(f)) {
-		vf d = d_of(f, w);
+		vf d = dOf(f, w);
 		const uint8_t *unit = w + HEADER;
 		ROLL for (int u = 0; u < UNITS; u++, unit += unitSize(f)) {
 			vi s = vi_load(unit);
-			UNROLL for (int odd = 0; odd < 2; odd++, to += group_bytes(k)) {
+			UNROLL for (int odd = 0; odd < 2; odd++, to += groupBytes(k)) {
 				if (f == Q6K)
-					UNROLL for (int half = 0; half < 2; half++) put_float(to, half, signed_scale_of(s, odd, half, d));
+					UNROLL for (int half = 0; half < 2; half++) putFloat(to, half, signedScaleOf(s, odd, half, d));
 				else
-					put_float(to, 0, scale_of(s, odd, d)), put_float(to, 1, least_of(s, odd, m_of(w)));
+					putFloat(to, 0, scaleOf(s, odd, d)), putFloat(to, 1, leastOf(s, odd, mOf(w)));
 				const uint8_t *bits = unit + SCALES + odd * groupSize(f);
-				UNROLL for (int i = 0; i < 8; i++) put_q(k, to, i, f == Q6K ? six(bits, i) : f == Q5K ? five(bits, i) : four(unit, odd, i, false));
+				UNROLL for (int i = 0; i < 8; i++) putQ(k, to, i, f == Q6K ? six(bits, i) : f == Q5K ? five(bits, i) : four(unit, odd, i, false));
 			}
 		}
 	}

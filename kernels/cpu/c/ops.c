@@ -117,14 +117,14 @@ INLINE vf twice(const float *p, int64_t n) {
 	return _mm512_permutexvar_ps(each, _mm512_maskz_loadu_ps(first(n) & 0xff, p));
 }
 INLINE vf swapped(vf v) { return _mm512_permute_ps(v, 0xb1); }
-INLINE vf add_sub(vf a, vf b) { return _mm512_fmaddsub_ps(a, _mm512_set1_ps(1), b); } // even lanes a - b, odd ones a + b
+INLINE vf addSub(vf a, vf b) { return _mm512_fmaddsub_ps(a, _mm512_set1_ps(1), b); } // even lanes a - b, odd ones a + b
 #else
 INLINE vf twice(const float *p, int64_t n) {
 	__m256 v = _mm256_maskload_ps(p, first8(n));
 	return (vf){_mm256_permutevar8x32_ps(v, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0)), _mm256_permutevar8x32_ps(v, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4))};
 }
 INLINE vf swapped(vf v) { return (vf){_mm256_permute_ps(v.lo, 0xb1), _mm256_permute_ps(v.hi, 0xb1)}; }
-INLINE vf add_sub(vf a, vf b) { return (vf){_mm256_addsub_ps(a.lo, b.lo), _mm256_addsub_ps(a.hi, b.hi)}; }
+INLINE vf addSub(vf a, vf b) { return (vf){_mm256_addsub_ps(a.lo, b.lo), _mm256_addsub_ps(a.hi, b.hi)}; }
 #endif
 
 void rotateNeighbours(struct op *o) { // as rotateHalves
@@ -135,7 +135,7 @@ void rotateNeighbours(struct op *o) { // as rotateHalves
 		for (int64_t i = 0; i < pairs; i += 8) {
 			int64_t left = pairs - i;
 			vf v = vf_load_first(x + 2 * i, 2 * left);
-			vf_store_first(y + 2 * i, add_sub(vf_mul(v, twice(o->z + i, left)), vf_mul(swapped(v), twice(o->w + i, left))), 2 * left);
+			vf_store_first(y + 2 * i, addSub(vf_mul(v, twice(o->z + i, left)), vf_mul(swapped(v), twice(o->w + i, left))), 2 * left);
 		}
 		for (int64_t i = 2 * pairs; i < o->k; i += 16) vf_store_first(y + i, vf_load_first(x + i, o->k - i), o->k - i);
 	}
@@ -149,9 +149,9 @@ void swiGlu(struct op *o) {
 	}
 }
 
-// gelu of v by the error function: v times the normal distribution's share below it. The share beyond |v| is
+// erfGelu is v by the error function: v times the normal distribution's share below it. The share beyond |v| is
 // e^(-v²/2) t P(t), t = 1 / (1 + 0.33 |v|): P is a minimax polynomial, 2e-8 off; the square is in two parts.
-INLINE vf gelu(vf v) {
+INLINE vf erfGelu(vf v) {
 	vf a = vf_min(vf_set(16), vf_abs(v)); // beyond is nothing
 	vf t = vf_div(vf_set(1), vf_fma(vf_set(0.33f), a, vf_set(1)));
 	vf p = vf_set(-0.0109580411f);
@@ -170,28 +170,28 @@ INLINE vf gelu(vf v) {
 	return vf_mul(v, vf_if_less(v, vf_zero(), beyond, vf_sub(vf_set(1), beyond)));
 }
 
-// gelu_tanh is v (1 + tanh u) / 2 = v / (1 + e^-2u), u = sqrt(2/pi) (v + 0.044715 v³).
-INLINE vf gelu_tanh(vf v) {
+// tanhGelu is v (1 + tanh u) / 2 = v / (1 + e^-2u), u = sqrt(2/pi) (v + 0.044715 v³).
+INLINE vf tanhGelu(vf v) {
 	vf u = vf_mul(vf_mul(v, vf_set(-1.59576912f)), vf_fma(vf_mul(v, vf_set(0.044715f)), v, vf_set(1)));
 	return vf_div(v, vf_add(vf_set(1), vf_exp(numbers, u)));
 }
 
 void geluErf(struct op *o) {
-	for (int64_t i = 0; i < o->n; i += 16) vf_store_first(o->y + i, gelu(vf_load_first(o->x + i, o->n - i)), o->n - i);
+	for (int64_t i = 0; i < o->n; i += 16) vf_store_first(o->y + i, erfGelu(vf_load_first(o->x + i, o->n - i)), o->n - i);
 }
 
 void geluTanh(struct op *o) {
-	for (int64_t i = 0; i < o->n; i += 16) vf_store_first(o->y + i, gelu_tanh(vf_load_first(o->x + i, o->n - i)), o->n - i);
+	for (int64_t i = 0; i < o->n; i += 16) vf_store_first(o->y + i, tanhGelu(vf_load_first(o->x + i, o->n - i)), o->n - i);
 }
 
 void geGluErf(struct op *o) {
 	for (int64_t i = 0; i < o->n; i += 16)
-		vf_store_first(o->y + i, vf_mul(gelu(vf_load_first(o->x + i, o->n - i)), vf_load_first(o->z + i, o->n - i)), o->n - i);
+		vf_store_first(o->y + i, vf_mul(erfGelu(vf_load_first(o->x + i, o->n - i)), vf_load_first(o->z + i, o->n - i)), o->n - i);
 }
 
 void geGluTanh(struct op *o) {
 	for (int64_t i = 0; i < o->n; i += 16)
-		vf_store_first(o->y + i, vf_mul(gelu_tanh(vf_load_first(o->x + i, o->n - i)), vf_load_first(o->z + i, o->n - i)), o->n - i);
+		vf_store_first(o->y + i, vf_mul(tanhGelu(vf_load_first(o->x + i, o->n - i)), vf_load_first(o->z + i, o->n - i)), o->n - i);
 }
 
 void softCap(struct op *o) {

@@ -7,14 +7,14 @@ struct prepare {
 	int64_t rows, cols;
 };
 
+INLINE vi magnitude(vf v) { return vi_and(vi_bits(v), vi_set(0x7fffffff)); }
+
 #ifdef PATH_AVX512
-INLINE vi magnitude(vf v) { return vi_and(_mm512_castps_si512(v), vi_set(0x7fffffff)); }
 INLINE uint32_t largest(vi a, vi b) { return _mm512_reduce_max_epu32(_mm512_max_epu32(a, b)); }
 INLINE vi nearest(vf v) { return _mm512_cvtps_epi32(v); }
 INLINE void store8(int8_t *q, vi v) { _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(v)); }
 INLINE int32_t total(vi v) { return _mm512_reduce_add_epi32(v); }
 #else
-INLINE vi magnitude(vf v) { return vi_and((vi){_mm256_castps_si256(v.lo), _mm256_castps_si256(v.hi)}, vi_set(0x7fffffff)); }
 INLINE uint32_t largest(vi a, vi b) {
 	__m256i v = _mm256_max_epu32(_mm256_max_epu32(a.lo, a.hi), _mm256_max_epu32(b.lo, b.hi));
 	__m128i u = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -34,7 +34,7 @@ INLINE int32_t total(vi v) {
 }
 #endif
 
-INLINE float of_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+INLINE float ofBits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 // prepareInt8 writes records.
 void prepareInt8(const struct prepare *a) {
@@ -46,11 +46,11 @@ void prepareInt8(const struct prepare *a) {
 		if (bits < 0x0d800000 || bits >= 0x7f800000) { // 2^-100; infinity
 			*to = (struct record){};
 			if (bits >= 0x7f800000)
-				to->scale = to->sum = of_bits(0x7fc00000);
+				to->scale = to->sum = ofBits(0x7fc00000);
 			continue;
 		}
-		vf inverse = vf_set(127 / of_bits(bits));
-		float scale = of_bits(bits) / 127;
+		vf inverse = vf_set(127 / ofBits(bits));
+		float scale = ofBits(bits) / 127;
 		vi p = nearest(vf_mul(u, inverse)), q = nearest(vf_mul(v, inverse));
 		int32_t first = total(p), sum = first + total(q);
 		store8(to->q, p), store8(to->q + 16, q);
@@ -71,7 +71,7 @@ INLINE uint16_t rounded(float x) {
 INLINE void rounded32(uint16_t *y, const float *x) {
 	UNROLL for (int i = 0; i < 32; i += 16) {
 		vf v = vf_load(x + i);
-		vi b = _mm512_castps_si512(v), high = vi_right(b, 16);
+		vi b = vi_bits(v), high = vi_right(b, 16);
 		vi n = vi_right(vi_add(b, vi_add(vi_set(0x7fff), vi_and(high, vi_set(1)))), 16);
 		n = _mm512_mask_or_epi32(n, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), high, vi_set(0x40));
 		_mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtepi32_epi16(n));

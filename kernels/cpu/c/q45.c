@@ -15,20 +15,20 @@ INLINE void nibbles(vi q[2], const uint8_t *w, int i) {
 	q[0] = vi_and(v, low), q[1] = vi_and(vi_right(v, 4), low);
 }
 
-// one multiplies a group, number half of a pair at w.
-INLINE void one(struct kind k, const uint8_t *w, int half, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+// one multiplies one group, the odd or the even one, of a pair at w.
+INLINE void one(struct kind k, const uint8_t *w, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	struct dots d;
-	vf s = vf_half((const uint16_t *)w + 16 * half), m = k.least ? vf_half((const uint16_t *)w + 32 + 16 * half) : s;
-	w += header(k) + half * plane(k);
+	vf s = vf_half((const half *)w + 16 * odd), m = k.least ? vf_half((const half *)w + 32 + 16 * odd) : s;
+	w += header(k) + odd * plane(k);
 	begin(k, R, &d, x, group, 0);
-	ahead(R, w, plane(k) + header(k) * half);
+	ahead(R, w, plane(k) + header(k) * odd);
 	if (k.most == 31)
 		UNROLL for (int i = 0; i < 8; i++) step(k, R, &d, x, group, i, five(w, i));
 	else UNROLL for (int i = 0; i < 4; i++) {
 		vi q[2];
 		nibbles(q, w, i);
-		step_nth(k, R, &d, x, group, 2 * i, i, q[0]);
-		step_nth(k, R, &d, x, group, 2 * i + 1, i + 4, q[1]);
+		stepNth(k, R, &d, x, group, 2 * i, i, q[0]);
+		stepNth(k, R, &d, x, group, 2 * i + 1, i + 4, q[1]);
 	}
 	end(k, R, acc, &d, x, group, s, m, 0);
 }
@@ -44,18 +44,18 @@ INLINE void panel(struct kind k, const uint8_t *w, int64_t cols, const int R, co
 }
 
 INLINE void unpack(struct kind k, uint8_t *to, const uint8_t *w, int64_t group, int64_t groups) {
-	ROLL for (int64_t last = group + groups; group < last; group++, to += group_bytes(k)) {
+	ROLL for (int64_t last = group + groups; group < last; group++, to += groupBytes(k)) {
 		const uint8_t *pair = w + group / 2 * (header(k) + 2 * plane(k)), *from = pair + header(k) + group % 2 * plane(k);
-		put_float(to, 0, vf_half((const uint16_t *)pair + 16 * (group % 2)));
+		putFloat(to, 0, vf_half((const half *)pair + 16 * (group % 2)));
 		if (k.least)
-			put_float(to, 1, vf_half((const uint16_t *)pair + 32 + 16 * (group % 2)));
+			putFloat(to, 1, vf_half((const half *)pair + 32 + 16 * (group % 2)));
 		if (k.most == 31)
-			UNROLL for (int i = 0; i < 8; i++) put_q(k, to, i, five(from, i));
+			UNROLL for (int i = 0; i < 8; i++) putQ(k, to, i, five(from, i));
 		else UNROLL for (int i = 0; i < 4; i++) {
 			vi q[2];
 			nibbles(q, from, i);
-			put_q(k, to, i, q[0]);
-			put_q(k, to, i + 4, q[1]);
+			putQ(k, to, i, q[0]);
+			putQ(k, to, i + 4, q[1]);
 		}
 	}
 }

@@ -9,13 +9,13 @@ enum { PAIR = 64 + 2 * 512 };
 INLINE const uint8_t *plane(const uint8_t *w, int64_t group) { return w + group / 2 * PAIR + 64 + group % 2 * 512; }
 INLINE vf scales(const uint8_t *w, int64_t group) { return vf_half((const half *)(w + group / 2 * PAIR + group % 2 * 32)); }
 
-// one multiplies a group, number half of a pair at w.
-INLINE void one(const uint8_t *w, int half, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
+// one multiplies one group, the odd or the even one, of a pair at w.
+INLINE void one(const uint8_t *w, int odd, int64_t group, const int R, const uint8_t *const *x, vf *acc) {
 	struct dots d;
-	vf s = vf_half((const uint16_t *)w + 16 * half);
-	w += 64 + 512 * half;
+	vf s = vf_half((const half *)w + 16 * odd);
+	w += 64 + 512 * odd;
 	begin(kind, R, &d, x, group, 0);
-	ahead(R, w, 512 + 64 * half);
+	ahead(R, w, 512 + 64 * odd);
 	UNROLL for (int i = 0; i < 8; i++) step(kind, R, &d, x, group, i, vi_load(w + 64 * i));
 	end(kind, R, acc, &d, x, group, s, s, 0);
 }
@@ -31,9 +31,9 @@ INLINE void panel(const uint8_t *w, int64_t cols, const int R, const uint8_t *co
 }
 
 INLINE void unpack(uint8_t *to, const uint8_t *w, int64_t cols, int64_t group, int64_t groups) {
-	ROLL for (int64_t last = group + groups; group < last; group++, to += group_bytes(kind)) {
-		put_float(to, 0, scales(w, group));
-		UNROLL for (int i = 0; i < 8; i++) put_q(kind, to, i, vi_load(plane(w, group) + 64 * i));
+	ROLL for (int64_t last = group + groups; group < last; group++, to += groupBytes(kind)) {
+		putFloat(to, 0, scales(w, group));
+		UNROLL for (int i = 0; i < 8; i++) putQ(kind, to, i, vi_load(plane(w, group) + 64 * i));
 	}
 }
 

@@ -6,22 +6,7 @@
 // groups of columns ascending, acc = fma(float(sum of (q-offset)*x), s*scale, acc), and where there are
 // minima acc = fma(m, sum, acc).
 #pragma once
-#include "vec.h"
-
-struct product {
-	float *y;
-	int64_t stride;     // row i goes to y + i*stride
-	const int64_t *yAt; // or, if not null, to y + yAt[i]
-	const uint8_t *x;
-	int64_t xBytes;      // of a row of x
-	const int64_t *rows; // row i is x's row rows[i]; null: i
-	int64_t n;           // rows
-	const uint8_t *w;
-	int64_t panelBytes, cols;
-	int64_t columns;  // of y: the rows of w
-	int64_t from, to; // panels
-	uint8_t *scratch;
-};
+#include "product.h"
 
 // 32 columns of a row of activations
 struct record {
@@ -48,19 +33,17 @@ enum { AT_ONCE = 8 };
 enum { AT_ONCE = 2 };
 #endif
 
-INLINE const uint8_t *x_row(const struct product *a, int64_t i) { return a->x + (a->rows ? a->rows[i] : i) * a->xBytes; }
-INLINE float *y_row(const struct product *a, int64_t i) { return a->y + (a->yAt ? a->yAt[i] : i * a->stride); }
-INLINE const struct record *x_group(const uint8_t *x, int64_t group) { return (const struct record *)(x + group * (int64_t)sizeof(struct record)); }
+INLINE const struct record *xGroup(const uint8_t *x, int64_t group) { return (const struct record *)(x + group * (int64_t)sizeof(struct record)); }
 
-// signed_weights says that a kind's q are made signed before they are multiplied, and no offset remains.
+// signedWeights says that a kind's q are made signed before they are multiplied, and no offset remains.
 #ifdef PATH_AVX512
-INLINE bool signed_weights(struct kind k) { return false; }
+INLINE bool signedWeights(struct kind k) { return false; }
 #else
-INLINE bool signed_weights(struct kind k) { return k.most > 128; }
+INLINE bool signedWeights(struct kind k) { return k.most > 128; }
 #endif
 
-// shift_of gives the offset as a share of 128.
-INLINE int shift_of(int offset) { return offset == 128 ? 0 : offset == 64 ? 1 : offset == 32 ? 2 : offset == 16 ? 3 : 4; }
+// shiftOf gives the offset as a share of 128.
+INLINE int shiftOf(int offset) { return offset == 128 ? 0 : offset == 64 ? 1 : offset == 32 ? 2 : offset == 16 ? 3 : 4; }
 
 // A dot product of a group of columns with R rows is begun, given 8 vectors of 4 columns for each row, and ended.
 // dots are the sums so far; part are those of 16 bits that AVX2 makes first.
@@ -69,32 +52,32 @@ struct dots { vi dot[AT_MOST], part[AT_MOST]; };
 // begin starts the sums. half: 0 or 1, where the halves of a group have scales of their own.
 INLINE void begin(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int half) {
 	UNROLL for (int r = 0; r < R; r++) {
-		const struct record *g = x_group(x[r], group);
-		if (k.offset == 0 || signed_weights(k)) {
+		const struct record *g = xGroup(x[r], group);
+		if (k.offset == 0 || signedWeights(k)) {
 			d->dot[r] = vi_zero();
 			continue;
 		}
 		vi start = vi_set(k.halves && half == 0 ? g->first : g->start);
 		if (k.halves && half == 1)
 			start = vi_sub(start, vi_set(g->first));
-		d->dot[r] = k.offset == 128 ? start : vi_right_signed(start, shift_of(k.offset));
+		d->dot[r] = k.offset == 128 ? start : vi_right_signed(start, shiftOf(k.offset));
 	}
 }
 
-// step_nth multiplies columns 4i to 4i+3 of the group, as the nth of 8 steps.
-INLINE void step_nth(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int nth, int i, vi q) {
+// stepNth multiplies columns 4i to 4i+3 of the group, as the nth of 8 steps.
+INLINE void stepNth(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int nth, int i, vi q) {
 #ifdef PATH_AVX512
 	UNROLL for (int r = 0; r < R; r++)
-		d->dot[r] = vi_dot(d->dot[r], q, vi_set(*(const int32_t *)(x_group(x[r], group)->q + 4 * i)));
+		d->dot[r] = vi_dot(d->dot[r], q, vi_set(*(const int32_t *)(xGroup(x[r], group)->q + 4 * i)));
 #else
 	const __m256i one = _mm256_set1_epi16(1);
 	done(&q);
-	if (signed_weights(k)) {
+	if (signedWeights(k)) {
 		// The product of magnitudes has the sign of x*w; a pair is at most 2*128*127, which an int16 has.
 		vi w = vi_xor(q, vi_set(0x80808080));
 		vi m = {_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)};
 		UNROLL for (int r = 0; r < R; r++) {
-			__m256i b = _mm256_set1_epi32(*(const int32_t *)(x_group(x[r], group)->q + 4 * i));
+			__m256i b = _mm256_set1_epi32(*(const int32_t *)(xGroup(x[r], group)->q + 4 * i));
 			vi t = {_mm256_maddubs_epi16(m.lo, _mm256_sign_epi8(b, w.lo)), _mm256_maddubs_epi16(m.hi, _mm256_sign_epi8(b, w.hi))};
 			d->dot[r] = vi_add(d->dot[r], (vi){_mm256_madd_epi16(t.lo, one), _mm256_madd_epi16(t.hi, one)});
 			done(&d->dot[r]);
@@ -105,7 +88,7 @@ INLINE void step_nth(struct kind k, int R, struct dots *d, const uint8_t *const 
 	const int room = k.most <= 15 ? 8 : k.most <= 31 ? 4 : k.most <= 63 ? 2 : 1;
 	const bool first = nth % room == 0 || (k.halves && nth == 4), last = nth % room == room - 1 || (k.halves && nth == 3);
 	UNROLL for (int r = 0; r < R; r++) {
-		__m256i b = _mm256_set1_epi32(*(const int32_t *)(x_group(x[r], group)->q + 4 * i));
+		__m256i b = _mm256_set1_epi32(*(const int32_t *)(xGroup(x[r], group)->q + 4 * i));
 		vi t = {_mm256_maddubs_epi16(q.lo, b), _mm256_maddubs_epi16(q.hi, b)};
 		if (!first)
 			t = (vi){_mm256_add_epi16(d->part[r].lo, t.lo), _mm256_add_epi16(d->part[r].hi, t.hi)};
@@ -117,13 +100,13 @@ INLINE void step_nth(struct kind k, int R, struct dots *d, const uint8_t *const 
 #endif
 }
 
-// step is step_nth in the order of columns.
-INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int i, vi q) { step_nth(k, R, d, x, group, i, i, q); }
+// step is stepNth in the order of columns.
+INLINE void step(struct kind k, int R, struct dots *d, const uint8_t *const *x, int64_t group, int i, vi q) { stepNth(k, R, d, x, group, i, i, q); }
 
 // end adds what the sums are worth.
 INLINE void end(struct kind k, int R, vf *acc, const struct dots *d, const uint8_t *const *x, int64_t group, vf s, vf m, int half) {
 	UNROLL for (int r = 0; r < R; r++) {
-		const struct record *g = x_group(x[r], group);
+		const struct record *g = xGroup(x[r], group);
 		acc[r] = vf_fma(vf_int(d->dot[r]), vf_mul(s, vf_set(g->scale)), acc[r]);
 		if (k.least && (!k.halves || half == 1))
 			acc[r] = vf_fma(m, vf_set(g->sum), acc[r]);
@@ -177,13 +160,13 @@ INLINE vi five(const uint8_t *group, int i) {
 		const uint8_t *x[AT_MOST];                                                           \
 		vf acc[AT_MOST];                                                                     \
 		UNROLL for (int r = 0; r < R; r++) {                                                 \
-			x[r] = x_row(a, first + r < a->n ? first + r : first);                           \
+			x[r] = xRow(a, first + r < a->n ? first + r : first);                           \
 			acc[r] = vf_zero();                                                              \
 		}                                                                                    \
 		panel(a->w + i * a->panelBytes, a->cols, R, x, acc);                                 \
 		UNROLL for (int r = 0; r < R; r++)                                                   \
 			if (first + r < a->n)                                                            \
-				vf_store_first(y_row(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);    \
+				vf_store_first(yRow(a, first + r) + 16 * i, acc[r], a->columns - 16 * i);    \
 	}                                                                                        \
 	void name(const struct product *a) {                                                     \
 		ROLL for (int64_t i = a->from; i < a->to; i++) {                                     \
@@ -210,15 +193,15 @@ enum { PANELS = 1, TILE = 4 };
 #endif
 enum { BLOCK = 16, VECTOR = 64 * PANELS }; // groups that are unpacked at once: a multiple of 8
 
-INLINE int first_q(struct kind k) { return 1 + k.halves + k.least; }
-INLINE int group_bytes(struct kind k) { return VECTOR * (first_q(k) + 8); }
-// put_float and put_q write vector number i of a group of one panel, whose first is at to.
-INLINE void put_float(uint8_t *to, int i, vf v) { vf_store((float *)(to + VECTOR * i), v); }
-INLINE void put_q(struct kind k, uint8_t *to, int i, vi q) { vi_store(to + VECTOR * (first_q(k) + i), q); }
+INLINE int firstQ(struct kind k) { return 1 + k.halves + k.least; }
+INLINE int groupBytes(struct kind k) { return VECTOR * (firstQ(k) + 8); }
+// putFloat and putQ write vector number i of a group of one panel, whose first is at to.
+INLINE void putFloat(uint8_t *to, int i, vf v) { vf_store((float *)(to + VECTOR * i), v); }
+INLINE void putQ(struct kind k, uint8_t *to, int i, vi q) { vi_store(to + VECTOR * (firstQ(k) + i), q); }
 
 // tile multiplies so many groups of PANELS panels in the common form by R rows, from group on.
 INLINE void tile(struct kind k, const int R, vf acc[TILE][PANELS], const uint8_t *w, int64_t groups, const uint8_t *const *x, int64_t group) {
-	ROLL for (int64_t last = group + groups; group < last; group++, w += group_bytes(k)) {
+	ROLL for (int64_t last = group + groups; group < last; group++, w += groupBytes(k)) {
 		UNROLL for (int half = 0; half < (k.halves ? 2 : 1); half++) {
 			struct dots d[PANELS];
 			if (k.halves)
@@ -227,7 +210,7 @@ INLINE void tile(struct kind k, const int R, vf acc[TILE][PANELS], const uint8_t
 			UNROLL for (int p = 1; p < PANELS; p++) d[p] = d[0];
 			UNROLL for (int i = k.halves ? 4 * half : 0; i < (k.halves ? 4 * half + 4 : 8); i++)
 				UNROLL for (int p = 0; p < PANELS; p++)
-					step(k, R, &d[p], x, group, i, vi_load(w + VECTOR * (first_q(k) + i) + 64 * p));
+					step(k, R, &d[p], x, group, i, vi_load(w + VECTOR * (firstQ(k) + i) + 64 * p));
 			UNROLL for (int p = 0; p < PANELS; p++) {
 				vf sums[TILE];
 				UNROLL for (int r = 0; r < R; r++) sums[r] = acc[r][p];
@@ -240,12 +223,12 @@ INLINE void tile(struct kind k, const int R, vf acc[TILE][PANELS], const uint8_t
 	}
 }
 
-// rows_tile does a tile of R rows from row r on: sums that are not whole yet wait in sums.
-INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64_t panel, const uint8_t *w, float *sums, int64_t group, int64_t groups, int64_t r0) {
+// rowsTile does a tile of R rows from row r on: sums that are not whole yet wait in sums.
+INLINE void rowsTile(struct kind k, const int R, const struct product *a, int64_t panel, const uint8_t *w, float *sums, int64_t group, int64_t groups, int64_t r0) {
 	const uint8_t *x[TILE];
 	vf acc[TILE][PANELS];
 	UNROLL for (int r = 0; r < R; r++) {
-		x[r] = x_row(a, r0 + r < a->n ? r0 + r : r0);
+		x[r] = xRow(a, r0 + r < a->n ? r0 + r : r0);
 		UNROLL for (int p = 0; p < PANELS; p++) acc[r][p] = group == 0 ? vf_zero() : vf_load(sums + 16 * (PANELS * r + p));
 	}
 	tile(k, R, acc, w, groups, x, group);
@@ -255,7 +238,7 @@ INLINE void rows_tile(struct kind k, const int R, const struct product *a, int64
 	}
 	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < PANELS; p++)
 		if (r0 + r < a->n && panel + p < a->to)
-			vf_store_first(y_row(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
+			vf_store_first(yRow(a, r0 + r) + 16 * (panel + p), acc[r][p], a->columns - 16 * (panel + p));
 }
 
 // common is commonArgs of amx.go.
@@ -276,8 +259,8 @@ struct common {
 #define COMMON(name, unpack)
 #endif
 
-// packed_at is about where a group of a panel begins.
-INLINE const uint8_t *packed_at(const struct product *a, int64_t panel, int64_t group) {
+// packedAt is about where a group of a panel begins.
+INLINE const uint8_t *packedAt(const struct product *a, int64_t panel, int64_t group) {
 	return a->w + panel * a->panelBytes + group * 32 * a->panelBytes / a->cols;
 }
 
@@ -294,14 +277,14 @@ INLINE const uint8_t *packed_at(const struct product *a, int64_t panel, int64_t 
 			int64_t groups = all - group < BLOCK ? all - group : BLOCK;                                                    \
 			ROLL for (int p = 0; p < PANELS; p++)                                                                          \
 				unpack(a->scratch + 64 * p, a->w + (i + p < a->to ? i + p : i) * a->panelBytes, a->cols, group, groups);   \
-			const uint8_t *next = group + groups < all ? packed_at(a, i, group + groups) : packed_at(a, i + PANELS, 0);    \
+			const uint8_t *next = group + groups < all ? packedAt(a, i, group + groups) : packedAt(a, i + PANELS, 0);    \
 			int64_t r = 0;                                                                                                 \
 			ROLL for (; a->n - r > TILE / 2; r += TILE, next += part) {                                                    \
 				ROLL for (int64_t b = 0; b < part; b += 64) UNROLL for (int p = 0; p < PANELS; p++)                        \
 					__builtin_prefetch(next + b + p * a->panelBytes, 0, 2);                                                \
-				rows_tile(k, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                            \
+				rowsTile(k, TILE, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                            \
 			}                                                                                                              \
 			if (r < a->n)                                                                                                  \
-				rows_tile(k, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                        \
+				rowsTile(k, TILE / 2, a, i, a->scratch, sums + 16 * PANELS * r, group, groups, r);                        \
 		}                                                                                                                  \
 	}
