@@ -129,24 +129,27 @@ func (f *products) run() error {
 	for _, i := range f.items {
 		all += i.w.panels()
 	}
-	return f.p.team.each(all, f.p.grain(rows, f.from.cols, f.items[0].w), f)
+	return f.p.team.each(all, f.p.grain(all, rows, f.from.cols, f.items[0].w), f)
 }
 
-// grain is how many panels are a piece of a product: what takes some 5 to 50 µs.
-func (p *program) grain(rows, cols int, w *weight) int {
+// grain is how many panels are a piece of a product, of all that it has, with so many rows: what
+// takes some 5 to 50 µs.
+func (p *program) grain(all, rows, cols int, w *weight) int {
 	each := kernels.PanelRows * cols // numbers of a panel
 	switch {
 	case w.packed.Data == nil: // plain Go
 		return enough / (each * rows)
-	case rows <= few: // as fast as they are read
-		return pieceOfPanels * w.packed.Panels() / max(len(w.packed.Data), 1)
+	case rows <= few: // as fast as they are read: pieces for every hand, large enough to be read ahead
+		panel := len(w.packed.Data) / w.packed.Panels()
+		return min(max(all*panel/(8*p.pool.threads), leastPiece), mostPiece) / panel
 	}
 	return (1 << 21) / (each * rows)
 }
 
 const (
-	few           = 8
-	pieceOfPanels = 96 << 10 // bytes
+	few        = 8
+	leastPiece = 64 << 10 // bytes
+	mostPiece  = 512 << 10
 )
 
 // do computes panels from to to of all items.
@@ -202,8 +205,8 @@ func (f *expertProducts) run() error {
 	for i, at := range r.x {
 		r.rows[i] = at / f.from.cols
 	}
-	perExpert := max(1, len(r.x)/len(r.used))
-	return p.team.each(len(f.items)*len(r.used)*experts[0].panels(), p.grain(perExpert, f.from.cols, experts[0]), f)
+	all, perExpert := len(f.items)*len(r.used)*experts[0].panels(), max(1, len(r.x)/len(r.used))
+	return p.team.each(all, p.grain(all, perExpert, f.from.cols, experts[0]), f)
 }
 
 // do computes panels from to to of the experts that have rows, of all items.
