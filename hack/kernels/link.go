@@ -11,13 +11,13 @@ import (
 
 // kernel is one function of an object, with the constants that it uses behind it.
 type kernel struct {
-	name string
-	code []byte
-	// stack is how many bytes it uses below its return address, at most. If it aligns its stack, how far that lies
-	// below depends on where it is called.
-	stack  int
-	aligns bool
+	name  string
+	code  []byte
+	stack int // bytes that it uses below its return address
 }
+
+// mostStack is what Go's linker allows a function that does not ask for its stack: 800 bytes, less two addresses.
+const mostStack = 784
 
 // link makes the kernels of an object: each is its function, and what it refers to behind it.
 func link(f *elf.File, stacks map[string]int) ([]kernel, error) {
@@ -45,14 +45,17 @@ func link(f *elf.File, stacks map[string]int) ([]kernel, error) {
 		if err := k.place(f, symbols, s.Section); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Name, err)
 		}
-		told, ok := stacks[s.Name]
-		if !ok {
+		var aligns bool
+		k.stack, aligns = prologue(k.code)
+		switch told, ok := stacks[s.Name]; {
+		case !ok:
 			return nil, fmt.Errorf("%s: nothing says how much stack it uses", s.Name)
-		}
-		if k.stack, k.aligns = prologue(k.code); k.aligns {
-			k.stack = told + 256 // it is told without what alignment wastes
-		} else if k.stack != told {
-			return nil, fmt.Errorf("%s: its first instructions take %d bytes of stack, not %d", k.name, k.stack, told)
+		case aligns:
+			return nil, fmt.Errorf("%s aligns its stack, so nothing could say where its caller's is; have no arrays there", s.Name)
+		case k.stack != told:
+			return nil, fmt.Errorf("%s: its first instructions take %d bytes of stack, not %d", s.Name, k.stack, told)
+		case k.stack > mostStack:
+			return nil, fmt.Errorf("%s uses %d bytes of stack; have it use at most %d", s.Name, k.stack, mostStack)
 		}
 		all = append(all, k)
 	}

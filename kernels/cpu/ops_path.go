@@ -11,6 +11,7 @@ import (
 type op struct {
 	y, x, z, w *float32
 	n, k       int64
+	pairs      int64
 	a, b       float32
 }
 
@@ -51,7 +52,7 @@ func (p Path) Rotate(y, x, cos, sin []float32, dim int, neighbours bool) {
 	if len(x)%dim != 0 || 2*len(cos) > dim {
 		panic("cpu: rotate heads of another size")
 	}
-	a := op{y: of(y, len(x)), x: of(x, len(x)), z: of(cos, len(cos)), w: of(sin, len(cos)), n: int64(len(x) / dim), k: int64(dim), a: float32(len(cos))}
+	a := op{y: of(y, len(x)), x: of(x, len(x)), z: of(cos, len(cos)), w: of(sin, len(cos)), n: int64(len(x) / dim), k: int64(dim), pairs: int64(len(cos))}
 	if neighbours {
 		rotateNeighbours(p, unsafe.Pointer(&a))
 	} else {

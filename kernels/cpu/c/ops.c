@@ -1,10 +1,11 @@
 // variants: avx2 avx512
 #include "math.h"
 
+// op is op of ops_path.go. What a kernel does not name is not used.
 struct op {
 	float *y;
 	const float *x, *z, *w;
-	int64_t n, k;
+	int64_t n, k, pairs;
 	float a, b;
 };
 
@@ -47,10 +48,10 @@ void storeHalf(struct op *o) { // y [n] of halves
 	half *y = (half *)o->y;
 	int64_t i = 0;
 	for (; i + 16 <= o->n; i += 16) vf_store_half(y + i, vf_clamp(vf_load(o->x + i), -65504, 65504));
-	if (i == o->n) return;
-	half rest[16];
-	vf_store_half(rest, vf_clamp(vf_load_first(o->x + i, o->n - i), -65504, 65504));
-	for (int64_t j = 0; i < o->n; i++, j++) y[i] = rest[j];
+	ROLL for (; i < o->n; i++) {
+		__m128 v = _mm_min_ps(_mm_set1_ps(65504), _mm_max_ps(_mm_set1_ps(-65504), _mm_set1_ps(o->x[i]))); // as vf_clamp
+		y[i] = _mm_extract_epi16(_mm_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), 0);
+	}
 }
 
 void rmsNorm(struct op *o) { // a: eps, b: shift
@@ -94,8 +95,8 @@ void layerNorm(struct op *o) { // a: eps, z: bias
 }
 
 // Both rotations round each product, as the plain one does.
-void rotateHalves(struct op *o) { // x [n, k]; z: cosines, w: sines, a: of so many pairs
-	int64_t pairs = (int64_t)o->a;
+void rotateHalves(struct op *o) { // x [n, k]; z: cosines, w: sines [pairs]
+	int64_t pairs = o->pairs;
 	for (int64_t h = 0; h < o->n; h++) {
 		const float *x = o->x + h * o->k;
 		float *y = o->y + h * o->k;
@@ -128,7 +129,7 @@ INLINE vf addSub(vf a, vf b) { return (vf){_mm256_addsub_ps(a.lo, b.lo), _mm256_
 #endif
 
 void rotateNeighbours(struct op *o) { // as rotateHalves
-	int64_t pairs = (int64_t)o->a;
+	int64_t pairs = o->pairs;
 	for (int64_t h = 0; h < o->n; h++) {
 		const float *x = o->x + h * o->k;
 		float *y = o->y + h * o->k;
@@ -316,7 +317,7 @@ void powersOf(struct powers *o) {
 	int64_t i = 0;
 	for (; i + 16 <= o->n; i += 16) powers16(o->y + i, vf_load(o->x + i), o);
 	if (i == o->n) return;
-	double rest[16];
-	powers16(rest, vf_load_first(o->x + i, o->n - i), o);
-	for (int64_t j = 0; i < o->n; i++, j++) o->y[i] = rest[j];
+	struct { double of[16]; } rest; // unlike an array, on a stack that is not aligned
+	powers16(rest.of, vf_load_first(o->x + i, o->n - i), o);
+	ROLL for (int64_t j = 0; i < o->n; i++, j++) o->y[i] = rest.of[j];
 }
