@@ -89,7 +89,7 @@ func TestRefused(t *testing.T) {
 		{"static int64_t x, y; static const int64_t *const t[2] = {&x, &y}; void f(int64_t **a) { a[0] = (int64_t *)t[(int64_t)a[1]]; }", "neither code nor constants"},
 		{"void f(int64_t *a) { volatile char b[*a]; b[3] = 1; *a = b[3]; }", "not fixed"},
 		{"void f(int64_t *a) { volatile _Alignas(64) float b[16]; for (int i = 0; i < 16; i++) b[i] = a[i]; a[0] = b[a[1]]; }", "aligns its stack"},
-		{"struct s { int64_t of[99]; }; void f(int64_t *a) { volatile struct s b; for (int i = 0; i < 99; i++) b.of[i] = a[i]; a[0] = b.of[a[1]]; }", "at most 784"},
+		{"struct s { int64_t of[100]; }; void f(int64_t *a) { volatile struct s b; for (int i = 0; i < 100; i++) b.of[i] = a[i]; a[0] = b.of[a[1]]; }", "at most 792"},
 		{"void f(char *a) { for (int i = 0; i < 100000; i++) a[i] = 0; __builtin_memcpy(a, a + 100000, 100000); }", "is called"},
 	} {
 		if _, err := compiled(t, "avx512", c.text); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -93,6 +93,9 @@ INLINE void sums(const int heads, float *s, vf *a) {
 }
 #endif
 
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 // scratch is cut in parts that begin at whole lines of the cache.
 INLINE float *part(float **rest, int64_t floats) {
 	float *p = *rest;
@@ -235,7 +238,7 @@ INLINE void headsStep(const int heads, float *y, float *s, float *most, float *s
 	if (chunks > 1 && c < wide) add(heads, 1, y, s, n, dim, wide, c, values, at, keys, next);
 }
 
-void attendHeads(struct attend *a) {
+void attendHeads(const struct attend *a) {
 	const struct cache *kv = &a->kv;
 	int64_t dim = a->dim, small = dim < CHUNK, wide = (dim + CHUNK - 1) / CHUNK * CHUNK, heads = a->heads, rows = (heads + 7) / 8 * 8;
 	float *rest = aligned(a->scratch), cap = a->cap;
@@ -249,15 +252,15 @@ void attendHeads(struct attend *a) {
 		if (h < heads) query(q + h * wide, a->q + h * dim, dim, wide, a->scale);
 	}
 	if (small) dim = CHUNK;
-	places(kv, next, a->from, a->from, a->to < a->from + STEP ? a->to : a->from + STEP);
+	places(kv, next, a->from, a->from, smaller(a->to, a->from + STEP));
 	for (int64_t from = a->from; from < a->to; from += STEP) {
-		int64_t left = a->to - from, n = left < STEP ? left : STEP;
+		int64_t left = a->to - from;
 		int64_t *t = at;
 		at = next, next = t;
 		const half *k = kv->keys, *v = kv->values;
 		int64_t *then = next;
 		if (left > STEP) {
-			places(kv, next, from + STEP, from + STEP, left < 2 * STEP ? a->to : from + 2 * STEP);
+			places(kv, next, from + STEP, from + STEP, smaller(a->to, from + 2 * STEP));
 		} else {
 			then = at;
 		}
@@ -266,26 +269,15 @@ void attendHeads(struct attend *a) {
 			for (int64_t i = 0; i < STEP; i++) at[i] = i * CHUNK;
 			k = keys, v = values, then = 0;
 		}
-		for (int64_t h = 0; h < heads;) {
+		for (int64_t h = 0, some; h < heads; h += some, then = 0) {
 			int64_t more = heads - h;
-#ifdef PATH_AVX512
-			if (more > 4) {
-				headsStep(8, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
-				h += 8, then = 0;
-				continue;
-			}
-#endif
-			if (more > 2) {
-				headsStep(4, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
-				h += 4;
-			} else if (more == 2) {
-				headsStep(2, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
-				h += 2;
-			} else {
-				headsStep(1, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, n, dim, wide, cap, k, v, at, then);
-				h++;
-			}
-			then = 0;
+			some = more <= 2 ? more : more <= 4 || MOST_HEADS == 4 ? 4 : 8;
+#define SOME(n) \
+	if (some == n) headsStep(n, y + h * wide, s + h * STEP, most + h, sum + h * CHUNK, q + h * wide, smaller(left, STEP), dim, wide, cap, k, v, at, then)
+			SOME(1);
+			SOME(2);
+			SOME(4);
+			if (MOST_HEADS == 8) SOME(8);
 		}
 	}
 	for (int64_t h = 0; h < heads; h++) finish(a->y + h * a->dim, sum + h * CHUNK, y + h * wide, a->dim, wide);
@@ -354,81 +346,112 @@ INLINE void mixAll(const int rows, float *y, const float *p, const float *v, int
 	if (VECTORS > 1 && c < wide) mix(rows, 1, y + c, p, v + c, from, to, wide);
 }
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+// tile is what attendTile works in, the first part of its scratch: so many places do not fit onto the stack.
+struct tile {
+	const struct attendTile *a;
+	int64_t rows;               // queries times heads
+	int64_t dim, wide;          // numbers of a row, at least a chunk, and in whole chunks
+	int64_t begin, end, window; // positions: the first and beyond the last that any row attends to, and how many a row does
+	float *q, *y, *sum, *most;  // rows [wide], [wide], [CHUNK], [1]
+	float *s;                   // scores of some rows [ROWS, STEP]
+	float *k, *v;               // a step's keys, turned, and its values [STEP, wide]
+	int64_t *at;                // where those begin in the cache
+	half *keys, *values;        // those that are not taken as the cache has them [STEP, wide]
+	bool finite;                // are the values
+};
+
+// AGAIN has the compiler read a tile anew.
+#define AGAIN __asm__ volatile("" ::: "memory")
 
 // ends is where a row's positions end.
 INLINE int64_t ends(const struct attendTile *a, int64_t row) { return a->all ? a->all : a->first + row / a->heads + 1; }
 
+INLINE struct tile *begin(const struct attendTile *a) {
+	float *rest = aligned(a->scratch);
+	struct tile *t = (struct tile *)part(&rest, sizeof *t / 4);
+	int64_t dim = a->dim, wide = (dim + CHUNK - 1) / CHUNK * CHUNK, rows = a->queries * a->heads, all = (rows + 7) / 8 * 8;
+	t->a = a, t->rows = rows, t->dim = larger(dim, CHUNK), t->wide = wide;
+	t->end = a->all ? a->all : a->first + a->queries;
+	t->window = a->window > 0 && !a->all ? a->window : t->end;
+	t->begin = a->all ? 0 : larger(0, a->first + 1 - t->window);
+	t->q = part(&rest, all * wide), t->y = part(&rest, all * wide), t->sum = part(&rest, all * CHUNK), t->most = part(&rest, all);
+	t->s = part(&rest, ROWS * STEP), t->k = part(&rest, STEP * wide), t->v = part(&rest, STEP * wide);
+	t->at = (int64_t *)part(&rest, 2 * STEP);
+	t->keys = (half *)part(&rest, STEP * wide / 2), t->values = (half *)part(&rest, STEP * wide / 2);
+	for (int64_t r = 0; r < all; r++) {
+		float *row = t->q + r * wide;
+		t->most[r] = LEAST;
+		vf_store(t->sum + r * CHUNK, vf_zero());
+		for (int64_t c = 0; c < wide; c += CHUNK) vf_store(row + c, vf_zero()), vf_store(t->y + r * wide + c, vf_zero());
+		if (r >= rows) continue;
+		const float *of = a->q + r / a->heads * a->stride + r % a->heads * dim;
+		for (int64_t d = 0; d < dim; d += CHUNK) vf_store_first(row + d, vf_mul(vf_load_first(of + d, dim - d), vf_set(a->scale)), dim - d);
+	}
+	return t;
+}
+
+// take turns the keys of a step, of which positions from to to count, and converts their values.
+INLINE void take(struct tile *t, int64_t step, int64_t from, int64_t to) {
+	const struct attendTile *a = t->a;
+	const struct cache *kv = &a->kv;
+	const half *keys = kv->keys, *values = kv->values;
+	int64_t *at = t->at, wide = t->wide, dim = t->dim;
+	if (a->all) {
+		narrow(t->keys, keys, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
+		narrow(t->values, values, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
+	} else {
+		places(kv, at, step, from, to);
+		if (a->dim < CHUNK) widen(t->keys, keys, at, a->dim), widen(t->values, values, at, a->dim);
+	}
+	if (a->all || a->dim < CHUNK) {
+		keys = t->keys, values = t->values;
+		for (int64_t i = 0; i < STEP; i++) at[i] = smaller(i, to - step - 1) * wide;
+	}
+	for (int64_t g = 0; g < STEP / 16; g++) {
+		if (step + 16 * g >= to || step + 16 * g + 16 <= from) continue;
+		turn(t->k + g / VECTORS * wide * LANES + g % VECTORS * 16, keys, at + 16 * g, dim);
+	}
+	vf finite = vf_zero();
+	for (int64_t j = from - step; j < to - step; j++)
+		for (int64_t c = 0; c < wide; c += CHUNK) {
+			vf x = vf_half(values + at[j] + chunk(c, dim));
+			vf_store(t->v + j * wide + c, x);
+			finite = vf_fma(x, vf_zero(), finite);
+		}
+	t->finite = vf_sum(finite) == 0;
+}
+
+// attendRows adds what the step gives for ROWS rows from r on.
+INLINE void attendRows(struct tile *t, int64_t step, int64_t r) {
+	const struct attendTile *a = t->a;
+	int64_t wide = t->wide, low = larger(0, ends(a, r) - t->window - step), high = smaller(STEP, ends(a, smaller(r + ROWS, t->rows) - 1) - step);
+	if (low >= STEP || high <= 0) return;
+	for (int64_t g = low / LANES; g * LANES < high; g++) scores(t->s + g * LANES, t->q + r * wide, t->k + g * wide * LANES, t->dim, wide);
+	AGAIN;
+	for (int64_t i = 0; i < ROWS; i++) {
+		int64_t n = ends(a, r + i) - step;
+		weigh(t->s + i * STEP, t->most + r + i, t->sum + (r + i) * CHUNK, t->y + (r + i) * wide, wide, n - t->window, n, a->cap);
+	}
+	AGAIN;
+	if (t->finite) return mixAll(ROWS, t->y + r * wide, t->s, t->v, low, high, wide);
+	// A value that is no number must not reach those that do not attend to it.
+	for (int64_t i = 0; i < ROWS; i++) {
+		int64_t n = ends(a, r + i) - step;
+		mixAll(1, t->y + (r + i) * wide, t->s + i * STEP, t->v, larger(low, n - t->window), smaller(high, n), wide);
+	}
+}
+
 // attendTile takes positions in steps that begin at multiples of STEP, so that a row's result does not
 // depend on the tile that it is in: where a row has nothing in a step, its weights are zero and change nothing.
-void attendTile(struct attendTile *a) {
-	const struct cache *kv = &a->kv;
-	int64_t dim = a->dim, small = dim < CHUNK, wide = (dim + CHUNK - 1) / CHUNK * CHUNK, heads = a->heads, rows = a->queries * heads, all = (rows + 7) / 8 * 8;
-	float *rest = aligned(a->scratch), cap = a->cap;
-	float *q = part(&rest, all * wide), *y = part(&rest, all * wide), *s = part(&rest, ROWS * STEP), *sum = part(&rest, all * CHUNK), *most = part(&rest, all);
-	float *k = part(&rest, STEP * wide), *v = part(&rest, STEP * wide);
-	int64_t *at = (int64_t *)part(&rest, 2 * STEP);
-	half *keys = (half *)part(&rest, STEP * wide / 2), *values = (half *)part(&rest, STEP * wide / 2);
-	for (int64_t r = 0; r < all; r++) {
-		float *row = q + r * wide;
-		most[r] = LEAST;
-		vf_store(sum + r * CHUNK, vf_zero());
-		for (int64_t c = 0; c < wide; c += CHUNK) vf_store(row + c, vf_zero()), vf_store(y + r * wide + c, vf_zero());
-		if (r >= rows) continue;
-		const float *of = a->q + r / heads * a->stride + r % heads * dim;
-		int64_t d = 0;
-		for (; d + CHUNK <= dim; d += CHUNK) vf_store(row + d, vf_mul(vf_load(of + d), vf_set(a->scale)));
-		for (; d < dim; d++) row[d] = of[d] * a->scale;
+void attendTile(const struct attendTile *a) {
+	struct tile *t = begin(a);
+	AGAIN;
+	for (int64_t step = t->begin / STEP * STEP; step < t->end; step += STEP) {
+		AGAIN;
+		take(t, step, larger(t->begin, step), smaller(t->end, step + STEP));
+		AGAIN;
+		for (int64_t r = 0; r < t->rows; r += ROWS) attendRows(t, step, r);
 	}
-	if (small) dim = CHUNK;
-	int64_t end = a->all ? a->all : a->first + a->queries, window = a->window > 0 && !a->all ? a->window : end;
-	int64_t begin = larger(0, a->first + 1 - window);
-	if (a->all) begin = 0;
-	for (int64_t step = begin / STEP * STEP; step < end; step += STEP) {
-		int64_t from = larger(begin, step), to = smaller(end, step + STEP);
-		const half *here = keys, *there = values;
-		if (a->all) {
-			narrow(keys, kv->keys, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
-			narrow(values, kv->values, step * kv->width + kv->head, to - step, kv->width, a->dim, wide);
-		} else {
-			places(kv, at, step, from, to);
-			here = kv->keys, there = kv->values;
-			if (small) widen(keys, here, at, a->dim), widen(values, there, at, a->dim), here = keys, there = values;
-		}
-		if (here == keys) {
-			for (int64_t i = 0; i < STEP; i++) at[i] = smaller(i, to - step - 1) * wide;
-		}
-		for (int64_t g = 0; g < STEP / 16; g++) {
-			if (step + 16 * g >= to || step + 16 * g + 16 <= from) continue;
-			turn(k + g / VECTORS * wide * LANES + g % VECTORS * 16, here, at + 16 * g, dim);
-		}
-		vf finite = vf_zero();
-		for (int64_t j = from - step; j < to - step; j++)
-			for (int64_t c = 0; c < wide; c += CHUNK) {
-				vf x = vf_half(there + at[j] + chunk(c, dim));
-				vf_store(v + j * wide + c, x);
-				finite = vf_fma(x, vf_zero(), finite);
-			}
-		float zero = vf_sum(finite);
-		for (int64_t r = 0; r < rows; r += ROWS) {
-			int64_t low = larger(0, ends(a, r) - window - step), high = smaller(STEP, ends(a, smaller(r + ROWS, rows) - 1) - step);
-			if (low >= STEP || high <= 0) continue;
-			for (int64_t g = low / LANES; g * LANES < high; g++) scores(s + g * LANES, q + r * wide, k + g * wide * LANES, dim, wide);
-			for (int64_t i = 0; i < ROWS; i++) {
-				int64_t n = ends(a, r + i) - step;
-				weigh(s + i * STEP, most + r + i, sum + (r + i) * CHUNK, y + (r + i) * wide, wide, n - window, n, cap);
-			}
-			if (zero == 0) {
-				mixAll(ROWS, y + r * wide, s, v, low, high, wide);
-				continue;
-			}
-			// A value that is no number must not reach those that do not attend to it.
-			for (int64_t i = 0; i < ROWS; i++) {
-				int64_t n = ends(a, r + i) - step;
-				mixAll(1, y + (r + i) * wide, s + i * STEP, v, larger(low, n - window), smaller(high, n), wide);
-			}
-		}
-	}
-	for (int64_t r = 0; r < rows; r++) finish(a->y + r / heads * a->stride + r % heads * a->dim, sum + r * CHUNK, y + r * wide, a->dim, wide);
+	AGAIN;
+	for (int64_t r = 0; r < t->rows; r++) finish(a->y + r / a->heads * a->stride + r % a->heads * a->dim, t->sum + r * CHUNK, t->y + r * t->wide, a->dim, t->wide);
 }
