@@ -157,6 +157,8 @@ func TestWorkerKilledMidLoad(t *testing.T) {
 	s := newScene(t)
 	s.pool("load", 1, "2Gi")
 	s.kubectl("patch", "ipool", "load", "--type=merge", "-p", `{"spec":{"workers":{"max":2}}}`)
+	// A gigabyte is loaded within a second, if it may.
+	s.kubectl("patch", "ipool", "load", "--type=json", "-p", `[{"op": "add", "path": "/spec/template/spec/containers/0/resources/limits/cpu", "value": "300m"}]`)
 	s.model("load-neighbour", float16Model, "")
 	s.ready("load-neighbour")
 	size := sparseModel(t, s.copyModel("slow"), 1024, 4096, 16) // all zero, but it takes its time

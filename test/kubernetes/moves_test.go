@@ -44,10 +44,10 @@ type cargo struct {
 }
 
 var (
-	// 19 MiB of room; small 7.1, large 15.0, filler 11.0.
-	boxes = cargo{float32Model, "20Mi", 8, 20, 14}
+	// 19 MiB of room; small 7.3, large 15.2, filler 10.6.
+	boxes = cargo{float32Model, "20Mi", 16, 40, 26}
 	// 1,272 MiB of room; small 574, large 926, filler 670. Loading one takes a while, and so does a token.
-	crates = cargo{"file:///models/crates", "1340Mi", 1, 12, 4}
+	crates = cargo{"file:///models/crates", "1340Mi", 2, 24, 8}
 )
 
 func (h *hold) name(model string) string { return h.pool + "-" + model }
@@ -320,7 +320,7 @@ var faultPoints = []struct {
 		return err == nil && is != nil && is.Phase == worker.PhaseResident && h.moving()
 	}},
 	{"the old home ends its requests", crates, func(h *hold) {
-		h.longRequest()
+		h.longRequests()
 		pids := h.pids(h.a)
 		h.follow(h.a, func(state worker.State) bool {
 			if is := home(state, h.key("moved")); is != nil && is.Phase == worker.PhaseDraining {
@@ -342,16 +342,25 @@ func (h *hold) moving() bool {
 	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonMoving
 }
 
-// longRequest asks moved for a text that takes a while, whoever ends it. Its weights are zero,
-// and so is the token that it finds the likeliest: that does not end a text.
-func (h *hold) longRequest() {
+// longRequests asks moved for texts that take a while, two at a time, until a worker is paused. Its
+// weights are zero, and so is the token that it finds the likeliest: that does not end a text.
+func (h *hold) longRequests() {
 	h.Helper()
-	st, err := h.open(h.name("moved"), 480, 0)
-	if err != nil {
-		h.Fatal(err)
+	for range 2 {
+		st, err := h.open(h.name("moved"), 480, 0)
+		if err != nil {
+			h.Fatal(err)
+		}
+		h.Cleanup(func() { st.response.Body.Close() })
+		go func() {
+			for st.rest(); err == nil && !h.stopped(); {
+				var next *stream
+				if next, err = h.open(h.name("moved"), 480, 0); err == nil {
+					next.rest()
+				}
+			}
+		}()
 	}
-	h.Cleanup(func() { st.response.Body.Close() })
-	go st.rest()
 }
 
 // Whoever dies at whichever step of a move: afterwards every model is served,

@@ -126,7 +126,7 @@ func modelManifest(name, uri, more string) string {
 	if more != "" {
 		more = ", " + more
 	}
-	return fmt.Sprintf("---\n{apiVersion: estiba.dev/v1alpha1, kind: Model, metadata: {name: %s}, spec: {source: {uri: %q}, context: {maxTokens: 512, sequences: 8}%s}}\n", name, uri, more)
+	return fmt.Sprintf("---\n{apiVersion: estiba.dev/v1alpha1, kind: Model, metadata: {name: %s}, spec: {source: {uri: %q}, context: {maxTokens: 512, sequences: 16}%s}}\n", name, uri, more)
 }
 
 const (
