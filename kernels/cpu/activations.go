@@ -64,12 +64,26 @@ func (p Path) Form(d tensor.DType, rows int) Form {
 	case many && p == AMX:
 		return BFloat16
 	case d == tensor.F16 || d == tensor.BF16:
-		if many && p >= AVX512 && cpu.X86.HasAVX512BF16 {
+		if many && p.multipliesBF16() {
 			return BFloat16
 		}
 		return Float32
 	}
 	return Int8
+}
+
+func (p Path) multipliesBF16() bool { return p >= AVX512 && cpu.X86.HasAVX512BF16 }
+
+// takes says whether there is a product of rows in form f with weights d.
+func (p Path) takes(f Form, d tensor.DType) bool {
+	blocks := formatOf(d).number == nil
+	switch f {
+	case Float32:
+		return !blocks || p == PlainGo
+	case BFloat16:
+		return p == PlainGo || d != tensor.F32 && (p == AMX || !blocks && p.multipliesBF16())
+	}
+	return blocks
 }
 
 // Prepare writes the rows from to to of x [N, Cols] in dst's form. In Float32 there is nothing to do: there
@@ -79,7 +93,7 @@ func (p Path) Prepare(dst Rows, x []float32, from, to int) {
 		return
 	}
 	size := rowBytes(dst.Form, dst.Cols)
-	y, x := dst.Data[from*size:to*size], x[from*dst.Cols:to*dst.Cols]
+	y, x := dst.Data[from*size:to*size:len(dst.Data)], x[from*dst.Cols:to*dst.Cols:len(x)]
 	if p == PlainGo {
 		row := prepareInt8Ref
 		if dst.Form == BFloat16 {

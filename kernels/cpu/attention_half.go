@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"fmt"
 	"math"
 	"unsafe"
 )
@@ -28,8 +29,11 @@ func (c HalfKV) row(data []uint16, block int32, slot int) []uint16 {
 	return data[at : at+c.Width : at+c.Width]
 }
 
-// check panics if a row of positions from to to is not there: kernels do not look.
+// check panics if a row of positions from to to is not there, or if there are none.
 func (c HalfKV) check(blocks []int32, from, to, head, dim int) {
+	if from < 0 || from >= to || head < 0 || dim < 1 {
+		panic(fmt.Sprintf("cpu: attend to positions %d to %d, head at %d of %d", from, to, head, dim))
+	}
 	for at := from / c.BlockTokens; at*c.BlockTokens < to; at++ {
 		end := int(blocks[at])*c.Stride + (min(c.BlockTokens, to-at*c.BlockTokens)-1)*c.Width + head + dim
 		if blocks[at] < 0 || end > len(c.Keys) || end > len(c.Values) {
@@ -60,7 +64,6 @@ func (c HalfKV) cache(blocks []int32, head int) cache {
 // the function Attend, in steps of 64 positions from from on. A head's result does not depend on the others. scratch has
 // AttendScratch(heads, dim).
 func (p Path) Attend(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, from, to, head int, scale, softCap float32, scratch []float32) {
-	y, q, scratch = y[:heads*dim], q[:heads*dim], scratch[:AttendScratch(heads, dim)]
 	if p == PlainGo {
 		attendHalf(y, q, heads, dim, kv, blocks, from, to, head, scale, softCap, scratch)
 		return
@@ -71,7 +74,7 @@ func (p Path) Attend(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, 
 		kv                   cache
 		heads, dim, from, to int64
 		scale, softCap       float32
-	}{unsafe.SliceData(y), unsafe.SliceData(q), unsafe.SliceData(scratch), kv.cache(blocks, head), int64(heads), int64(dim), int64(from), int64(to), scale, softCap}
+	}{of(y, heads*dim), of(q, heads*dim), of(scratch, AttendScratch(heads, dim)), kv.cache(blocks, head), int64(heads), int64(dim), int64(from), int64(to), scale, softCap}
 	attendHeads(p, unsafe.Pointer(&a))
 }
 
@@ -112,6 +115,9 @@ func (p Path) AttendAll(y, q []float32, queries, heads, stride, dim int, keys, v
 		}
 		return
 	}
+	if n < 1 || width < 0 || head < 0 {
+		panic(fmt.Sprintf("cpu: attend to %d positions, head at %d of %d", n, head, width))
+	}
 	a := tileOf(y, q, queries, heads, stride, dim, scale, softCap, scratch)
 	end := (n-1)*width + head + dim
 	a.kv.keys, a.kv.values = (*uint16)(unsafe.Pointer(of(keys, end))), (*uint16)(unsafe.Pointer(of(values, end)))
@@ -131,6 +137,9 @@ type attentionTile struct {
 }
 
 func tileOf(y, q []float32, queries, heads, stride, dim int, scale, softCap float32, scratch []float32) attentionTile {
+	if queries < 1 || heads < 1 || dim < 1 || stride < heads*dim {
+		panic(fmt.Sprintf("cpu: attend with %d queries of %d heads [%d], %d numbers apart", queries, heads, dim, stride))
+	}
 	n := (queries-1)*stride + heads*dim
 	return attentionTile{
 		y: of(y, n), q: of(q, n), scratch: of(scratch, AttendScratch(queries*heads, dim)),
@@ -140,6 +149,7 @@ func tileOf(y, q []float32, queries, heads, stride, dim int, scale, softCap floa
 
 // attendHalf is Attend in plain Go.
 func attendHalf(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, from, to, head int, scale, softCap float32, scratch []float32) {
+	y = y[:heads*dim]
 	clear(y)
 	keys, values := scratch[:step*dim], scratch[step*dim:2*step*dim]
 	states := make([]running, heads)

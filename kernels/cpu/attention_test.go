@@ -257,21 +257,28 @@ func TestAttentionNotANumber(t *testing.T) {
 	})
 }
 
-// TestAttendBeyond wants a panic where the block table or the cache ends too early.
+// TestAttendBeyond wants a panic where the block table, the cache or other memory ends too early.
 func TestAttendBeyond(t *testing.T) {
+	const dim = 16
+	s := newSequence(rand.New(rand.NewPCG(1, 1)), 32, 16, 1, dim)
 	eachPath(t, func(t *testing.T, p cpu.Path) {
-		for _, blocks := range [][]int32{{0}, {0, 9}, {0, -1}} {
-			func() {
-				defer func() {
-					if recover() == nil {
-						t.Errorf("attends to blocks %v", blocks)
-					}
-				}()
-				s := newSequence(rand.New(rand.NewPCG(1, 1)), 32, 16, 1, 16)
-				y := make([]float32, 16)
-				p.Attend(y, y, 1, 16, s.kv, blocks, 0, 20, 0, 1, 0, scratch(1, 16))
-			}()
+		y, room := make([]float32, 3*dim), scratch(3, dim)
+		for _, blocks := range [][]int32{nil, {0}, {0, 9}, {0, -1}} {
+			cpu.Panics(t, fmt.Sprint("blocks ", blocks), func() { p.Attend(y, y, 1, dim, s.kv, blocks, 0, 20, 0, 1, 0, room) })
+			cpu.Panics(t, fmt.Sprint("tile of blocks ", blocks), func() { p.AttendTile(y, y, 2, 1, dim, dim, s.kv, blocks, 18, 0, 0, 1, 0, room) })
 		}
+		if p == cpu.PlainGo { // which finds the rest out by itself, or computes nothing
+			return
+		}
+		cpu.Panics(t, "before the first position", func() { p.Attend(y, y, 1, dim, s.kv, s.blocks, -5, 20, 0, 1, 0, room) })
+		cpu.Panics(t, "no position", func() { p.Attend(y, y, 1, dim, s.kv, nil, 0, 0, 0, 1, 0, room) })
+		cpu.Panics(t, "before the first head", func() { p.Attend(y, y, 1, dim, s.kv, s.blocks, 0, 20, -dim, 1, 0, room) })
+		cpu.Panics(t, "a short result", func() { p.Attend(y[:dim-1], y, 1, dim, s.kv, s.blocks, 0, 20, 0, 1, 0, room) })
+		cpu.Panics(t, "little scratch", func() { p.Attend(y, y, 1, dim, s.kv, s.blocks, 0, 20, 0, 1, 0, room[:dim]) })
+		cpu.Panics(t, "queries that go back", func() { p.AttendTile(y, y, 2, 1, -dim, dim, s.kv, s.blocks, 0, 0, 0, 1, 0, room) })
+		cpu.Panics(t, "too many queries", func() { p.AttendTile(y, y, 4, 1, dim, dim, s.kv, s.blocks, 0, 0, 0, 1, 0, scratch(4, dim)) })
+		cpu.Panics(t, "all of nothing", func() { p.AttendAll(y, y, 1, 1, dim, dim, nil, nil, 0, dim, 0, 1, 0, room) })
+		cpu.Panics(t, "all of too many", func() { p.AttendAll(y, y, 1, 1, dim, dim, y, y, 4, dim, 0, 1, 0, room) })
 	})
 }
 

@@ -15,8 +15,8 @@ type op struct {
 	a, b       float32
 }
 
-// of is the start of x and, checked, as many numbers as y has.
-func of(x []float32, n int) *float32 { return unsafe.SliceData(x[:n]) }
+// of is where x begins, of which n are there: kernels do not look.
+func of[T any](x []T, n int) *T { return unsafe.SliceData(x[:n:len(x)]) }
 
 // floats are float32 as weights of one row.
 func floats(w []float32) Matrix {
@@ -224,14 +224,13 @@ func argmax(x []float32) int {
 // Store writes src [n] as halves, the nearest, ties to even: what is beyond ±65504 becomes that,
 // and what is not a number stays none.
 func (p Path) Store(dst []uint16, src []float32) {
-	dst = dst[:len(src)]
 	if p == PlainGo {
 		for i, v := range src {
 			dst[i] = toF16(v)
 		}
 		return
 	}
-	a := op{y: (*float32)(unsafe.Pointer(unsafe.SliceData(dst))), x: of(src, len(src)), n: int64(len(src))}
+	a := op{y: (*float32)(unsafe.Pointer(of(dst, len(src)))), x: of(src, len(src)), n: int64(len(src))}
 	storeHalf(p, unsafe.Pointer(&a))
 }
 

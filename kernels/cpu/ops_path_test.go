@@ -372,6 +372,26 @@ func TestStore(t *testing.T) {
 	})
 }
 
+// TestShortRows wants a panic where a row is shorter than another, though its memory goes on.
+func TestShortRows(t *testing.T) {
+	long, short := make([]float32, 40), make([]float32, 40)[:39]
+	eachPath(t, func(t *testing.T, p cpu.Path) {
+		if p == cpu.PlainGo {
+			return
+		}
+		for op, do := range map[string]func(){
+			"RMSNorm": func() { p.RMSNorm(short, long, long, 1, 0) },
+			"SwiGLU":  func() { p.SwiGLU(long, long, short) },
+			"Add":     func() { p.Add(long, long, short) },
+			"Rotate":  func() { p.Rotate(short, long, long[:20], long[:20], 40, false) },
+			"Store":   func() { p.Store(make([]uint16, 40)[:39], long) },
+			"Powers":  func() { p.Powers(make([]float64, 40)[:39], long, cpu.NewPowers(0, 1)) },
+		} {
+			cpu.Panics(t, op, do)
+		}
+	})
+}
+
 // BenchmarkOps compares the paths on rows of 2048.
 func BenchmarkOps(b *testing.B) {
 	const n = 2048

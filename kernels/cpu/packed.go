@@ -68,21 +68,24 @@ func (w Packed) Panels() int { return (w.Rows + PanelRows - 1) / PanelRows }
 
 func (w Packed) panel(i int) []byte {
 	n := formatOf(w.DType).panelBytes(w.Cols)
-	return w.Data[i*n : (i+1)*n : (i+1)*n]
+	return w.Data[i*n : (i+1)*n : len(w.Data)]
 }
 
 // Pack makes the panels from to to of dst, which is as large as src.
 func (p Path) Pack(dst Packed, src Matrix, from, to int) {
 	f := formatOf(dst.DType)
-	if dst.DType != src.DType || dst.Rows != src.Rows || dst.Cols != src.Cols {
+	if dst.DType != src.DType || dst.Rows != src.Rows || dst.Cols != src.Cols || src.Cols%src.DType.Block() != 0 {
 		panic(fmt.Sprintf("cpu: pack %v [%d, %d] as %v [%d, %d]", src.DType, src.Rows, src.Cols, dst.DType, dst.Rows, dst.Cols))
+	}
+	if uintptr(unsafe.Pointer(unsafe.SliceData(dst.Data)))%64 != 0 {
+		panic("cpu: pack to what is not aligned to 64 bytes")
 	}
 	size := int(src.DType.Bytes(int64(src.Cols)))
 	a := &packArgs{stride: int64(size), cols: int64(src.Cols)}
 	for i := from; i < to; i++ {
 		panel, first := dst.panel(i), i*PanelRows
 		if p != PlainGo && first+PanelRows <= src.Rows {
-			a.panel, a.rows = unsafe.SliceData(panel), unsafe.SliceData(src.Data[first*size:(first+PanelRows)*size])
+			a.panel, a.rows = unsafe.SliceData(panel), of(src.Data[first*size:], PanelRows*size)
 			f.packKernel(p, unsafe.Pointer(a))
 			continue
 		}

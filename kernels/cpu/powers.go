@@ -58,7 +58,6 @@ func (e Powers) Of(x float32) float64 {
 
 // Powers writes e.Of of each number of x to dst, the same on every path.
 func (p Path) Powers(dst []float64, x []float32, e Powers) {
-	dst = dst[:len(x)]
 	if p == PlainGo {
 		for i, v := range x {
 			dst[i] = e.Of(v)
@@ -71,6 +70,6 @@ func (p Path) Powers(dst []float64, x []float32, e Powers) {
 		table       *uint64
 		n           int64
 		most, scale float64
-	}{unsafe.SliceData(dst), unsafe.SliceData(x), &powerTable[0], int64(len(x)), e.Most, e.Scale}
+	}{of(dst, len(x)), of(x, len(x)), &powerTable[0], int64(len(x)), e.Most, e.Scale}
 	powersOf(p, unsafe.Pointer(&a))
 }

@@ -67,13 +67,16 @@ func (p Path) product(m *product) {
 
 // check panics where a kernel would read or write outside of its arguments.
 func (m *product) check(p Path) {
-	columns := min(m.to*PanelRows, m.w.Rows)
-	ok := m.x.Cols == m.w.Cols && len(m.x.Data) >= RowsBytes(m.x.Form, m.x.N, m.x.Cols) && m.from >= 0 && m.to <= m.w.Panels() &&
-		int64(len(m.w.Data)) >= PackedBytes(m.w.DType, m.w.Rows, m.w.Cols) && (m.x.Form != Int8 || m.x.Cols%32 == 0) &&
+	if !p.takes(m.x.Form, m.w.DType) {
+		panic(fmt.Sprintf("cpu: path %v has no product of %v with rows in form %d", p, m.w.DType, m.x.Form))
+	}
+	room := len(m.y) - min(m.to*PanelRows, m.w.Rows) // for where a row begins
+	ok := m.x.Cols == m.w.Cols && m.w.Cols > 0 && m.w.Cols%m.w.DType.Block() == 0 && m.n >= 0 && m.from >= 0 && m.to <= m.w.Panels() &&
+		len(m.x.Data) >= RowsBytes(m.x.Form, m.x.N, m.x.Cols) && int64(len(m.w.Data)) >= PackedBytes(m.w.DType, m.w.Rows, m.w.Cols) &&
 		(m.rows == nil || len(m.rows) == len(m.yAt))
 	for i := 0; ok && i < m.n; i++ {
-		at := m.yRow(i)
-		ok = at >= 0 && at+columns <= len(m.y) && m.xRow(i) >= 0 && m.xRow(i) < m.x.N
+		at, x := m.yRow(i), m.xRow(i)
+		ok = at >= 0 && at <= room && x >= 0 && x < m.x.N
 	}
 	if !ok {
 		panic(fmt.Sprintf("cpu: product of %d of %d rows of %d columns with panels %d-%d of %v [%d, %d] in %d bytes does not fit into %d numbers",

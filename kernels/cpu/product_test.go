@@ -310,6 +310,56 @@ func TestPack(t *testing.T) {
 	}
 }
 
+// TestProductBeyond wants a panic where a product would read or write what is not its own, or has no kernel.
+func TestProductBeyond(t *testing.T) {
+	const n, rows, cols = 3, 40, 256
+	r := rand.New(rand.NewPCG(15, 16))
+	for _, p := range Available() {
+		for _, d := range []tensor.DType{tensor.F16, tensor.Q4_0, tensor.Q4_K} {
+			w, x := packed(p, randomMatrix(r, d, rows, cols, 0)), normal(r, n*cols)
+			for what, spoil := range map[string]func(m *product){
+				"a short result":          func(m *product) { m.y = m.y[:n*rows-1] },
+				"rows that go back":       func(m *product) { m.stride = -rows },
+				"a row at the end of all": func(m *product) { m.yAt, m.rows, m.n = []int{math.MaxInt - 5}, []int{0}, 1 },
+				"a row that is not there": func(m *product) { m.yAt, m.rows, m.n = []int{0}, []int{n}, 1 },
+				"more rows than places":   func(m *product) { m.yAt, m.rows, m.n = []int{0}, []int{0, 1}, 2 },
+				"short activations":       func(m *product) { m.x.Data = m.x.Data[:len(m.x.Data)-1] },
+				"short weights":           func(m *product) { m.w.Data = m.w.Data[:len(m.w.Data)-1] },
+				"other columns":           func(m *product) { m.w.Cols -= d.Block() },
+				"no columns":              func(m *product) { m.w.Cols, m.x.Cols = 0, 0 },
+				"more panels":             func(m *product) { m.to++ },
+				"panels before the first": func(m *product) { m.from = -1 },
+			} {
+				m := &product{y: make([]float32, n*rows), stride: rows, n: n, x: prepared(p, p.Form(d, n), x, n, cols), w: w, to: w.Panels()}
+				m.scratch = aligned(p.ScratchBytes(d, cols, n))
+				spoil(m)
+				Panics(t, fmt.Sprintf("%v %v: %s", p, d, what), func() { p.product(m) })
+			}
+			for _, f := range []Form{Float32, BFloat16, Int8} {
+				if !p.takes(f, d) {
+					y := make([]float32, n*rows)
+					Panics(t, fmt.Sprintf("%v %v in form %d", p, d, f), func() {
+						p.MatMul(y, rows, prepared(PlainGo, f, x, n, cols), w, 0, w.Panels(), aligned(1<<20))
+					})
+				} else if p.Form(d, n) != f && p.Form(d, fewRows+1) != f && p != PlainGo && p != AMX {
+					t.Errorf("%v takes %v in form %d, which it does not ask for", p, d, f)
+				}
+			}
+		}
+	}
+}
+
+// Panics wants f to.
+func Panics(t *testing.T, what string, f func()) {
+	t.Helper()
+	defer func() {
+		if recover() == nil {
+			t.Errorf("no panic: %s", what)
+		}
+	}()
+	f()
+}
+
 // TestNoGarbage wants products and activations without garbage: a step of a small model has hundreds of them.
 func TestNoGarbage(t *testing.T) {
 	r := rand.New(rand.NewPCG(13, 14))
