@@ -48,9 +48,9 @@ func numberFormat(d tensor.DType, even int, pack kernel) format {
 
 // These are float.h's.
 const (
-	chunk = 512 // columns whose products are one sum
-	xTile = 12  // rows
-	group = 8   // panels
+	chunk        = 512 // columns whose products are one sum
+	tileOfRows   = 12
+	panelsAtOnce = 8
 )
 
 // dotFloat32 is one element of a product in form Float32, the sum in the order of the kernels.
@@ -100,12 +100,12 @@ func (m *product) float(p Path) {
 	}
 }
 
-// floatScratch is what float works in: fewScratch of float.c, and struct scratch of float.c or, if rows of BFloat16
-// may come, bf16.c. These may be few, of many that were prepared.
+// floatScratch is what float works in: fewScratch of float.c, and scratch of many.h as float.c or, if rows of BFloat16
+// may come, bf16.c has it. These may be few, of many that were prepared.
 func floatScratch(cols, rows int) int {
 	const sums = 2 * PanelRows * 4 // of a row with two panels
 	if rows <= fewRows {
-		return max(fewRows*sums+rows*(4*cols+128), xTile*(sums+2*chunk+64)+group*chunk*2*PanelRows)
+		return max(fewRows*sums+rows*(4*cols+128), tileOfRows*(sums+2*chunk+64)+panelsAtOnce*chunk*2*PanelRows)
 	}
-	return xTile*(sums+4*chunk+64) + group*chunk*4*PanelRows
+	return tileOfRows*(sums+4*chunk+64) + panelsAtOnce*chunk*4*PanelRows
 }

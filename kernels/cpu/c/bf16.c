@@ -1,14 +1,8 @@
 // variants: bf16
 #include "float.h"
 
-enum { PAIRS = CHUNK / 2 };
-
-// The memory of manyPairs, as that of manyFloats.
-struct scratch {
-	float sums[TILE][2][16];
-	uint32_t x[TILE][PAIRS + 16], w[GROUP][PAIRS][16];
-};
-static_assert(sizeof(struct scratch) == TILE * (2 * 16 * 4 + 2 * CHUNK + 64) + GROUP * CHUNK * 2 * 16); // as float.go says
+enum { STEPS = CHUNK / 2, AS_PACKED = BF16 };
+#include "many.h"
 
 // pairs are those of two columns, rounded to bfloat16.
 INLINE vi pairs(vf even, vf odd) {
@@ -59,63 +53,13 @@ void commonToPairs(const struct unpacked *a) {
 	}
 }
 
-// tile multiplies R rows by P panels at w, panelBytes apart.
-INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows, int64_t panel, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {
-	struct scratch *s = (struct scratch *)a->scratch;
-	expect(a, r0, rows, P, panel);
-	vf acc[TILE][2];
-	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_zero();
-	for (int64_t k = 0; k < n; k++, w += 64) {
-		vi v[2];
-		UNROLL for (int p = 0; p < P; p++) v[p] = vi_load(w + p * panelBytes);
-		UNROLL for (int r = 0; r < R; r++) {
-			vi x = vi_set(s->x[r][k]);
-			UNROLL for (int p = 0; p < P; p++) acc[r][p] = _mm512_dpbf16_ps(acc[r][p], (__m512bh)v[p], (__m512bh)x);
-		}
-	}
-	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(s->sums[r][p], acc[r][p]);
-	keep(a, r0, rows, P, panel, 1, s->sums, add);
-}
+INLINE vf multiply(vf acc, vi w, vi x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
 
-INLINE void tiles(int R, const struct product *a, int64_t r0, int64_t rows, int64_t panel, int64_t to, const uint8_t *w, int64_t panelBytes, int64_t n, int add) {
-	for (; panel + 2 <= to; panel += 2, w += 2 * panelBytes) tile(R, 2, a, r0, rows, panel, w, panelBytes, n, add);
-	if (panel < to)
-		tile(R, 1, a, r0, rows, panel, w, panelBytes, n, add);
+// unpack takes F16.
+INLINE void unpack(int64_t, uint32_t (*to)[16], const uint8_t *from, int64_t n) {
+	const half *w = (const half *)from;
+	ROLL for (int64_t k = 0; k < n; k++, w += 32) vi_store(to[k], pairs(vf_half(w), vf_half(w + 16)));
 }
 
 // manyPairs multiplies any number of rows of bfloat16 by weights F16, rounded so too, or BF16.
-void manyPairs(struct product *a) {
-	struct scratch *s = (struct scratch *)a->scratch;
-	int64_t count = (a->n + TILE - 1) / TILE;
-	for (int64_t p = a->from, to; p < a->to; p = to) {
-		to = p + GROUP < a->to ? p + GROUP : a->to;
-		for (int64_t k = 0; k == 0 || k < a->cols; k += CHUNK) {
-			int64_t n = (a->cols - k < CHUNK ? a->cols - k + 1 : CHUNK) / 2;
-			const uint8_t *w = a->w + p * a->panelBytes + 32 * k;
-			int64_t panelBytes = a->panelBytes;
-			if (a->format == F16) {
-				for (int64_t i = 0; i < to - p; i++) {
-					const half *src = (const half *)(w + i * panelBytes);
-					ROLL for (int64_t c = 0; c < n; c++, src += 32) vi_store(s->w[i][c], pairs(vf_half(src), vf_half(src + 16)));
-				}
-				w = (const uint8_t *)s->w, panelBytes = sizeof s->w[0];
-			}
-			for (int64_t t = 0, r0 = 0, rows; t < count; t++, r0 += rows) {
-				rows = share(a->n, count, t);
-				fetch(a, r0, rows, 2 * k, 4 * n, s->x, sizeof s->x[0]);
-				if (rows <= 2)
-					tiles(2, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-				else if (rows <= 4)
-					tiles(4, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-				else if (rows <= 6)
-					tiles(6, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-				else if (rows <= 8)
-					tiles(8, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-				else if (rows <= 10)
-					tiles(10, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-				else
-					tiles(12, a, r0, rows, p, to, w, panelBytes, n, k > 0);
-			}
-		}
-	}
-}
+void manyPairs(struct product *a) { many(a); }

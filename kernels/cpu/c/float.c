@@ -1,6 +1,9 @@
 // variants: avx2 avx512
 #include "float.h"
 
+enum { STEPS = CHUNK, AS_PACKED = F32 };
+#include "many.h"
+
 // columns2 are two neighbouring columns of a panel.
 INLINE void columns2(enum format f, vf v[2], const uint8_t *w) {
 	if (f == F32) {
@@ -114,84 +117,18 @@ void fewF32(struct product *a) { fewOf(F32, a); }
 void fewF16(struct product *a) { fewOf(F16, a); }
 void fewBF16(struct product *a) { fewOf(BF16, a); }
 
-// scratch of manyFloats: the rows of a tile, and the chunk of each panel of a group.
-struct scratch {
-	float sums[TILE][2][16], x[TILE][CHUNK + 16], w[GROUP][CHUNK][16];
-};
-static_assert(sizeof(struct scratch) == TILE * (2 * 16 * 4 + 4 * CHUNK + 64) + GROUP * CHUNK * 4 * 16); // as float.go says
+INLINE vf multiply(vf acc, vi w, vi x) { return vf_fma(vf_bits(w), vf_bits(x), acc); }
 
-// tile multiplies R rows, of which some may be none, by P panels at w, panelBytes apart.
-INLINE void tile(int R, int P, const struct product *a, int64_t r0, int64_t rows, int64_t panel, const uint8_t *w, int64_t panelBytes, int64_t cols, int add) {
-	struct scratch *s = (struct scratch *)a->scratch;
-	expect(a, r0, rows, P, panel);
-	vf acc[TILE][2];
-	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_zero();
-	for (int64_t k = 0; k < cols; k++, w += 64) {
+INLINE void unpack(int64_t format, uint32_t (*to)[16], const uint8_t *from, int64_t n) {
+	ROLL for (int64_t k = 0; k < n; k += 2, from += 64) {
 		vf v[2];
-		UNROLL for (int p = 0; p < P; p++) v[p] = vf_load((const float *)(w + p * panelBytes));
-		UNROLL for (int r = 0; r < R; r++) {
-			vf x = vf_set(s->x[r][k]);
-			UNROLL for (int p = 0; p < P; p++) acc[r][p] = vf_fma(v[p], x, acc[r][p]);
-		}
+		if (format == F16)
+			columns2(F16, v, from);
+		else
+			columns2(BF16, v, from);
+		vf_store((float *)to[k], v[0]), vf_store((float *)to[k + 1], v[1]);
 	}
-	UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) vf_store(s->sums[r][p], acc[r][p]);
-	keep(a, r0, rows, P, panel, 1, s->sums, add);
-}
-
-// tiles multiplies at most R rows by panels.
-INLINE void tiles(int R, const struct product *a, int64_t r0, int64_t rows, int64_t panel, int64_t to, const uint8_t *w, int64_t panelBytes, int64_t cols, int add) {
-#ifdef PATH_AVX512
-	for (; panel + 2 <= to; panel += 2, w += 2 * panelBytes) tile(R, 2, a, r0, rows, panel, w, panelBytes, cols, add);
-#endif
-	for (; panel < to; panel++, w += panelBytes) tile(R, 1, a, r0, rows, panel, w, panelBytes, cols, add);
 }
 
 // manyFloats multiplies any number of rows of float32, by the same sums as few do.
-void manyFloats(struct product *a) {
-#ifdef PATH_AVX512
-	const int64_t most = TILE;
-#else
-	const int64_t most = TILE / 2; // what 16 registers hold
-#endif
-	struct scratch *s = (struct scratch *)a->scratch;
-	int64_t count = (a->n + most - 1) / most;
-	for (int64_t p = a->from, to; p < a->to; p = to) {
-		to = p + GROUP < a->to ? p + GROUP : a->to;
-		for (int64_t k = 0; k == 0 || k < a->cols; k += CHUNK) {
-			int64_t cols = a->cols - k < CHUNK ? a->cols - k : CHUNK, panelBytes = a->panelBytes;
-			const uint8_t *w = a->w + p * panelBytes + 64 * k;
-			if (a->format != F32) {
-				for (int64_t i = 0; i < to - p; i++) {
-					const uint8_t *src = a->w + (p + i) * panelBytes + 32 * k;
-					ROLL for (int64_t c = 0; c < cols; c += 2, src += 64) {
-						vf v[2];
-						if (a->format == F16)
-							columns2(F16, v, src);
-						else
-							columns2(BF16, v, src);
-						vf_store(s->w[i][c], v[0]), vf_store(s->w[i][c + 1], v[1]);
-					}
-				}
-				w = (const uint8_t *)s->w, panelBytes = sizeof s->w[0];
-			}
-			for (int64_t t = 0, r0 = 0, rows; t < count; t++, r0 += rows) {
-				rows = share(a->n, count, t);
-				fetch(a, r0, rows, 4 * k, 4 * cols, s->x, sizeof s->x[0]);
-				if (rows <= 2)
-					tiles(2, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-				else if (rows <= 4)
-					tiles(4, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-				else if (rows <= 6)
-					tiles(6, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-#ifdef PATH_AVX512
-				else if (rows <= 8)
-					tiles(8, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-				else if (rows <= 10)
-					tiles(10, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-				else
-					tiles(12, a, r0, rows, p, to, w, panelBytes, cols, k > 0);
-#endif
-			}
-		}
-	}
-}
+void manyFloats(struct product *a) { many(a); }

@@ -8,7 +8,7 @@ enum {
 	CHUNK = 512, // columns
 	FEW = 8,     // rows that are multiplied while weights are read
 	TILE = 12,   // rows that share one reading of a chunk of two panels
-	GROUP = 8,   // panels that share one reading of a chunk of TILE rows
+	PANELS = 8,  // panels that share one reading of a chunk of TILE rows
 };
 
 enum format { F32, F16, BF16 };
