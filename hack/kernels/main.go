@@ -50,35 +50,35 @@ func main() {
 	}
 }
 
-// run makes what the named C files give, or all.
+// run makes what the named C files give, or all, in place of what such files gave.
 func run(clang string, names []string, verify bool) error {
-	var old []string // files of these names, or all
+	var patterns []string
+	for _, n := range names {
+		patterns = append(patterns, "kernels_"+n+"_*")
+	}
 	if len(names) == 0 {
-		sources, err := filepath.Glob(folder + "/c/*.c")
+		sources, err := filepath.Glob(sourceOf("*"))
 		if err != nil {
 			return err
 		}
 		for _, s := range sources {
 			names = append(names, strings.TrimSuffix(filepath.Base(s), ".c"))
 		}
-		if old, err = filepath.Glob(folder + "/kernels_*"); err != nil {
-			return err
-		}
-	}
-	for _, n := range names {
-		of, err := filepath.Glob(folder + "/kernels_" + n + "_*")
-		if err != nil {
-			return err
-		}
-		old = append(old, of...)
+		patterns = []string{"kernels_*"}
 	}
 	files, err := generate(clang, names)
 	if err != nil {
 		return err
 	}
-	for _, path := range old {
-		if _, ok := files[path]; !ok {
-			files[path] = nil
+	for _, p := range patterns {
+		old, err := filepath.Glob(filepath.Join(folder, p))
+		if err != nil {
+			return err
+		}
+		for _, path := range old {
+			if _, ok := files[path]; !ok {
+				files[path] = nil
+			}
 		}
 	}
 	return settle(files, verify)

@@ -62,7 +62,7 @@ func (c HalfKV) cache(blocks []int32, head int) cache {
 
 // Attend computes y [heads, dim], the attention of the queries q [heads, dim] that share a key and value head: as
 // the function Attend, in steps of 64 positions from from on. A head's result does not depend on the others. scratch has
-// AttendScratch(heads, dim).
+// AttendScratch(heads, dim). It panics where a row, a block or the scratch is not there.
 func (p Path) Attend(y, q []float32, heads, dim int, kv HalfKV, blocks []int32, from, to, head int, scale, softCap float32, scratch []float32) {
 	if p == PlainGo {
 		attendHalf(y, q, heads, dim, kv, blocks, from, to, head, scale, softCap, scratch)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -108,21 +109,34 @@ func TestFault(t *testing.T) {
 	}
 }
 
-// TestStacks calls kernels at every depth of small stacks, which grow, while the garbage collector
-// runs and other goroutines want the processors.
+// TestStacks calls kernels, one without a stack and one with a large one, at every depth of small stacks, which grow,
+// while the garbage collector runs and other goroutines want the processors.
 func TestStacks(t *testing.T) {
 	data := make([]byte, 64<<10)
 	for i := range data {
 		data[i] = byte(i * i >> 3)
 	}
+	const n, rows, cols = fewRows + 1, 16, 64
+	r := rand.New(rand.NewPCG(3, 4))
+	w, x := packed(PlainGo, randomMatrix(r, tensor.Q5_0, rows, cols, 0)), prepared(PlainGo, Int8, normal(r, n*cols), n, cols)
+	product := make([]float32, n*rows)
+	PlainGo.MatMul(product, rows, x, w, 0, 1, nil)
 	want := ReadRef(data)
 	var all sync.WaitGroup
 	for g := range 64 {
 		for _, p := range Available() {
+			if p == PlainGo {
+				continue
+			}
 			all.Go(func() {
+				y, scratch := make([]float32, n*rows), aligned(p.ScratchBytes(tensor.Q5_0, cols, n))
 				for depth := range 100 {
-					if got := below(g%8+depth, func() uint64 { return p.Read(data) }); got != want {
-						t.Errorf("%s at depth %d: %#x, want %#x", p, depth, got, want)
+					got := below(g%8+depth, func() uint64 {
+						p.MatMul(y, rows, x, w, 0, 1, scratch)
+						return p.Read(data)
+					})
+					if got != want || !slices.Equal(y, product) {
+						t.Errorf("%s at depth %d: %#x, want %#x; %v, want %v", p, depth, got, want, y, product)
 						return
 					}
 				}

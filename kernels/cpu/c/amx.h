@@ -1,5 +1,5 @@
 // The product of rows of bfloat16 by pairs of columns of bfloat16, in tiles. It is compiled twice: for AMX,
-// and with amxemulated.h for processors that have none.
+// and with the instructions that amxemulated.c defines, for processors that have none.
 #pragma once
 #include "float.h"
 

@@ -10,6 +10,7 @@
 
 enum { STEP = 64, CHUNK = 16 };
 
+// cache, attend and attendTile are cache, the argument of Attend and attentionTile of attention_half.go.
 struct cache {
 	const half *keys, *values;
 	const int32_t *blocks;
@@ -38,7 +39,7 @@ struct attendTile {
 #ifdef PATH_AVX512
 enum { TILE = 16, MOST_HEADS = 8, VECTORS = 4 };
 INLINE vf vf_halves(__m256i h) { return _mm512_cvtph_ps(h); }
-// The numbers from n on become minus infinity; before n if before.
+// masked has minus infinity where a lane is not from from to to.
 INLINE vf masked(vf v, int64_t from, int64_t to) {
 	from = from < 0 ? 0 : from > 16 ? 16 : from;
 	return _mm512_mask_blend_ps(first(to < 0 ? 0 : to) & ~first(from), _mm512_set1_ps(NEVER), v);

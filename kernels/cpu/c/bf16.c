@@ -1,4 +1,5 @@
 // variants: bf16
+// Products with rows of bfloat16, and weights written as pairs of those.
 #include "float.h"
 
 enum { STEPS = CHUNK / 2, AS_PACKED = BF16 };
@@ -10,7 +11,7 @@ INLINE vi pairs(vf even, vf odd) {
 	return _mm512_permutexvar_epi16(index, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
-// unpacked has panels of columns to be written as pairs.
+// unpacked is unpackedArgs of amx.go: panels of columns to be written as pairs.
 struct unpacked {
 	uint8_t *dst;
 	const uint8_t *w;

@@ -1,4 +1,5 @@
 // variants: avx2 avx512
+// Products of numbers with rows of float32.
 #include "float.h"
 
 enum { STEPS = CHUNK, AS_PACKED = F32 };

@@ -1,4 +1,5 @@
 // variants: avx2 avx512
+// Blocks of 256 columns.
 #include "k.h"
 #include "quant.h"
 

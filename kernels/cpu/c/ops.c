@@ -1,4 +1,5 @@
 // variants: avx2 avx512
+// The ops of ops_path.go; their shapes are there.
 #include "math.h"
 
 // op is op of ops_path.go. What a kernel does not name is not used.
@@ -264,6 +265,7 @@ void nextAbove(struct op *o) { // the first place from k on where x is more than
 	o->k = i;
 }
 
+// powers is the argument of Path.Powers in powers.go.
 struct powers {
 	double *y;
 	const float *x;
@@ -272,7 +274,7 @@ struct powers {
 	double most, scale;
 };
 
-// powers are 2^(z/256), z = (x - most) * scale, as the plain ones are, bit for bit: no product is fused.
+// power is 2^(z/256), z = (x - most) * scale, as the plain one is, bit for bit: no product is fused.
 #ifdef PATH_AVX512
 INLINE __m512d power(__m512d x, __m512d most, __m512d scale, const uint64_t *table) {
 	const __m512d magic = _mm512_set1_pd(0x1.8p52), one = _mm512_set1_pd(1);

@@ -1,6 +1,8 @@
 // variants: avx2 avx512
+// Rows of activations in the forms of activations.go.
 #include "quant.h"
 
+// prepare is prepareArgs of activations.go.
 struct prepare {
 	uint8_t *dst;
 	const float *x; // [rows, cols]

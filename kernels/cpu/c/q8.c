@@ -1,4 +1,5 @@
 // variants: avx2 avx512
+// Blocks of 32 columns with eight bits.
 #include "quant.h"
 
 static const struct kind kind = {.offset = 128, .most = 255};

@@ -8,7 +8,7 @@
 #pragma once
 #include "product.h"
 
-// 32 columns of a row of activations
+// record is 32 columns of a row of activations in form Int8; activations.go describes it.
 struct record {
 	int8_t q[32];
 	float scale;
@@ -19,10 +19,10 @@ struct record {
 
 // kind is what a format's arithmetic has.
 struct kind {
-	int offset; // weights are s*(q-offset) + m
-	int most;   // the largest q
+	int offset;  // weights are s*(q-offset) + m
+	int most;    // the largest q
 	bool halves; // columns 0-15 and 16-31 have scales of their own
-	bool least;  // there are m
+	bool least;  // there are minima m
 };
 
 // Rows that a panel is multiplied by at once, since their sums fit into the registers.

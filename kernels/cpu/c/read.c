@@ -1,13 +1,13 @@
 // variants: avx2 avx512
 #include "vec.h"
 
+// read is readArgs of read.go.
 struct read {
 	const uint8_t *data;
-	int64_t n; // bytes, a multiple of 1024
+	int64_t n; // bytes, a multiple of 256
 	uint64_t sum;
 };
 
-// readBytes sums the 64-bit words of n bytes.
 void readBytes(struct read *r) {
 	typedef uint64_t words __attribute__((vector_size(64), aligned(1)));
 	words s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
