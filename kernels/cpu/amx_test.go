@@ -42,6 +42,7 @@ func FuzzTiles(f *testing.F) {
 	for d := range tensor.DTypes() {
 		f.Add(uint8(d), uint8(33), uint8(1), uint8(17), uint64(d), d%2 == 0)
 	}
+	f.Add(uint8(2), uint8(33), uint8(0), uint8(17), uint64(2), true) // a product beyond float32
 	f.Fuzz(func(t *testing.T, format, rows, cols, n uint8, seed uint64, strange bool) {
 		all := tensor.DTypes()
 		d := all[int(format)%len(all)]
