@@ -38,7 +38,7 @@ type pool struct {
 }
 
 const (
-	maxTeams = 16
+	maxTeams = 64 // bits of pool.active: a load has one as long as it takes, and no step shall wait for loads
 	// spinFor is how long a helper looks for work before it sleeps: longer than what lies
 	// between two steps of a small model, too short to be seen in an account of time.
 	spinFor = 50 * time.Microsecond
@@ -160,8 +160,7 @@ func (t *team) each(n, grain int, w work) error {
 	case pieces == 0:
 		return nil
 	case pieces == 1 || t.pool.threads == 1:
-		grain, pieces = n, 1 // nobody else shall take it
-		t.n, t.grain, t.work = n, grain, w
+		t.n, t.grain, t.work = n, n, w // nobody else shall take it
 		t.run(&t.caller, 0)
 	default:
 		t.n, t.grain, t.work = n, grain, w
