@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -58,6 +59,7 @@ func RunServed(t *testing.T, b backend.Backend, served Served) {
 			model(t, g, w, d)
 		})
 	})
+	t.Run("formats of one value", func(t *testing.T) { mixed(t, b, served.Off(tensor.Q8_0)) })
 	t.Run("sizes", func(t *testing.T) { sizes(t, b) })
 	t.Run("cancellation", func(t *testing.T) { cancellation(t, b) })
 }
@@ -507,6 +509,43 @@ func encoderAsServed(t *testing.T, b backend.Backend, g *graph.Graph, w backend.
 		p.run(t, spans...)
 		exact.run(t, spans...)
 		near(t, fmt.Sprintf("hidden states of %d sequences", len(spans)), p.out.Hidden, exact.out.Hidden, off)
+	}
+	if p.run(t); len(p.out.Hidden) != 0 {
+		t.Errorf("an empty batch gives %d hidden states", len(p.out.Hidden))
+	}
+}
+
+// mixed multiplies one value by weights of several formats, as many rows as there may be.
+func mixed(t *testing.T, b backend.Backend, off float64) {
+	const vocabulary, width = 13, 256
+	formats := map[string]tensor.DType{"f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16, "q8_0": tensor.Q8_0, "q4_k": tensor.Q4_K}
+	var gb graph.Builder
+	x := gb.Op(graph.Embed, graph.Attr{}, weight(&gb, "table", vocabulary, width))
+	sum := x
+	for _, name := range slices.Sorted(maps.Keys(formats)) {
+		sum = gb.Op(graph.Add, graph.Attr{}, sum, gb.Op(graph.MatMul, graph.Attr{}, x, weight(&gb, name, width, width)))
+	}
+	h := gb.Op(graph.Rows, graph.Attr{}, sum)
+	g, err := gb.Graph(h, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := func(name string) (tensor.Tensor, error) { return Stored(g, formats[name], 1)(name) }
+	formats["table"] = tensor.F32
+	tokens := make([]int32, 40)
+	for i := range tokens {
+		tokens[i] = int32(i % vocabulary)
+	}
+	_, want, err := Reference(g, w, tokens)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := compile(t, b, g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 4, Blocks: 10})
+	p.out.WantHidden = true
+	blocks := []int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}
+	for _, n := range []int{len(tokens), 9, 8, 1} {
+		p.run(t, span(0, tokens[:n], blocks))
+		near(t, fmt.Sprintf("%d rows", n), p.out.Hidden, want[:n*width], off)
 	}
 }
 

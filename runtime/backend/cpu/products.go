@@ -39,7 +39,7 @@ func (q *preparation) room() int {
 		most = p.limits.MaxRows
 	}
 	room := 0
-	for n := range []int{1, most} {
+	for _, n := range []int{1, most} {
 		n *= p.graph.Width(q.x) / q.cols
 		bytes, forms := 0, q.forms(n)
 		for f, needed := range forms {
