@@ -14,15 +14,16 @@ const (
 	fewTokens = 4
 )
 
-// divide says which of the batch's tokens attend together, where so many query heads share keys.
-func (p *program) divide(group int) {
+// divide says which of the batch's tokens attend together, where so many query heads share keys, and which alone: those
+// of spans of so few tokens.
+func (p *program) divide(group, few int) {
 	p.tiles, p.singles = p.tiles[:0], p.singles[:0]
 	most := max(tileRows/group, fewTokens)
 	for t := 0; t < len(p.tokens); {
 		s := p.spans[t]
 		for at := 0; at < s.tokens; at += most {
 			n := min(most, s.tokens-at)
-			if s.tokens > fewTokens {
+			if s.tokens > few {
 				p.tiles = append(p.tiles, tile{t + at, n})
 				continue
 			}
@@ -49,8 +50,8 @@ func (p *program) store(n *graph.Node, t int) {
 	p.path.Store(kv.Value(block, slot), v[t*kv.Width:(t+1)*kv.Width])
 }
 
-// attention lets every query attend to the positions up to its own. A piece is the query heads that share
-// keys, of a tile or of a single token.
+// attention lets every query attend to the positions up to its own, in the cache, or in an encoder to all
+// of its span, in the batch. A piece is the query heads that share keys, of a tile or of a single token.
 type attention struct {
 	p    *program
 	node *graph.Node
@@ -58,13 +59,21 @@ type attention struct {
 
 func (f *attention) run() error {
 	p, a := f.p, f.node.Attr
-	p.divide(a.Heads / a.KVHeads)
+	few := fewTokens
+	if a.Bidirectional {
+		few = 0 // all in tiles
+	}
+	p.divide(a.Heads/a.KVHeads, few)
 	steps := 0 // products of numbers
-	for _, position := range p.position {
-		if a.Window > 0 {
-			position = min(position, a.Window-1)
+	for t, position := range p.position {
+		seen := position + 1
+		switch {
+		case a.Bidirectional:
+			seen = p.spans[t].tokens
+		case a.Window > 0:
+			seen = min(seen, a.Window)
 		}
-		steps += (position + 1) * 2 * a.HeadDim * a.Heads
+		steps += seen * 2 * a.HeadDim * a.Heads
 	}
 	pieces := (len(p.tiles) + len(p.singles)) * a.KVHeads
 	return p.team.each(pieces, 4*stretch*pieces/max(steps, 1), f)
@@ -72,14 +81,24 @@ func (f *attention) run() error {
 
 func (f *attention) do(h *hand, from, to int) {
 	p, a := f.p, f.node.Attr
-	q, y, kv := p.value(f.node.In[0]), p.value(f.node.Out), p.layer(a.Layer)
-	group, stride := a.Heads/a.KVHeads, a.Heads*a.HeadDim
+	q, k, v, y := p.value(f.node.In[0]), p.value(f.node.In[1]), p.value(f.node.In[2]), p.value(f.node.Out)
+	group, stride, width := a.Heads/a.KVHeads, a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+	var kv kernels.HalfKV
+	if !a.Bidirectional {
+		kv = p.layer(a.Layer)
+	}
 	scratch := view[float32](h.room(4 * kernels.AttendScratch(max(tileRows, fewTokens*group), a.HeadDim)))
 	for i := from; i < to; i++ {
 		piece, head := i/a.KVHeads, i%a.KVHeads
 		if piece < len(p.tiles) {
 			tile := p.tiles[piece]
 			at := tile.first*stride + head*group*a.HeadDim
+			if a.Bidirectional {
+				s := p.spans[tile.first]
+				p.path.AttendAll(y[at:], q[at:], tile.tokens, group, stride, a.HeadDim, k[s.first*width:], v[s.first*width:], s.tokens, width,
+					head*a.HeadDim, a.Scale, a.SoftCap, scratch)
+				continue
+			}
 			p.path.AttendTile(y[at:], q[at:], tile.tokens, group, stride, a.HeadDim, kv, p.blocks[tile.first], p.position[tile.first], a.Window,
 				head*a.HeadDim, a.Scale, a.SoftCap, scratch)
 			continue
@@ -92,21 +111,4 @@ func (f *attention) do(h *hand, from, to int) {
 		at := t*stride + head*group*a.HeadDim
 		p.path.Attend(y[at:], q[at:], group, a.HeadDim, kv, p.blocks[t], first, end, head*a.HeadDim, a.Scale, a.SoftCap, scratch)
 	}
-}
-
-// attendAll is attention between all tokens of each span.
-func (p *program) attendAll(n *graph.Node) error {
-	a := n.Attr
-	q, k, v, y := p.value(n.In[0]), p.value(n.In[1]), p.value(n.In[2]), p.value(n.Out)
-	most, width := 0, a.KVHeads*a.HeadDim
-	for _, s := range p.spans {
-		most = max(most, s.tokens)
-	}
-	return p.team.each(len(p.tokens)*a.Heads, enough/(2*most*a.HeadDim), function(func(from, to int) {
-		for i := from; i < to; i++ {
-			s, h, at := p.spans[i/a.Heads], i%a.Heads, i*a.HeadDim
-			kv := kernels.KV{Keys: k[s.first*width:], Values: v[s.first*width:], BlockTokens: s.tokens, Width: width}
-			kernels.Attend(y[at:at+a.HeadDim], q[at:at+a.HeadDim], kv, oneBlock, 0, s.tokens, h/(a.Heads/a.KVHeads)*a.HeadDim, a.Scale, a.SoftCap)
-		}
-	}))
 }

@@ -146,15 +146,11 @@ func (p *program) plans() (phases []phase, room int) {
 			i--
 			phases, open = append(phases, phase{first, f.run}), nil
 		case graph.Attention:
-			a := n.Attr
-			if a.Bidirectional {
-				phases = append(phases, phase{i, func() error { return p.attendAll(n) }})
-			} else {
+			if !n.Attr.Bidirectional {
 				join().add(n, func(t int) { p.store(n, t) }, nil, 2*p.cache.Width)
-				f := &attention{p: p, node: n}
-				phases = append(phases, phase{i, f.run})
 			}
-			open = nil
+			f := &attention{p: p, node: n}
+			phases, open = append(phases, phase{i, f.run}), nil
 		case graph.Rows:
 			phases, open = append(phases, phase{i, func() error { p.gather(n); return nil }}), nil
 		default:
