@@ -12,6 +12,7 @@ import (
 
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
 )
@@ -33,7 +34,8 @@ type Result struct {
 	Footprint     Footprint `json:"footprint"`
 }
 
-// Footprint is what a replica needs on a device, before rounding to extents.
+// Footprint is what a replica needs on this machine's processor, before rounding to extents: of weights, what
+// the kernels of its path read, which may be a little more than what is stored.
 type Footprint struct {
 	WeightsBytes    int64 `json:"weights_bytes"`
 	KVBytesPerToken int64 `json:"kv_bytes_per_token"`
@@ -76,6 +78,8 @@ func tokens(n int) string {
 
 func result(h model.Header) Result {
 	c, _ := residency.Clamp(worker.Context{}, h.Config.MaxPositions)
+	processor := cpu.New("cpu-0", cpu.Options{Threads: 1}) // computes nothing
+	defer processor.Close()
 	return Result{
 		Architecture:  h.Architecture,
 		Parameters:    h.Parameters,
@@ -85,7 +89,7 @@ func result(h model.Header) Result {
 		Vocabulary:    h.Config.Vocabulary,
 		Layers:        h.Config.Layers,
 		Footprint: Footprint{
-			WeightsBytes:    h.WeightsBytes,
+			WeightsBytes:    processor.WeightsBytes(h.Tensors),
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
 			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, c),
 		},

@@ -6,10 +6,12 @@ import (
 	"testing"
 
 	"github.com/estiba/estiba/internal/fixture"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/google/go-cmp/cmp"
 )
 
 func TestRun(t *testing.T) {
+	t.Setenv(kernels.PathVariable, kernels.PlainGo.String()) // reads weights as they are stored
 	var out strings.Builder
 	if err := Run(t.Context(), &out, fixture.Model("stories260K/stories260K-f16.gguf"), Options{JSON: true}); err != nil {
 		t.Fatal(err)
