@@ -110,7 +110,6 @@ func (s *session) estibaBench(m subject, threads int, group string, args ...stri
 				Bytes   float64 `json:"bytes_per_token"`
 				Read    float64 `json:"read_bytes_per_second"`
 				Threads float64 `json:"threads"`
-				Path    string  `json:"path"`
 				Batch   []struct {
 					Size            int     `json:"size"`
 					TokensPerSecond float64 `json:"tokens_per_second"`
