@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/estiba/estiba/internal/standalone"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -45,7 +46,10 @@ user may read.`,
 			}
 			o.Memory = q.Value()
 		}
-		o.Drain = max(o.Drain, 1) // 0 stands for a default there
+		o.Drain = max(o.Drain, 1)                 // 0 stands for a default there
+		if _, err := kernels.Best(); err != nil { // rather than at each load
+			return err
+		}
 		o.Version = Version()
 		o.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		return standalone.Run(cmd.Context(), o)
