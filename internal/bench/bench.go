@@ -92,8 +92,12 @@ func (r Result) print(out io.Writer) error {
 	}
 	if r.Generate > 0 {
 		row(fmt.Sprintf("Decode %d", r.Generate), "%s tokens/s (%s)", rate(r.DecodeTokensPerSecond), r.DecodeSpread)
-		row("Read per token", "%s; at %.1f GB/s that is %.0f %% of the %.1f GB/s at which memory can be read",
-			residency.Bytes(r.BytesPerToken), float64(r.BytesPerToken)*r.DecodeTokensPerSecond/1e9, 100*r.BandwidthFraction, r.ReadBytesPerSecond/1e9)
+		cached := ""
+		if r.BandwidthFraction > 1 {
+			cached = ": more, as from the processor's cache"
+		}
+		row("Read per token", "%s; at %.1f GB/s that is %.0f %% of the %.1f GB/s at which memory can be read%s",
+			residency.Bytes(r.BytesPerToken), float64(r.BytesPerToken)*r.DecodeTokensPerSecond/1e9, 100*r.BandwidthFraction, r.ReadBytesPerSecond/1e9, cached)
 	}
 	for _, b := range r.Batch {
 		row(fmt.Sprintf("Batch of %d", b.Size), "%s tokens/s, %.2f times those of one sequence", rate(b.TokensPerSecond), b.TokensPerSecond/r.DecodeTokensPerSecond)
