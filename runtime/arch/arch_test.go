@@ -428,6 +428,7 @@ func FuzzParseGGUF(f *testing.F) {
 	f.Add("llama", "llama.rope.scaling.type", uint64(3), 0.5, "none", byte(2))
 	f.Add("llama", "tokenizer.ggml.tokens", uint64(3), 0.5, "none", byte(4))
 	f.Add("llama", "llama.expert_count", uint64(3), 0.5, "none", byte(0))
+	f.Add("", "gemma2.rope.scaling.factor", uint64(4), 4.5, "none", byte('U'))
 	for _, name := range []string{"qwen2", "qwen3", "qwen3moe", "phi3", "gemma2", "bert"} {
 		f.Add(name, name+".attention.sliding_window", uint64(4), 0.5, "none", byte(0))
 		f.Add(name, name+".rope.scaling.factor", uint64(4), 4.5, "none", byte(1))

@@ -13,8 +13,8 @@ import (
 // the key and wrap ErrInvalid or ErrUnsupported.
 func ParseGGUF(kv map[string]any, tensors func(name string) bool) (Config, error) {
 	name, ok := kv["general.architecture"].(string)
-	if !ok {
-		return Config{}, fmt.Errorf("general.architecture is missing or no string: %w", ErrInvalid)
+	if !ok || name == "" { // architectures that only Hugging Face has are called "" in GGUF
+		return Config{}, fmt.Errorf("general.architecture is missing, empty or no string: %w", ErrInvalid)
 	}
 	p := &pairs{kv: kv, name: name, tensors: tensors, known: map[string]bool{}}
 	c := Config{RopePairs: RopeHalves, TiedOutput: !tensors("output.weight")}
