@@ -100,7 +100,10 @@ func estibaLoss(ctx context.Context, path, file string, t text) (prompt, answer 
 		return fail(err)
 	}
 	defer m.Close()
-	device := cpu.New("cpu-0", cpu.Options{})
+	device, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		return fail(err)
+	}
 	defer device.Close()
 	const block = 16
 	limits := backend.Limits{MaxTokens: t.window, MaxRows: t.window, BlockTokens: block, Blocks: (t.window + block - 1) / block}

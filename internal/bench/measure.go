@@ -32,7 +32,10 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	if o.Threads == 0 {
 		o.Threads = device.Processors(nil)
 	}
-	processor := cpu.New("cpu-0", cpu.Options{Threads: o.Threads})
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Path: &kernelPath})
+	if err != nil {
+		return Result{}, err
+	}
 	defer processor.Close()
 	r := Result{
 		Model: path, Device: processor.Name(), CPU: device.Processor(nil), Path: kernelPath.String(), Threads: o.Threads,

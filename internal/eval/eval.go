@@ -92,7 +92,10 @@ func run(ctx context.Context, stderr io.Writer, path string, o Options) (Result,
 		return Result{}, fmt.Errorf("%s: %w", o.Text, err)
 	}
 
-	device := cpu.New("cpu-0", cpu.Options{})
+	device, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		return Result{}, err
+	}
 	defer device.Close()
 	limits := limits(cut, m.Config.Vocabulary)
 	reference, err := compile(ctx, device, r, limits, true)

@@ -48,7 +48,10 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 	if err != nil {
 		return err
 	}
-	r := result(h)
+	r, err := result(h)
+	if err != nil {
+		return err
+	}
 	if o.JSON {
 		return json.NewEncoder(out).Encode(r)
 	}
@@ -76,9 +79,12 @@ func tokens(n int) string {
 	return fmt.Sprintf("%d tokens", n)
 }
 
-func result(h model.Header) Result {
+func result(h model.Header) (Result, error) {
 	c, _ := residency.Clamp(worker.Context{}, h.Config.MaxPositions)
-	processor := cpu.New("cpu-0", cpu.Options{Threads: 1}) // computes nothing
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: 1}) // computes nothing
+	if err != nil {
+		return Result{}, err
+	}
 	defer processor.Close()
 	return Result{
 		Architecture:  h.Architecture,
@@ -93,5 +99,5 @@ func result(h model.Header) Result {
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
 			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, c),
 		},
-	}
+	}, nil
 }

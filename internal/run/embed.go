@@ -81,7 +81,10 @@ func embed(ctx context.Context, path string, o EmbedOptions) (Embedding, error) 
 
 // pool runs a prompt through an engine of its own for its embedding.
 func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooling, exact bool) ([]float32, error) {
-	device := cpu.New("cpu-0", cpu.Options{})
+	device, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		return nil, err
+	}
 	defer device.Close()
 	c := m.Config
 	if len(ids) > c.MaxPositions {

@@ -91,7 +91,10 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err != nil {
 		return err
 	}
-	device := cpu.New("cpu-0", cpu.Options{})
+	device, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		return err
+	}
 	defer device.Close()
 	limits := backend.Limits{
 		MaxTokens: stepTokens, MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,

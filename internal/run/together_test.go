@@ -22,7 +22,10 @@ func TestEightAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	device := cpu.New("cpu-0", cpu.Options{})
+	device, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer device.Close()
 	limits := backend.Limits{MaxTokens: 24, MaxRows: 8, BlockTokens: 16, Blocks: 50}
 	program, err := device.Compile(context.Background(), m.Graph, m.Weights, limits)

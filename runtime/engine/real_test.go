@@ -35,7 +35,10 @@ func startReal(t *testing.T, path string, blocks int) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := cpu.New("cpu-0", cpu.Options{})
+	b, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	limits := backend.Limits{MaxTokens: 32, MaxRows: 8, BlockTokens: 16, Blocks: blocks, Exact: true}
 	p, err := b.Compile(t.Context(), m.Graph, m.Weights, limits)
 	if err != nil {

@@ -27,7 +27,10 @@ func BenchmarkConcurrent(b *testing.B) {
 		b.Fatal(err)
 	}
 	const extent, floor, step = 2 << 20, 64, 256
-	device := cpu.New("cpu-0", cpu.Options{Extents: floor, Extent: extent})
+	device, err := cpu.New("cpu-0", cpu.Options{Extents: floor, Extent: extent})
+	if err != nil {
+		b.Fatal(err)
+	}
 	b.Cleanup(func() { device.Close() })
 	// 13,824 bytes a position: 18 in an eighth of an extent.
 	p, err := device.Compile(b.Context(), g, backendtest.Random(g, tensor.F32, 1), backend.Limits{MaxTokens: step, MaxRows: 32, PerExtent: 8, BlockTokens: 18})

@@ -175,7 +175,10 @@ func check(t *testing.T, path string, c fixture.Config, ids []int32, want rows, 
 	if h, err := model.Inspect(path); err == nil && (h.Parameters != m.Parameters || h.WeightsBytes != m.WeightsBytes) {
 		t.Errorf("%s: inspected %+v", form, h)
 	}
-	device := cpu.New("cpu-0", cpu.Options{Threads: 2})
+	device, err := cpu.New("cpu-0", cpu.Options{Threads: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer device.Close()
 	p, err := device.Compile(context.Background(), m.Graph, m.Weights, backend.Limits{MaxTokens: 64, MaxRows: 64, BlockTokens: 4, Blocks: 32, Exact: true})
 	if err != nil {
@@ -363,7 +366,10 @@ func residual(t *testing.T, m *model.Model, layer int, ids []int32) []float32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	device := cpu.New("cpu-0", cpu.Options{Threads: 1})
+	device, err := cpu.New("cpu-0", cpu.Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer device.Close()
 	p, err := device.Compile(context.Background(), short, m.Weights, backend.Limits{MaxTokens: len(ids), MaxRows: len(ids), BlockTokens: 16, Blocks: 2, Exact: true})
 	if err != nil {

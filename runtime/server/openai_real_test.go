@@ -107,7 +107,10 @@ func serveReal(t *testing.T) (*httptest.Server, *engine.Engine) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	b := cpu.New("cpu-0", cpu.Options{})
+	b, err := cpu.New("cpu-0", cpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { b.Close() })
 	p, err := b.Compile(t.Context(), m.Graph, m.Weights, backend.Limits{MaxTokens: 64, MaxRows: 64, BlockTokens: 16, Blocks: 128, Exact: true})
 	if err != nil {

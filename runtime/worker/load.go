@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	api "github.com/estiba/estiba/api/worker"
-	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/device"
@@ -41,10 +40,11 @@ type Loaded struct {
 func openBackend(d device.Device) (backend.Backend, error) {
 	switch d.Kind {
 	case "cpu":
-		if _, err := kernels.Best(); err != nil { // rather now than at each load
+		b, err := cpu.New(d.Name, cpu.Options{Extents: extents(d.Capacity, d.Extent), Extent: d.Extent})
+		if err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Name, err)
 		}
-		return cpu.New(d.Name, cpu.Options{Extents: extents(d.Capacity, d.Extent), Extent: d.Extent}), nil
+		return b, nil
 	}
 	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
 }

@@ -31,7 +31,13 @@ import (
 const mib = 1 << 20
 
 // anyBackend holds weights as those of the tests' workers do.
-func anyBackend() backend.Backend { return cpu.New("cpu-0", cpu.Options{Threads: 1}) }
+func anyBackend() backend.Backend {
+	b, err := cpu.New("cpu-0", cpu.Options{Threads: 1})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
 
 // world stands for disks and devices: models named by their source's URI, with
 // a size, and what goes wrong with them. It watches what is on the device.

@@ -29,25 +29,28 @@ type Options struct {
 
 // Backend is the processor. It implements backend.Backend.
 type Backend struct {
-	name     string
-	path     kernels.Path
-	pathless error // why there is no path
-	pool     *pool
-	slab     slab
+	name string
+	path kernels.Path
+	pool *pool
+	slab slab
 }
 
-// New gives the processor under a device name such as "cpu-0".
-func New(name string, o Options) *Backend {
-	if o.Threads < 1 {
-		o.Threads = device.Processors(nil)
-	}
-	b := &Backend{name: name, pool: newPool(o.Threads), slab: slab{extents: o.Extents, extent: o.Extent}}
+// New gives the processor under a device name such as "cpu-0". The error is that of kernels.Best.
+func New(name string, o Options) (*Backend, error) {
+	b := &Backend{name: name, slab: slab{extents: o.Extents, extent: o.Extent}}
 	if o.Path != nil {
 		b.path = *o.Path
 	} else {
-		b.path, b.pathless = kernels.Best()
+		var err error
+		if b.path, err = kernels.Best(); err != nil {
+			return nil, err
+		}
 	}
-	return b
+	if o.Threads < 1 {
+		o.Threads = device.Processors(nil)
+	}
+	b.pool = newPool(o.Threads)
+	return b, nil
 }
 
 // Name of the device.
@@ -79,9 +82,6 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 	}
 	if limits.MaxTokens < 1 || limits.MaxRows < 1 {
 		return nil, fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits)
-	}
-	if b.pathless != nil && !limits.Exact {
-		return nil, b.pathless
 	}
 	var sources []*source
 	uses := g.Uses()

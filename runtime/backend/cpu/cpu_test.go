@@ -29,7 +29,10 @@ import (
 )
 
 func processor(t *testing.T, threads int) *cpu.Backend {
-	b := cpu.New("cpu-0", cpu.Options{Threads: threads})
+	b, err := cpu.New("cpu-0", cpu.Options{Threads: threads})
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { b.Close() })
 	return b
 }
@@ -57,7 +60,10 @@ func served(path kernels.Path) backendtest.Served {
 func TestConformance(t *testing.T) {
 	for i, path := range kernels.Available() {
 		t.Run(path.String(), func(t *testing.T) {
-			b := cpu.New("cpu-0", cpu.Options{Threads: 3, Path: &path})
+			b, err := cpu.New("cpu-0", cpu.Options{Threads: 3, Path: &path})
+			if err != nil {
+				t.Fatal(err)
+			}
 			defer b.Close()
 			if i == 0 {
 				backendtest.Run(t, b, served(path))
@@ -75,7 +81,10 @@ func TestConformanceOfATrainedModel(t *testing.T) {
 		backendtest.Model(t, processor(t, 2), g, w)
 		for _, path := range kernels.Available() {
 			t.Run(fmt.Sprintf("%s, %v", name, path), func(t *testing.T) {
-				b := cpu.New("cpu-0", cpu.Options{Threads: 2, Path: &path})
+				b, err := cpu.New("cpu-0", cpu.Options{Threads: 2, Path: &path})
+				if err != nil {
+					t.Fatal(err)
+				}
 				defer b.Close()
 				promised := served(path)
 				if d != tensor.F32 { // some matrices of the quantized ones are halves

@@ -67,7 +67,10 @@ func TestOneCopyOfWeights(t *testing.T) {
 		t.Fatal(err)
 	}
 	weights, size := fromFile(t, g, tensor.Q8_0)
-	b := New("cpu-0", Options{Threads: 2})
+	b, err := New("cpu-0", Options{Threads: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer b.Close()
 	if b.path == kernels.PlainGo {
 		t.Skip("SKIPPED: this path has no copy of weights")
@@ -104,12 +107,15 @@ func TestOneCopyOfWeights(t *testing.T) {
 // TestLoadStops when its context does, and gives back what it had.
 func TestLoadStops(t *testing.T) {
 	g, w := model(t, 2, 4)
-	b := New("cpu-0", Options{Threads: 3})
+	b, err := New("cpu-0", Options{Threads: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer b.Close()
 	before, _ := b.Held()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, err := b.Compile(ctx, g, w, backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1, Progress: func(float64) { cancel() }})
+	_, err = b.Compile(ctx, g, w, backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1, Progress: func(float64) { cancel() }})
 	if !errors.Is(err, ctx.Err()) || err == nil {
 		t.Errorf("got %v", err)
 	}
@@ -118,13 +124,16 @@ func TestLoadStops(t *testing.T) {
 	}
 }
 
-// TestPathByName: the environment chooses the path of programs that are not exact.
+// TestPathByName: the environment chooses the path of programs that are not exact, and a wrong name makes no backend.
 func TestPathByName(t *testing.T) {
 	g, w := model(t, 1, 4)
 	limits := backend.Limits{MaxTokens: 1, MaxRows: 1, BlockTokens: 1, Blocks: 1}
 	for _, path := range kernels.Available() {
 		t.Setenv(kernels.PathVariable, path.String())
-		b := New("cpu-0", Options{Threads: 1})
+		b, err := New("cpu-0", Options{Threads: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if b.path != path {
 			t.Errorf("%v, want %v", b.path, path)
 		}
@@ -135,13 +144,8 @@ func TestPathByName(t *testing.T) {
 		p.Close()
 	}
 	t.Setenv(kernels.PathVariable, "mmx")
-	b := New("cpu-0", Options{Threads: 1})
-	if _, err := b.Compile(t.Context(), g, w, limits); err == nil || !strings.Contains(err.Error(), "mmx") {
+	if _, err := New("cpu-0", Options{Threads: 1}); err == nil || !strings.Contains(err.Error(), "mmx") {
 		t.Errorf("got %v", err)
-	}
-	limits.Exact = true
-	if _, err := b.Compile(t.Context(), g, w, limits); err != nil {
-		t.Errorf("an exact program, which needs no path: %v", err)
 	}
 }
 

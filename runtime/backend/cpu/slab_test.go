@@ -30,7 +30,10 @@ func model(t *testing.T, layers, kvHeads int) (*graph.Graph, backend.Weights) {
 // TestSlab: two programs whose blocks lie in one slab, cut in different ways, give what
 // programs with blocks of their own give, and leave each other's extents alone.
 func TestSlab(t *testing.T) {
-	b := New("cpu-0", Options{Threads: 2, Extents: 8, Extent: 16 << 10})
+	b, err := New("cpu-0", Options{Threads: 2, Extents: 8, Extent: 16 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer b.Close()
 	text := []int32{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6}
 	type one struct {
