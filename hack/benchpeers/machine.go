@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,60 +11,31 @@ import (
 	"strings"
 	"time"
 
+	"github.com/estiba/estiba/internal/bench"
 	"golang.org/x/sys/unix"
 )
 
-// tick is the unit of times in /proc, in seconds.
+// tick is the unit of a process's times in /proc, in seconds.
 const tick = 0.01
-
-// busy is how many seconds all processors have been at work, a hypervisor's claims included.
-func busy() (float64, error) {
-	stat, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	line, _, _ := bytes.Cut(stat, []byte("\n"))
-	fields := strings.Fields(string(line)) // "cpu user nice system idle iowait irq softirq steal …"
-	if len(fields) < 9 {
-		return 0, fmt.Errorf("/proc/stat begins with %q", line)
-	}
-	sum := 0.0
-	for i, f := range fields[1:9] {
-		n, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, err
-		}
-		if i != 3 && i != 4 {
-			sum += n * tick
-		}
-	}
-	return sum, nil
-}
 
 // watchOthers begins to look at what other processes do: neither a command that is started
 // now, nor this process, nor the load.
 func watchOthers(load func() float64) (func(*os.ProcessState) float64, error) {
 	began := time.Now()
-	before, err := busy()
-	if err != nil {
-		return nil, err
+	all, own, known := bench.Busy()
+	if !known {
+		return nil, errors.New("/proc/stat does not say how busy this machine is")
 	}
-	known := func() float64 {
-		var usage unix.Rusage
-		_ = unix.Getrusage(unix.RUSAGE_SELF, &usage) // fails for wrong arguments only
-		own := time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds()
-		if load != nil {
-			own += load()
-		}
-		return own
+	if load == nil {
+		load = func() float64 { return 0 }
 	}
-	ours := known()
+	loaded := load()
 	return func(done *os.ProcessState) float64 {
-		after, err := busy()
-		if err != nil {
+		allNow, ownNow, known := bench.Busy()
+		if !known {
 			return 0
 		}
-		theirs := after - before - (known() - ours) - (done.UserTime() + done.SystemTime()).Seconds()
+		theirs := allNow - all - (ownNow - own) - (load() - loaded) - (done.UserTime() + done.SystemTime()).Seconds()
 		return max(0, theirs/time.Since(began).Seconds())
 	}, nil
 }

@@ -23,13 +23,13 @@ type watch struct {
 
 func startWatch() watch {
 	w := watch{start: time.Now()}
-	w.all, w.own, w.known = busy()
+	w.all, w.own, w.known = Busy()
 	return w
 }
 
 // others is how many processors were busy for other processes, as a mean; nil if it is not known.
 func (w watch) others() *float64 {
-	all, own, known := busy()
+	all, own, known := Busy()
 	if !known || !w.known {
 		return nil
 	}
@@ -37,9 +37,9 @@ func (w watch) others() *float64 {
 	return &n
 }
 
-// busy reads how many seconds all processors, and this process on them, have been at work
+// Busy reads how many seconds all processors, and this process on them, have been at work
 // since they started. What a hypervisor took counts as others' work.
-func busy() (all, own float64, known bool) {
+func Busy() (all, own float64, known bool) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, 0, false
