@@ -76,39 +76,8 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 		say("the model's context is %d tokens: %d positions say how fast it is, not what it answers", m.Config.MaxPositions, longest)
 	}
 
-	if o.Prompt > 0 {
-		say("a prompt of %s, %s and once before", count(o.Prompt, "token"), times(o.Repeat))
-		rates, err := repeat(o.Repeat, func() (float64, error) { return s.prompt(ctx, o.Prompt) })
-		if err != nil {
-			return Result{}, err
-		}
-		r.PrefillTokensPerSecond, r.PrefillSpread = median(rates)
-	}
-	if o.Generate > 0 {
-		say("%s of one sequence, %s and once before", count(o.Generate, "token"), times(o.Repeat))
-		rates, err := repeat(o.Repeat, func() (float64, error) { return s.decode(ctx, 1, o.Generate) })
-		if err != nil {
-			return Result{}, err
-		}
-		r.DecodeTokensPerSecond, r.DecodeSpread = median(rates)
-	}
-	r.ResidentBytes, r.AnonymousBytes, r.PeakResidentBytes = resident()
-	if err := roof.measure(); err != nil {
+	if err := s.speeds(ctx, say, o, &r, &roof); err != nil {
 		return Result{}, err
-	}
-	if o.Generate > 0 {
-		for _, size := range o.Batch {
-			say("%s of %s together, %s and once before", count(o.Generate, "token"), count(size, "sequence"), times(o.Repeat))
-			rates, err := repeat(o.Repeat, func() (float64, error) { return s.decode(ctx, size, o.Generate) })
-			if err != nil {
-				return Result{}, err
-			}
-			middle, _ := median(rates)
-			r.Batch = append(r.Batch, Batch{size, middle})
-		}
-		if err := roof.measure(); err != nil {
-			return Result{}, err
-		}
 	}
 	r.ReadBytesPerSecond = roof.best
 	weights, err := weightBytes(m)
@@ -166,6 +135,43 @@ func compile(ctx context.Context, processor backend.Backend, m *model.Model, o O
 		s.tokens = append(s.tokens, draw.Int32N(int32(m.Config.Vocabulary)))
 	}
 	return s, nil
+}
+
+// speeds of prompts, of one sequence and of batches, and how fast memory can be read between them.
+func (s *subject) speeds(ctx context.Context, say func(string, ...any), o Options, r *Result, roof *roof) error {
+	if o.Prompt > 0 {
+		say("a prompt of %s, %s and once before", count(o.Prompt, "token"), times(o.Repeat))
+		rates, err := repeat(o.Repeat, func() (float64, error) { return s.prompt(ctx, o.Prompt) })
+		if err != nil {
+			return err
+		}
+		r.PrefillTokensPerSecond, r.PrefillSpread = median(rates)
+	}
+	if o.Generate > 0 {
+		say("%s of one sequence, %s and once before", count(o.Generate, "token"), times(o.Repeat))
+		rates, err := repeat(o.Repeat, func() (float64, error) { return s.decode(ctx, 1, o.Generate) })
+		if err != nil {
+			return err
+		}
+		r.DecodeTokensPerSecond, r.DecodeSpread = median(rates)
+	}
+	r.ResidentBytes, r.AnonymousBytes, r.PeakResidentBytes = resident()
+	if err := roof.measure(); err != nil {
+		return err
+	}
+	if o.Generate == 0 {
+		return nil
+	}
+	for _, size := range o.Batch {
+		say("%s of %s together, %s and once before", count(o.Generate, "token"), count(size, "sequence"), times(o.Repeat))
+		rates, err := repeat(o.Repeat, func() (float64, error) { return s.decode(ctx, size, o.Generate) })
+		if err != nil {
+			return err
+		}
+		middle, _ := median(rates)
+		r.Batch = append(r.Batch, Batch{size, middle})
+	}
+	return roof.measure()
 }
 
 // prompt of n tokens, at most mostStep in a step, into an empty cache; the logits of its
