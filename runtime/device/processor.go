@@ -3,10 +3,13 @@ package device
 import (
 	"bufio"
 	"cmp"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime"
 	"strings"
+
+	"github.com/estiba/estiba/runtime/residency"
 )
 
 // Processor is what the machine calls its processor, with family and model where it says
@@ -49,4 +52,56 @@ func Memory(host fs.FS) (total, available, limit int64, err error) {
 	}
 	limit, _, _ = cgroupLimit(host)
 	return total, available, limit, nil
+}
+
+// Left is memory that a program may still claim. The zero value knows of no bound.
+type Left struct {
+	Bytes int64
+	Bound string // what ends there, for people: "its control group may have 512 MiB"
+}
+
+// Free is what a process that takes a device for itself, as a command does, may claim: what the
+// smallest limit of its control groups leaves beside its own overhead and what others in the group
+// hold, or less where the machine has less available. host is the root folder of the machine; nil
+// means the real one.
+func Free(host fs.FS) Left {
+	if host == nil {
+		host = os.DirFS("/")
+	}
+	var left Left
+	if available, err := meminfo(host, "MemAvailable"); err == nil {
+		left = Left{max(Room(available), 1), fmt.Sprintf("this machine has %s available", residency.Bytes(available))}
+	}
+	limit, group, limited := cgroupLimit(host)
+	if !limited {
+		return left
+	}
+	others := strangers(host, group)
+	if room := max(Room(limit)-others, 1); left.Bytes == 0 || room < left.Bytes {
+		left = Left{room, fmt.Sprintf("its control group may have %s", residency.Bytes(limit))}
+		if others > 0 {
+			left.Bound += fmt.Sprintf(", of which other processes hold %s", residency.Bytes(others))
+		}
+	}
+	return left
+}
+
+// Most is the most that CPU would claim, whatever Options.Memory asks for, and the limit of the control
+// group that ends it there; limit 0: it is the machine that has no more. Zeros where nobody can tell.
+func Most(host fs.FS) (bytes, limit int64) {
+	ask, _, limit, err := Memory(host)
+	if err != nil {
+		return 0, 0
+	}
+	if limit >= ask {
+		limit = 0
+	}
+	if limit > 0 {
+		ask = limit
+	}
+	d, err := CPU(Options{Memory: ask, Host: host})
+	if err != nil {
+		return 0, 0
+	}
+	return d.Capacity, limit
 }

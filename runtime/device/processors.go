@@ -17,15 +17,15 @@ import (
 // of the machine; nil means the real one.
 func Processors(host fs.FS) int {
 	n := runtime.GOMAXPROCS(0)
-	if quota, limited := cgroupProcessors(host); limited {
+	if quota, limited := Quota(host); limited {
 		n = min(n, max(1, int(math.Round(quota))))
 	}
 	return n
 }
 
-// cgroupProcessors is the smallest quota of this process's control groups, version 2 or 1, in
-// processors; false if there is none.
-func cgroupProcessors(host fs.FS) (least float64, found bool) {
+// Quota is the smallest CPU quota of this process's control groups, version 2 or 1, in
+// processors (1.5 is three halves of one's time); false if there is none. host is as for Processors.
+func Quota(host fs.FS) (least float64, found bool) {
 	if host == nil {
 		host = os.DirFS("/")
 	}

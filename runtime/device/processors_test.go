@@ -39,4 +39,8 @@ func TestProcessors(t *testing.T) {
 			t.Errorf("%s: %d processors, want %d", name, got, c.want)
 		}
 	}
+	quota, limited := device.Quota(fstest.MapFS{"proc/self/cgroup": {Data: []byte(two)}, "sys/fs/cgroup/cpu.max": {Data: []byte("150000 100000\n")}})
+	if _, none := device.Quota(fstest.MapFS{}); quota != 1.5 || !limited || none {
+		t.Errorf("a quota of %v (%v), and without one %v", quota, limited, none)
+	}
 }
