@@ -1,20 +1,23 @@
 // Package backend is what the runtime asks of a device: compile a graph of op
 // data into a program that holds its weights and its KV cache, and run batches
-// through it. runtime/backend/cpu is the first; backendtest is what all pass.
+// through it. runtime/backend/cpu is the processor, runtime/backend/cuda NVIDIA's
+// devices; backendtest is what all pass.
 package backend
 
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/residency"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
 // Backend compiles graphs for one device and owns its memory.
 type Backend interface {
-	// Name of the device, such as "cpu-0".
+	// Name of the device, such as "cpu-0" or "gpu-0".
 	Name() string
 	// Supports says whether the device runs ops of a kind on weights of a format.
 	Supports(graph.Kind, tensor.DType) bool
@@ -40,6 +43,37 @@ type Weights func(name string) (tensor.Tensor, error)
 // file was truncated or its disk failed. The process is sound, the program is not.
 var ErrFault = errors.New("the weights cannot be read: the model's files changed or vanished while it was loaded")
 
+// NoRoomError refuses a program that needs more memory than there is, before any of it is claimed.
+type NoRoomError struct {
+	Need  Bytes  // that no file backs
+	Have  int64  // bytes that can be had
+	Bound string // what ends there, for people
+}
+
+func (e *NoRoomError) Error() string {
+	n := e.Need
+	return fmt.Sprintf("needs %s of memory (weights %s, KV cache %s, workspace %s), and %s can be had (%s)",
+		residency.Bytes(n.Total()), residency.Bytes(n.Weights), residency.Bytes(n.KV), residency.Bytes(n.Workspace), residency.Bytes(e.Have), e.Bound)
+}
+
+// DeviceError is a step, or a load, that failed because of the device, whatever the model.
+type DeviceError struct {
+	Device string
+	// Lost says that the device itself is gone or sick. Otherwise it is this process's use of it that
+	// is at an end: every later call fails too, and another process can go on.
+	Lost bool
+	Err  error
+}
+
+func (e *DeviceError) Error() string {
+	if e.Lost {
+		return fmt.Sprintf("device %s is lost: %v", e.Device, e.Err)
+	}
+	return fmt.Sprintf("device %s is of no more use to this process: %v", e.Device, e.Err)
+}
+
+func (e *DeviceError) Unwrap() error { return e.Err }
+
 // Limits bound one program.
 type Limits struct {
 	MaxTokens   int // tokens of one step, over all its spans
@@ -51,7 +85,8 @@ type Limits struct {
 	PerExtent int
 	// Exact asks for reference arithmetic: float32 activations, keys and values, a fixed
 	// order of sums, so that a row does not depend on what shares the batch. Without it
-	// keys and values are halves, and arithmetic is as fast as the device can.
+	// keys and values are halves, and arithmetic is as fast as the device can. The processor
+	// has it; others refuse it.
 	Exact bool
 	// Progress is told the share of the weights that Compile has read, ascending, where a
 	// program reads them before its first step. It is called by one goroutine at a time. May be nil.
@@ -71,6 +106,9 @@ type Program interface {
 
 // Bytes that a program holds on its device. KV is what is its own, not what it has of the slab.
 type Bytes struct{ Weights, KV, Workspace int64 }
+
+// Total of them.
+func (b Bytes) Total() int64 { return b.Weights + b.KV + b.Workspace }
 
 // Out is the result of a batch; the caller reuses it.
 type Out struct {

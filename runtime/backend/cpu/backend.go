@@ -25,6 +25,9 @@ type Options struct {
 	// of their own. Extent is a power of two.
 	Extents int
 	Extent  int64
+	// Left bounds what programs may claim, for a process without an account of its memory: one
+	// that needs more is refused with a *backend.NoRoomError. Zero: no bound.
+	Left device.Left
 }
 
 // Backend is the processor. It implements backend.Backend.
@@ -33,11 +36,12 @@ type Backend struct {
 	path kernels.Path
 	pool *pool
 	slab slab
+	left device.Left
 }
 
 // New gives the processor under a device name such as "cpu-0". The error is that of kernels.Best.
 func New(name string, o Options) (*Backend, error) {
-	b := &Backend{name: name, slab: slab{extents: o.Extents, extent: o.Extent}}
+	b := &Backend{name: name, slab: slab{extents: o.Extents, extent: o.Extent}, left: o.Left}
 	if o.Path != nil {
 		b.path = *o.Path
 	} else {
@@ -124,6 +128,9 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 			shared.positions = min(shared.positions, sources[n.In[0]].from.Rows)
 		}
 	}
+	if err := b.admit(&shared, sources); err != nil {
+		return nil, err
+	}
 	if !limits.Exact {
 		return b.compile(ctx, shared, sources)
 	}
@@ -144,6 +151,32 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// admit refuses a program for which there is too little memory left. Weights that stay in their files count
+// for nothing: the system takes their pages back when it needs them.
+func (b *Backend) admit(p *base, sources []*source) error {
+	if b.left.Bytes == 0 {
+		return nil
+	}
+	l, number := p.limits, 2
+	need := backend.Bytes{Workspace: p.graph.WorkspaceBytes(l.MaxTokens, l.MaxRows)}
+	if l.Exact {
+		number = 4
+	} else {
+		for _, s := range sources {
+			own, _ := heldBytes(b.path, s.stored)
+			need.Weights += own
+		}
+	}
+	need.KV = int64(product(number, p.cache.Layers, 2, l.BlockTokens, p.cache.Width, max(l.Blocks, 0)))
+	if need.KV < 0 {
+		return nil // more than can be counted: claimed in vain, with an error that says so
+	}
+	if have := max(b.left.Bytes-claimed.Load(), 0); need.Total() > have {
+		return &backend.NoRoomError{Need: need, Have: have, Bound: b.left.Bound}
+	}
+	return nil
 }
 
 // Discard gives the memory behind extents of the slab back to the system.
