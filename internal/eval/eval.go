@@ -16,6 +16,7 @@ import (
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/batching"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/eval"
 	"github.com/estiba/estiba/runtime/model"
 )
@@ -24,6 +25,7 @@ import (
 type Options struct {
 	Reference string // model to compare with: a folder or a .gguf file
 	Text      string // file
+	Threads   int    // that compute; 0: as many as the processor and the CPU quota allow
 	AsServed  bool   // the model computes as it serves; otherwise, and the reference always, exactly
 	JSON      bool
 }
@@ -92,18 +94,18 @@ func run(ctx context.Context, stderr io.Writer, path string, o Options) (Result,
 		return Result{}, fmt.Errorf("%s: %w", o.Text, err)
 	}
 
-	device, err := cpu.New("cpu-0", cpu.Options{})
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
 	if err != nil {
 		return Result{}, err
 	}
-	defer device.Close()
+	defer processor.Close()
 	limits := limits(cut, m.Config.Vocabulary)
-	reference, err := compile(ctx, device, r, limits, true)
+	reference, err := compile(ctx, processor, r, limits, true)
 	if err != nil {
 		return Result{}, err
 	}
 	defer reference.close()
-	judged, err := compile(ctx, device, m, limits, !o.AsServed)
+	judged, err := compile(ctx, processor, m, limits, !o.AsServed)
 	if err != nil {
 		return Result{}, err
 	}
@@ -244,9 +246,12 @@ type side struct {
 	out     backend.Out
 }
 
-func compile(ctx context.Context, device backend.Backend, m *model.Model, limits backend.Limits, exact bool) (*side, error) {
+func compile(ctx context.Context, on backend.Backend, m *model.Model, limits backend.Limits, exact bool) (*side, error) {
 	limits.Exact = exact
-	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
+	program, err := on.Compile(ctx, m.Graph, m.Weights, limits)
+	if no, ok := errors.AsType[*backend.NoRoomError](err); ok {
+		return nil, fmt.Errorf("%s %w: give a shorter text, a model of fewer bits a weight, or more memory", m.Path, no)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)
 	}

@@ -16,6 +16,9 @@ import (
 
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/internal/synth"
+	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -200,5 +203,22 @@ func TestFailures(t *testing.T) {
 	cancel()
 	if err := Run(ctx, io.Discard, io.Discard, path, Options{Reference: path, Text: text}); err == nil || err.Error() != "interrupted" {
 		t.Errorf("interrupted: %v", err)
+	}
+}
+
+func TestNoRoom(t *testing.T) {
+	g, err := model.OpenForIDs(fixture.HugeModel(t, t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: 1, Left: device.Left{Bytes: 1 << 20, Bound: "its control group may have 1 MiB"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer processor.Close()
+	_, err = compile(t.Context(), processor, g, limits([][]int32{make([]int32, 512)}, g.Config.Vocabulary), true)
+	if err == nil || !strings.HasPrefix(err.Error(), g.Path+" needs ") || !strings.Contains(err.Error(), "and 1 MiB can be had (its control group may have 1 MiB): give a shorter text") {
+		t.Errorf("got %v", err)
 	}
 }

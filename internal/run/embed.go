@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 )
@@ -22,6 +24,7 @@ type EmbedOptions struct {
 	IDs     []int32 // tokens, taken as they are; no tokenizer is needed
 	Pooling string  // "mean", "cls" or "last"; empty: as the checkpoint says
 	Exact   bool    // reference arithmetic
+	Threads int     // that compute; 0: as many as the processor and the CPU quota allow
 	JSON    bool    // one object instead of numbers
 }
 
@@ -75,22 +78,29 @@ func embed(ctx context.Context, path string, o EmbedOptions) (Embedding, error) 
 	if err != nil {
 		return Embedding{}, err
 	}
-	vector, err := pool(ctx, m, ids, pooling, o.Exact)
-	return Embedding{Embedding: vector, IDs: ids, Pooling: name}, damaged(path, err)
+	if len(ids) == 0 && o.IDs == nil {
+		return Embedding{}, fmt.Errorf("--text is %q, and %s puts no special tokens around a text: %w", o.Text, path, ErrNoText)
+	}
+	vector, err := pool(ctx, m, ids, pooling, o)
+	return Embedding{Embedding: vector, IDs: ids, Pooling: name}, damaged(path, noRoom(path, err, "a shorter text"))
 }
 
+// ErrNoText says that a text has no tokens, so that there is nothing to pool. Where the tokenizer
+// puts special tokens around a text, an empty one has these, and their embedding.
+var ErrNoText = errors.New("give a text")
+
 // pool runs a prompt through an engine of its own for its embedding.
-func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooling, exact bool) ([]float32, error) {
-	device, err := cpu.New("cpu-0", cpu.Options{})
+func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooling, o EmbedOptions) ([]float32, error) {
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
 	if err != nil {
 		return nil, err
 	}
-	defer device.Close()
+	defer processor.Close()
 	c := m.Config
 	if len(ids) > c.MaxPositions {
 		return nil, fmt.Errorf("the text has %d tokens, and the model takes at most %d; shorten it", len(ids), c.MaxPositions)
 	}
-	limits := backend.Limits{MaxTokens: stepTokens, BlockTokens: blockTokens, Exact: exact}
+	limits := backend.Limits{MaxTokens: stepTokens, BlockTokens: blockTokens, Exact: o.Exact}
 	room := len(ids)
 	if c.Encoder {
 		limits.MaxTokens = max(room, 1)
@@ -99,7 +109,7 @@ func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooli
 		limits.Blocks = (room + blockTokens - 1) / blockTokens
 	}
 	limits.MaxRows = limits.MaxTokens
-	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
+	program, err := processor.Compile(ctx, m.Graph, m.Weights, limits)
 	if err != nil {
 		return nil, err
 	}

@@ -3,8 +3,10 @@ package run
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -75,6 +77,19 @@ func TestEmbedOfDecoder(t *testing.T) {
 		if err := Embed(t.Context(), &bytes.Buffer{}, path, o); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// TestEmbedNothing: an empty text is the tokenizer's special tokens, or nothing.
+func TestEmbedNothing(t *testing.T) {
+	path := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	if e := embedded(t, path, EmbedOptions{}); len(e.IDs) != 1 || e.IDs[0] != 1 || len(e.Embedding) != 64 {
+		t.Errorf("of the begin token alone: %+v", e)
+	}
+	fixture.EditJSON(t, filepath.Join(path, "tokenizer.json"), map[string]any{"post_processor": nil})
+	err := Embed(t.Context(), &bytes.Buffer{}, path, EmbedOptions{})
+	if !errors.Is(err, ErrNoText) || !strings.HasPrefix(err.Error(), `--text is ""`) {
+		t.Errorf("of no token: %v", err)
 	}
 }
 

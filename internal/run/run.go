@@ -15,6 +15,7 @@ import (
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/sampling"
@@ -29,6 +30,7 @@ type Options struct {
 	Temperature float64 // 0 takes the likeliest token
 	Logits      string  // file to write the prompt's logits to; implies Exact
 	Exact       bool    // reference arithmetic
+	Threads     int     // that compute; 0: as many as the processor and the CPU quota allow
 	JSON        bool    // one object at the end instead of text as it comes
 }
 
@@ -91,11 +93,11 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err != nil {
 		return err
 	}
-	device, err := cpu.New("cpu-0", cpu.Options{})
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
 	if err != nil {
 		return err
 	}
-	defer device.Close()
+	defer processor.Close()
 	limits := backend.Limits{
 		MaxTokens: stepTokens, MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,
 		Exact: o.Exact || o.Logits != "",
@@ -103,9 +105,9 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if o.Logits != "" {
 		limits.MaxRows = stepTokens
 	}
-	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
+	program, err := processor.Compile(ctx, m.Graph, m.Weights, limits)
 	if err != nil {
-		return err
+		return noRoom(path, err, "fewer --max-tokens or a shorter prompt")
 	}
 	defer program.Close()
 	result := Result{PromptIDs: prompt, IDs: []int32{}, LoadSeconds: time.Since(start).Seconds()}
@@ -137,6 +139,14 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 func damaged(path string, err error) error {
 	if errors.Is(err, sampling.ErrNotANumber) {
 		return fmt.Errorf("%s answers with no numbers (NaN): its weights are damaged; get its files again", path)
+	}
+	return err
+}
+
+// noRoom says what to do where there is too little memory for a model; less is what a smaller context takes.
+func noRoom(path string, err error, less string) error {
+	if no, ok := errors.AsType[*backend.NoRoomError](err); ok {
+		return fmt.Errorf("%s %w: give %s, a model of fewer bits a weight, or more memory", path, no, less)
 	}
 	return err
 }

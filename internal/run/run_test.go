@@ -20,6 +20,7 @@ import (
 
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/internal/run"
+	kernels "github.com/estiba/estiba/kernels/cpu"
 )
 
 // reference is a case of stories260K/cases.json.
@@ -375,6 +376,27 @@ func TestFailures(t *testing.T) {
 		defer cancel()
 		if err := run.Run(ctx, io.Discard, io.Discard, path, run.Options{IDs: []int32{1}, MaxTokens: 511}); err != nil && err.Error() != "interrupted" {
 			t.Errorf("interrupted after %d ms: got %v", i, err)
+		}
+	}
+}
+
+// TestNoRoom: a model that there is no memory for is refused before it is loaded, by one line that says what to do.
+func TestNoRoom(t *testing.T) {
+	path := fixture.HugeModel(t, t.TempDir())
+	best, err := kernels.Best()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if best == kernels.PlainGo {
+		t.Skip("SKIPPED: this path leaves weights in their files")
+	}
+	for what, err := range map[string]error{
+		"fewer --max-tokens": run.Run(t.Context(), io.Discard, io.Discard, path, run.Options{IDs: []int32{1, 403}, MaxTokens: 4}),
+		"a shorter text":     run.Embed(t.Context(), io.Discard, path, run.EmbedOptions{IDs: []int32{1, 403}}),
+	} {
+		if err == nil || !strings.HasPrefix(err.Error(), path+" needs ") || !strings.Contains(err.Error(), "and ") || !strings.Contains(err.Error(), " can be had (") ||
+			!strings.Contains(err.Error(), what) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("got %v", err)
 		}
 	}
 }
