@@ -38,14 +38,18 @@ type Result struct {
 	LoadSeconds       float64 `json:"load_seconds"`        // until the first step can start
 	FirstTokenSeconds float64 `json:"first_token_seconds"` // until that of a prompt of one token has been computed
 
-	PrefillTokensPerSecond float64 `json:"prefill_tokens_per_second"` // of a prompt, into an empty cache
-	PrefillSpread          Spread  `json:"prefill_spread"`
-	DecodeTokensPerSecond  float64 `json:"decode_tokens_per_second"` // of one sequence, from an empty cache on
-	DecodeSpread           Spread  `json:"decode_spread"`
+	// Finite: the logits are numbers. Where they are not, the weights are damaged, and speeds say little of whole ones.
+	Finite bool `json:"finite"`
 
-	BytesPerToken      int64    `json:"bytes_per_token"`       // that decoding one token reads: weights as they are stored, and KV cache
-	ReadBytesPerSecond float64  `json:"read_bytes_per_second"` // of as many threads that only read
-	BandwidthFraction  float64  `json:"bandwidth_fraction"`    // what decoding reads in a second, of that
+	// What was not measured is left out: of a prompt where Prompt is 0, of decoding where Generate is 0.
+	PrefillTokensPerSecond float64 `json:"prefill_tokens_per_second,omitzero"` // of a prompt, into an empty cache
+	PrefillSpread          Spread  `json:"prefill_spread,omitzero"`
+	DecodeTokensPerSecond  float64 `json:"decode_tokens_per_second,omitzero"` // of one sequence, from an empty cache on
+	DecodeSpread           Spread  `json:"decode_spread,omitzero"`
+
+	BytesPerToken      int64    `json:"bytes_per_token,omitzero"`    // that decoding one token reads: weights as they are stored, and KV cache
+	ReadBytesPerSecond float64  `json:"read_bytes_per_second"`       // of as many threads that only read
+	BandwidthFraction  float64  `json:"bandwidth_fraction,omitzero"` // what decoding reads in a second, of that
 	Batch              []Batch  `json:"batch"`
 	ResidentBytes      int64    `json:"resident_bytes"`      // of the process, after the decoding
 	AnonymousBytes     int64    `json:"anonymous_bytes"`     // of those, what no file backs
@@ -86,6 +90,9 @@ func (r Result) print(out io.Writer) error {
 		fmt.Fprintf(w, "%s:\t%s\n", name, fmt.Sprintf(format, values...))
 	}
 	row("Device", "%s, %s, path %s, %s", r.Device, r.CPU, r.Path, count(r.Threads, "thread"))
+	if !r.Finite {
+		row("Damaged", "%s", notFinite)
+	}
 	row("Load", "%.2f s; first token after %.2f s", r.LoadSeconds, r.FirstTokenSeconds)
 	if r.Prompt > 0 {
 		row(fmt.Sprintf("Prompt of %d", r.Prompt), "%s tokens/s (%s)", rate(r.PrefillTokensPerSecond), r.PrefillSpread)
@@ -108,6 +115,9 @@ func (r Result) print(out io.Writer) error {
 	}
 	return w.Flush()
 }
+
+// notFinite is what is wrong with a model whose logits are no numbers.
+const notFinite = "the logits are no finite numbers, so the weights are damaged, and speeds say little of whole ones"
 
 func (s Spread) String() string { return rate(s.Least) + ".." + rate(s.Most) }
 

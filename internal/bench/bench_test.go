@@ -3,12 +3,19 @@ package bench
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/internal/fixture"
+	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/model"
 )
 
@@ -73,6 +80,85 @@ func TestParts(t *testing.T) {
 	cancel()
 	if err := Run(ctx, io.Discard, io.Discard, path, Options{Prompt: 5, Repeat: 1}); err == nil || err.Error() != "interrupted" {
 		t.Error(err)
+	}
+}
+
+// TestNotMeasured: what is left out has no figures, rather than 0.
+func TestNotMeasured(t *testing.T) {
+	path := fixture.Model("stories260K/stories260K-f16.gguf")
+	for _, c := range []struct {
+		o       Options
+		without string
+	}{
+		{Options{Generate: 3, Batch: []int{2}, Repeat: 1}, "prefill_tokens_per_second prefill_spread"},
+		{Options{Prompt: 3, Batch: []int{2}, Repeat: 1}, "decode_tokens_per_second decode_spread bytes_per_token bandwidth_fraction"},
+	} {
+		c.o.JSON = true
+		var stdout bytes.Buffer
+		if err := Run(t.Context(), &stdout, io.Discard, path, c.o); err != nil {
+			t.Fatal(err)
+		}
+		var r map[string]any
+		if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		for figure := range strings.FieldsSeq("prefill_tokens_per_second prefill_spread decode_tokens_per_second decode_spread bytes_per_token bandwidth_fraction") {
+			if _, has := r[figure]; has == slices.Contains(strings.Fields(c.without), figure) {
+				t.Errorf("%+v: %s is %v", c.o, figure, r[figure])
+			}
+		}
+		if r["finite"] != true {
+			t.Errorf("finite is %v", r["finite"])
+		}
+	}
+}
+
+// TestDamaged: speeds of weights that are no numbers are told as such.
+func TestDamaged(t *testing.T) {
+	path := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	file := filepath.Join(path, "model.safetensors")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := 8 + int(binary.LittleEndian.Uint64(data))
+	fixture.WriteFile(t, file, append(data[:header:header], bytes.Repeat([]byte{0xff}, len(data)-header)...))
+	for _, o := range []Options{{Prompt: 4, Repeat: 1, JSON: true}, {Threads: 999, Generate: 2, Repeat: 1}} {
+		var stdout, stderr bytes.Buffer
+		if err := Run(t.Context(), &stdout, &stderr, path, o); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(stderr.String(), "the weights are damaged") || !strings.Contains(stdout.String(), map[bool]string{true: `"finite":false`, false: "Damaged:"}[o.JSON]) {
+			t.Errorf("%+v: %s%s", o, stdout.String(), stderr.String())
+		}
+		if strings.HasPrefix(stderr.String(), "999 threads are more than the ") != (o.Threads == 999) {
+			t.Errorf("%+v: %s", o, stderr.String())
+		}
+	}
+}
+
+// TestThreads: more of them than can compute at once are measured, with a word about it.
+func TestThreads(t *testing.T) {
+	there := device.Processors(nil)
+	for threads, want := range map[int]string{1: "", there: "", there + 1: fmt.Sprintf("%d threads are more than the %s that ", there+1, count(there, "processor"))} {
+		if got := tooMany(threads); !strings.HasPrefix(got, want) || want == "" && got != "" {
+			t.Errorf("%d threads: %q, want %q", threads, got, want)
+		}
+	}
+}
+
+func TestNoRoom(t *testing.T) {
+	best, err := kernels.Best()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if best == kernels.PlainGo {
+		t.Skip("SKIPPED: this path leaves weights in their files")
+	}
+	path := fixture.HugeModel(t, t.TempDir())
+	err = Run(t.Context(), io.Discard, io.Discard, path, Options{Generate: 1, Repeat: 1})
+	if err == nil || !strings.HasPrefix(err.Error(), path+" needs ") || !strings.Contains(err.Error(), "can be had (") || !strings.Contains(err.Error(), "give a smaller --prompt") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -2,9 +2,11 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"time"
 
@@ -31,8 +33,15 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	}
 	if o.Threads == 0 {
 		o.Threads = device.Processors(nil)
+	} else if warning := tooMany(o.Threads); warning != "" {
+		say("%s", warning)
 	}
-	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Path: &kernelPath})
+	left := device.Free(nil)
+	roof := roof{threads: o.Threads, left: left.Bytes}
+	if left.Bytes > 0 {
+		left.Bytes = max(left.Bytes-leastRoof, 1) // memory is read beside the model, too
+	}
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Path: &kernelPath, Left: left})
 	if err != nil {
 		return Result{}, err
 	}
@@ -45,7 +54,6 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 		return Result{}, err // before anything that takes long
 	}
 	watch := startWatch()
-	roof := roof{threads: r.Threads}
 	say("how fast memory can be read, by %s", count(r.Threads, "thread"))
 	if err := roof.measure(); err != nil {
 		return Result{}, err
@@ -67,6 +75,9 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 		return Result{}, err
 	}
 	defer s.program.Close()
+	if roof.left > 0 {
+		roof.left = max(roof.left-s.program.Bytes().Total(), 1)
+	}
 	r.LoadSeconds = time.Since(start).Seconds()
 	if _, err := s.decode(ctx, 1, 1); err != nil {
 		return Result{}, err
@@ -80,14 +91,34 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 		return Result{}, err
 	}
 	r.ReadBytesPerSecond = roof.best
-	weights, err := weightBytes(m)
-	if err != nil {
-		return Result{}, err
+	if o.Generate > 0 {
+		weights, err := weightBytes(m)
+		if err != nil {
+			return Result{}, err
+		}
+		r.BytesPerToken = weights + s.kvBytes(o.Generate)
+		r.BandwidthFraction = float64(r.BytesPerToken) * r.DecodeTokensPerSecond / r.ReadBytesPerSecond
 	}
-	r.BytesPerToken = weights + s.kvBytes(o.Generate)
-	r.BandwidthFraction = float64(r.BytesPerToken) * r.DecodeTokensPerSecond / r.ReadBytesPerSecond
+	if r.Finite = !s.broken; !r.Finite {
+		say("%s: %s", path, notFinite)
+	}
 	r.OthersCPU = watch.others()
 	return r, nil
+}
+
+// tooMany says of a number of threads that they are more than there are processors for; empty: they are not.
+func tooMany(threads int) string {
+	there := device.Processors(nil)
+	if threads <= there {
+		return ""
+	}
+	why := "GOMAXPROCS allows this process"
+	if n := runtime.NumCPU(); there == n {
+		why = "this process may use"
+	} else if quota, limited := device.Quota(nil); limited && there < n && quota < float64(n) {
+		why = fmt.Sprintf("the CPU quota of %.4g allows this process", quota)
+	}
+	return fmt.Sprintf("%d threads are more than the %s that %s: they wait for each other", threads, count(there, "processor"), why)
 }
 
 func times(n int) string {
@@ -114,6 +145,7 @@ type subject struct {
 	limits  backend.Limits
 	tokens  []int32 // drawn from the vocabulary: what they are changes nothing
 	out     backend.Out
+	broken  bool // some logits were no finite numbers
 }
 
 func compile(ctx context.Context, processor backend.Backend, m *model.Model, o Options, progress func(float64)) (*subject, error) {
@@ -127,7 +159,11 @@ func compile(ctx context.Context, processor backend.Backend, m *model.Model, o O
 		MaxTokens: max(min(o.Prompt, mostStep), most), MaxRows: most,
 		BlockTokens: cut.BlockTokens, Blocks: max(blocks(o.Prompt), most*blocks(o.Generate)), Progress: progress,
 	}}
-	if s.program, err = processor.Compile(ctx, m.Graph, m.Weights, s.limits); err != nil {
+	s.program, err = processor.Compile(ctx, m.Graph, m.Weights, s.limits)
+	if no, ok := errors.AsType[*backend.NoRoomError](err); ok {
+		return nil, fmt.Errorf("%s %w: give a smaller --prompt, --generate or --batch, a model of fewer bits a weight, or more memory", m.Path, no)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)
 	}
 	draw := rand.New(rand.NewPCG(1, 2)) // the same in every run
@@ -189,7 +225,19 @@ func (s *subject) prompt(ctx context.Context, n int) (float64, error) {
 			return 0, err
 		}
 	}
-	return float64(n) / time.Since(start).Seconds(), nil
+	took := time.Since(start)
+	s.look()
+	return float64(n) / took.Seconds(), nil
+}
+
+// look at the logits of the last step, when nobody measures.
+func (s *subject) look() {
+	for _, x := range s.out.Logits {
+		if x-x != 0 { // NaN, or infinite
+			s.broken = true
+			return
+		}
+	}
 }
 
 // decode continues sequences by n tokens each, one in a step, from an empty cache on. It
@@ -209,7 +257,9 @@ func (s *subject) decode(ctx context.Context, sequences, n int) (float64, error)
 			return 0, err
 		}
 	}
-	return float64(sequences*n) / time.Since(start).Seconds(), nil
+	took := time.Since(start)
+	s.look()
+	return float64(sequences*n) / took.Seconds(), nil
 }
 
 // blocks of a sequence that has so many tokens, as all others have.

@@ -8,19 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	kernels "github.com/estiba/estiba/kernels/cpu"
-	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/residency"
 )
 
 // roof is how fast threads read memory that is in no cache, whatever they compute.
 type roof struct {
 	threads int
+	left    int64   // bytes that may be claimed for it; 0: nobody knows of a bound
 	best    float64 // bytes per second
 }
 
 const (
 	// roofBytes are read: many times what caches hold.
 	roofBytes = 512 << 20
+	// leastRoof is read where there is little memory.
+	leastRoof = 64 << 20
 	// roofPasses are those of one measurement; the best one counts, as others disturb.
 	roofPasses = 8
 )
@@ -28,10 +30,8 @@ const (
 // measure reads memory of its own, in huge pages, which it gives back.
 func (r *roof) measure() error {
 	size := roofBytes
-	if d, err := device.CPU(device.Options{}); err == nil {
-		for size > 64<<20 && int64(size) > d.Capacity/4 {
-			size /= 2
-		}
+	for r.left > 0 && size > leastRoof && int64(size) > r.left/4 {
+		size /= 2
 	}
 	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
