@@ -28,6 +28,7 @@ type DeviceResult struct {
 	Lacking       map[string][]string `json:"lacking"`
 	Threads       int                 `json:"threads"` // that compute
 	ThreadsReason string              `json:"threads_reason"`
+	CPUQuota      float64             `json:"cpu_quota,omitzero"` // of the control group, in processors: 1.5; left out where there is none
 	Memory        Memory              `json:"memory"`
 }
 
@@ -102,7 +103,8 @@ func processor() (DeviceResult, error) {
 		Device: "cpu-0", CPU: device.Processor(nil), Instructions: []string{}, Path: best.String(),
 		Lacking: map[string][]string{}, Threads: device.Processors(nil),
 	}
-	r.ThreadsReason = threadsReason(r.Threads)
+	r.CPUQuota, _ = device.Quota(nil)
+	r.ThreadsReason = threadsReason(r.Threads, r.CPUQuota)
 	for _, p := range kernels.Available() {
 		r.Paths = append(r.Paths, p.String())
 	}
@@ -146,16 +148,20 @@ func (m Memory) String() string {
 	return fmt.Sprintf("%s; a worker without --memory takes %s for models", s, residency.Bytes(m.ModelsBytes))
 }
 
-// threadsReason says where n threads come from.
-func threadsReason(n int) string {
+// threadsReason says where n threads come from; quota is that of the control group, 0 for none.
+func threadsReason(n int, quota float64) string {
+	said := ""
+	if quota > 0 {
+		said = fmt.Sprintf("; the control group's CPU quota is %.4g processors", quota)
+	}
 	cores := fmt.Sprintf("this process may use %d processors", runtime.NumCPU())
 	switch {
-	case n < runtime.GOMAXPROCS(0):
-		return "what the control group's CPU quota gives; " + cores
 	case n == runtime.NumCPU():
-		return "one for each processor that this process may use"
-	case os.Getenv("GOMAXPROCS") != "":
-		return "GOMAXPROCS says so; " + cores
+		return "one for each processor that this process may use" + said
+	case n == runtime.GOMAXPROCS(0) && os.Getenv("GOMAXPROCS") != "":
+		return "GOMAXPROCS says so; " + cores + said
+	case quota == 0: // Go has read one that is gone, or nobody has a name for it
+		return "as many as Go computes with; " + cores
 	}
-	return "what the control group's CPU quota gives; " + cores // Go has read it, too
+	return fmt.Sprintf("what the control group's CPU quota of %.4g processors gives; %s", quota, cores)
 }

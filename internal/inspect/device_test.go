@@ -3,6 +3,7 @@ package inspect
 import (
 	"bytes"
 	"encoding/json"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,25 @@ func TestLacking(t *testing.T) {
 	}
 	if r.Path != r.Paths[0] || r.Threads < 1 || r.CPU == "" || r.Memory.TotalBytes < r.Memory.AvailableBytes || r.Memory.ModelsBytes < 1 {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestThreadsReason(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU()))
+	all := runtime.NumCPU()
+	for _, c := range []struct {
+		threads int
+		quota   float64
+		want    string
+	}{
+		{all, 0, "one for each processor that this process may use"},
+		{all, 1.5, "one for each processor that this process may use; the control group's CPU quota is 1.5 processors"},
+		{all + 1, 1.5, "what the control group's CPU quota of 1.5 processors gives; this process may use"},
+		{all + 1, 0, "as many as Go computes with; this process may use"},
+	} {
+		if got := threadsReason(c.threads, c.quota); !strings.HasPrefix(got, c.want) {
+			t.Errorf("%d threads with a quota of %v: %s, want %s", c.threads, c.quota, got, c.want)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
 )
@@ -32,6 +33,13 @@ type Result struct {
 	Vocabulary    int       `json:"vocabulary"`
 	Layers        int       `json:"layers"`
 	Footprint     Footprint `json:"footprint"`
+
+	// NeedsBytes is what a worker admits for a replica with the default context, in whole extents, and
+	// AvailableBytes what one on this machine has for models; Fits says whether the one is within the other.
+	// They are left out where nobody can tell how much memory there is.
+	NeedsBytes     int64 `json:"needs_bytes,omitzero"`
+	AvailableBytes int64 `json:"available_bytes,omitzero"`
+	Fits           *bool `json:"fits,omitempty"`
 }
 
 // Footprint is what a replica needs on this machine's processor, before rounding to extents: of weights, what
@@ -55,6 +63,7 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 	if o.JSON {
 		return json.NewEncoder(out).Encode(r)
 	}
+	fits := r.fits(h)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, row := range [][2]any{
 		{"Architecture", r.Architecture},
@@ -66,10 +75,25 @@ func Run(_ context.Context, out io.Writer, path string, o Options) error {
 		{"Weights", residency.Bytes(r.Footprint.WeightsBytes)},
 		{"KV per token", residency.Bytes(r.Footprint.KVBytesPerToken)},
 		{"Workspace", residency.Bytes(r.Footprint.WorkspaceBytes)},
+		{"Fits here", fits},
 	} {
 		fmt.Fprintf(w, "%v:\t%v\n", row[0], row[1])
 	}
 	return w.Flush()
+}
+
+// fits says in words whether the model fits a worker here.
+func (r Result) fits(h model.Header) string {
+	if r.Fits == nil {
+		return "not known: nobody can tell how much memory there is"
+	}
+	c, _ := residency.Clamp(worker.Context{}, h.Config.MaxPositions)
+	needs := fmt.Sprintf("%s with a context of %s", residency.Bytes(r.NeedsBytes), tokens(c.MaxTokens))
+	if *r.Fits {
+		return fmt.Sprintf("yes: it needs %s, and a worker takes %s for models", needs, residency.Bytes(r.AvailableBytes))
+	}
+	return fmt.Sprintf("no: it needs %s, and a worker takes %s for models: shorten the context, take a model of fewer bits a weight, or give more memory",
+		needs, residency.Bytes(r.AvailableBytes))
 }
 
 func tokens(n int) string {
@@ -86,7 +110,8 @@ func result(h model.Header) (Result, error) {
 		return Result{}, err
 	}
 	defer processor.Close()
-	return Result{
+	weights := processor.WeightsBytes(h.Tensors)
+	r := Result{
 		Architecture:  h.Architecture,
 		Parameters:    h.Parameters,
 		Format:        h.Format,
@@ -95,9 +120,26 @@ func result(h model.Header) (Result, error) {
 		Vocabulary:    h.Config.Vocabulary,
 		Layers:        h.Config.Layers,
 		Footprint: Footprint{
-			WeightsBytes:    processor.WeightsBytes(h.Tensors),
+			WeightsBytes:    weights,
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
 			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, c),
 		},
-	}, nil
+	}
+	here, err := device.CPU(device.Options{Headroom: headroom})
+	if err != nil {
+		return r, nil // how much memory there is, is not what was asked for first
+	}
+	r.AvailableBytes = here.Capacity
+	f, err := residency.Estimate(h.Config, weights, h.HostBytes, c, here.Extent)
+	if err == nil {
+		r.NeedsBytes = residency.Need(f)
+	} else { // its cache cannot be cut into the extents of so small a device
+		r.NeedsBytes = r.Footprint.WeightsBytes + r.Footprint.WorkspaceBytes + int64(c.MaxTokens)*r.Footprint.KVBytesPerToken
+	}
+	fits := err == nil && r.NeedsBytes <= here.Capacity
+	r.Fits = &fits
+	return r, nil
 }
+
+// headroom is the per cent of its memory that a worker keeps free where nobody says how much.
+const headroom = 5
