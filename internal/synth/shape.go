@@ -95,13 +95,17 @@ func (p part) info(d tensor.DType) weights.Info {
 	if p.rows == 0 {
 		return weights.Info{Name: p.name, DType: tensor.F32, Shape: tensor.Shape{p.cols}}
 	}
-	for _, next := range []tensor.DType{tensor.Q5_0, tensor.F16} {
-		if p.cols%d.Block() != 0 {
-			d = next
-		}
+	if next, ok := smallBlocks[d]; ok && p.cols%d.Block() != 0 {
+		d = next
+	}
+	if p.cols%d.Block() != 0 {
+		d = tensor.F16
 	}
 	return weights.Info{Name: p.name, DType: d, Shape: tensor.Shape{p.rows, p.cols}}
 }
+
+// smallBlocks are what llama.cpp takes instead of a format with blocks of 256.
+var smallBlocks = map[tensor.DType]tensor.DType{tensor.Q4_K: tensor.Q5_0, tensor.Q5_K: tensor.Q5_1, tensor.Q6_K: tensor.Q8_0}
 
 // fields of the file; d is the format of its matrices.
 func (s Shape) fields(name string, d tensor.DType) []weights.Field {
@@ -140,7 +144,8 @@ func (s Shape) fields(name string, d tensor.DType) []weights.Field {
 
 // fileTypes are llama.cpp's numbers (enum llama_ftype) for a file of mostly one format.
 var fileTypes = map[tensor.DType]uint32{
-	tensor.F32: 0, tensor.F16: 1, tensor.Q4_0: 2, tensor.Q8_0: 7, tensor.Q4_K: 14, tensor.BF16: 32,
+	tensor.F32: 0, tensor.F16: 1, tensor.Q4_0: 2, tensor.Q4_1: 3, tensor.Q8_0: 7, tensor.Q5_0: 8, tensor.Q5_1: 9,
+	tensor.Q4_K: 14, tensor.Q5_K: 16, tensor.Q6_K: 18, tensor.BF16: 32,
 }
 
 // Quants are the formats that files are made in.

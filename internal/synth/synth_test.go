@@ -45,7 +45,7 @@ func TestFormats(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer m.Close()
-		other := map[tensor.DType]string{tensor.Q4_K: "Q5_0"}[d] // of ffn_down, whose rows have 96 numbers
+		other := map[tensor.DType]string{tensor.Q4_K: "Q5_0", tensor.Q5_K: "Q5_1", tensor.Q6_K: "Q8_0"}[d] // of ffn_down, whose rows have 96 numbers
 		if !slices.Contains(m.Stored, d.String()) || other != "" && !slices.Contains(m.Stored, other) {
 			t.Errorf("%v: stored as %v", d, m.Stored)
 		}
@@ -98,6 +98,41 @@ func TestSeed(t *testing.T) {
 		}
 		if math.Abs(norm-1) > 0.3 || math.Sqrt(diff/norm) > 0.1 {
 			t.Errorf("%v: norm %g, error %g", d, norm, math.Sqrt(diff/norm))
+		}
+	}
+}
+
+// TestScale decodes every matrix of every format: its numbers have no mean, and the deviation by which
+// activations keep their size, within what the format rounds and what few of them vary by.
+func TestScale(t *testing.T) {
+	for _, d := range Quants() {
+		c, err := weights.Open(write(t, little, Options{Quant: d, Seed: 3}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for _, p := range little.parts() {
+			w, err := c.Tensor(p.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.fill != random {
+				continue
+			}
+			x, sum, square := make([]float32, p.cols), 0.0, 0.0
+			for r := range p.rows {
+				kernels.Matrix{DType: w.DType, Rows: p.rows, Cols: p.cols, Data: w.Data}.Row(x, r)
+				for _, v := range x {
+					if v-v != 0 || math.Abs(float64(v)) > 2/math.Sqrt(float64(p.cols)) {
+						t.Fatalf("%v: %s row %d has %v", w.DType, p.name, r, v)
+					}
+					sum, square = sum+float64(v), square+float64(v)*float64(v)
+				}
+			}
+			n, want := float64(p.rows*p.cols), 1/math.Sqrt(float64(p.cols))
+			if mean, deviation := sum/n, math.Sqrt(square/n); math.Abs(mean) > want/20 || math.Abs(deviation/want-1) > 0.05 {
+				t.Errorf("%v: %s has mean %g and deviation %g, want %g", w.DType, p.name, mean, deviation, want)
+			}
 		}
 	}
 }
