@@ -12,9 +12,8 @@ import (
 
 // Bounds of what is measured, which keep a slip of the finger from taking all memory.
 const (
-	mostBenchTokens  = 1 << 20
-	mostBenchBatch   = 256
-	mostBenchThreads = 4096
+	mostBenchTokens = 1 << 20
+	mostBenchBatch  = 256
 )
 
 func benchCommand() *cobra.Command {
@@ -27,7 +26,7 @@ func benchCommand() *cobra.Command {
 file: a prompt, the tokens after it one by one, and several sequences together.
 Decoding reads all weights for each token, so it is shown beside the rate at which
 the same threads can read memory at all. Tokens are drawn at random; no tokenizer
-is needed. Rates are medians; what other processes did meanwhile is told, too.`,
+is needed. Rates are medians; what other processes did meanwhile is told, too.` + kernelsHelp,
 		Example: `  estiba bench ./stories260K.gguf
   estiba bench ./llama --threads 1 --prompt 512 --generate 64 --batch 1,8 --json`,
 		Args: oneModel,
@@ -36,12 +35,14 @@ is needed. Rates are medians; what other processes did meanwhile is told, too.`,
 			if o.Batch, err = sizes(batch); err != nil {
 				return usageError{err}
 			}
+			if err := checkThreads(o.Threads); err != nil {
+				return err
+			}
 			for _, f := range []struct {
 				name        string
 				value       int
 				least, most int
 			}{
-				{"threads", o.Threads, 0, mostBenchThreads},
 				{"prompt", o.Prompt, 0, mostBenchTokens},
 				{"generate", o.Generate, 0, mostBenchTokens},
 				{"repeat", o.Repeat, 1, 1000},
@@ -50,7 +51,7 @@ is needed. Rates are medians; what other processes did meanwhile is told, too.`,
 					return usageError{fmt.Errorf("--%s is %d: give a number from %d to %d", f.name, f.value, f.least, f.most)}
 				}
 			}
-			if device != "cpu" {
+			if !processorName(device) {
 				return usageError{fmt.Errorf("--device is %q: give cpu, the only one so far", device)}
 			}
 			if o.Prompt == 0 && o.Generate == 0 {
@@ -59,11 +60,11 @@ is needed. Rates are medians; what other processes did meanwhile is told, too.`,
 			return bench.Run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], o)
 		},
 	}
-	cmd.Flags().IntVar(&o.Threads, "threads", 0, "threads that compute; 0 for as many as serve")
+	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().IntVar(&o.Prompt, "prompt", 512, "tokens of the prompt; 0 for none")
 	cmd.Flags().IntVar(&o.Generate, "generate", 64, "tokens to decode after it, from an empty context; 0 for none")
 	cmd.Flags().StringVar(&batch, "batch", "1,2,4,8", "numbers of sequences to decode together; empty for none")
-	cmd.Flags().StringVar(&device, "device", "cpu", "what computes: cpu")
+	cmd.Flags().StringVar(&device, "device", "cpu", "what computes: cpu (or cpu-0, as reports call it)")
 	cmd.Flags().IntVar(&o.Repeat, "repeat", 3, "how many times each is measured")
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd

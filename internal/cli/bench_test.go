@@ -22,6 +22,8 @@ func TestBenchCommand(t *testing.T) {
 		{model + quick + " --json", "", 0, `"bandwidth_fraction":`},
 		{model + quick + " --threads 1", "go", 0, "path go, 1 thread"},
 		{model + quick, "", 0, "Batch of 2:"},
+		{model + quick + " --device cpu-0 --json", "", 0, `"device":"cpu-0"`},
+		{model + quick + " --device cpu", "", 0, "Device:"},
 		{model + quick, "mmx", 1, `no path of instructions is called "mmx"`},
 		{"", "", 2, "MODEL is missing"},
 		{"nowhere" + quick, "", 1, "read nowhere: no such file or directory"},
@@ -30,6 +32,8 @@ func TestBenchCommand(t *testing.T) {
 		{model + " --threads -1", "", 2, "--threads is -1"},
 		{model + " --repeat 0", "", 2, "--repeat is 0: give a number from 1"},
 		{model + " --prompt 0 --generate 0", "", 2, "nothing to measure"},
+		{model + " --threads 4097", "", 2, "from 0 to 4096"},
+		{model + " --device cpu-1", "", 2, "--device"},
 		{model + " --device cuda:0", "", 2, "--device"},
 	} {
 		t.Setenv("ESTIBA_CPU", c.path)

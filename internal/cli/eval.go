@@ -17,7 +17,7 @@ func evalCommand() *cobra.Command {
 		Long: `Compare a model, often one of smaller weights, with a reference on a text: perplexity of
 both, the KL divergence of the reference from the model, and how often both have the
 same likeliest token. Both models need the same vocabulary. A text that is longer
-than the context is cut into windows, each with the model's begin token in front.`,
+than the context is cut into windows, each with the model's begin token in front.` + kernelsHelp,
 		Example: "  estiba eval stories260K-q4_0.gguf --reference stories260K-f32.gguf --text story.txt",
 		Args:    oneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -29,6 +29,9 @@ than the context is cut into windows, each with the model's begin token in front
 			case exact && o.AsServed:
 				return usageError{errors.New("give one of --exact and --as-served")}
 			}
+			if err := checkThreads(o.Threads); err != nil {
+				return err
+			}
 			return eval.Run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], o)
 		},
 	}
@@ -36,6 +39,7 @@ than the context is cut into windows, each with the model's begin token in front
 	cmd.Flags().StringVar(&o.Text, "text", "", "file with the text")
 	cmd.Flags().BoolVar(&exact, "exact", false, "reference arithmetic, float32 activations; this is the default")
 	cmd.Flags().BoolVar(&o.AsServed, "as-served", false, "let the model compute as it serves")
+	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd
 }

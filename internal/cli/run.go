@@ -19,7 +19,7 @@ func runCommand() *cobra.Command {
 		Use:   "run MODEL",
 		Short: "Load a model and continue a prompt",
 		Long: `Load a model, a Hugging Face folder or a .gguf file, and continue a prompt.
-The text goes to standard output as it comes, figures to standard error.`,
+The text goes to standard output as it comes, figures to standard error.` + kernelsHelp,
 		Example: `  estiba run ./stories260K --prompt "Once upon a time" --max-tokens 50
   estiba run ./stories260K.gguf --ids 1,403,407 --logits logits.safetensors`,
 		Args: oneModel,
@@ -34,6 +34,9 @@ The text goes to standard output as it comes, figures to standard error.`,
 				return usageError{fmt.Errorf("--temperature is %v: give a number of at least 0", o.Temperature)}
 			case cmd.Flags().Changed("logits") && o.Logits == "":
 				return usageError{errors.New("--logits is empty: give a file name")}
+			}
+			if err := checkThreads(o.Threads); err != nil {
+				return err
 			}
 			if tokens {
 				var err error
@@ -50,6 +53,7 @@ The text goes to standard output as it comes, figures to standard error.`,
 	cmd.Flags().Float64Var(&o.Temperature, "temperature", 0, "0 takes the likeliest token; higher is more varied")
 	cmd.Flags().StringVar(&o.Logits, "logits", "", "safetensors `file` for the prompt's logits, float32 [positions, vocabulary]; implies --exact")
 	cmd.Flags().BoolVar(&o.Exact, "exact", false, "reference arithmetic with float32 activations, to compare with other programs")
+	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd
 }

@@ -23,7 +23,8 @@ func synthCommand() *cobra.Command {
 		Short: "Write a model of a published shape with random weights",
 		Long: `Write a GGUF file with random weights in the shape of a published model, for benchmarks.
 SHAPE is ` + strings.Join(synth.Shapes(), ", ") + `.
-Matrices whose rows are no whole blocks of the format are stored as Q5_0 instead.`,
+Matrices whose rows are no whole blocks of 256 are stored in a format of smaller blocks instead: Q5_0
+for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K.`,
 		Example: "  estiba synth stories15m --quant F32 --out stories15m.gguf",
 		Args:    one("SHAPE", "one of "+strings.Join(synth.Shapes(), ", ")),
 		RunE: func(cmd *cobra.Command, args []string) error {
