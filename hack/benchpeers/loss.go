@@ -27,7 +27,7 @@ type text struct {
 func loss(ctx context.Context, s *session) (string, error) {
 	var b strings.Builder
 	b.WriteString("KL divergence of exact arithmetic on the same weights from the way each program computes as it serves, a mean over positions in nats, and how often both have the same likeliest token, for " +
-		"the same positions of the same text: the second half of each window, as `llama-perplexity --kl-divergence` has it, which prints six decimals. Estiba's exact arithmetic is that of `--exact`; llama.cpp's is that of the same weights as F32 " +
+		"the same positions of the same text: the second half of each window, as `llama-perplexity --kl-divergence` has it, which prints five decimals. Estiba's exact arithmetic is that of `--exact`; llama.cpp's is that of the same weights as F32 " +
 		"with an F32 cache. Windows go through the model at once, as prompts do; Estiba's also token by token, as answers do. stories260k is trained; the others have random weights, whose likeliest tokens are hardly likelier than others.\n")
 	b.WriteString("\n| model | KL, Estiba | token by token | llama.cpp | same top, Estiba | token by token | llama.cpp |\n|---|---|---|---|---|---|---|\n")
 	story, err := s.story(ctx)
@@ -177,21 +177,21 @@ func (s *session) llamaLoss(ctx context.Context, m subject, t text) (kl, same fl
 	if _, err := perplexity(whole.inside(), "-ctk", "f32", "-ctv", "f32"); err != nil {
 		return 0, 0, err
 	}
-	// What it says at its end is lost now and then, as it ends before it has written all.
-	for range 20 {
+	// It ends before its last lines are written, mostly: what counts is the line of the last window, which has the means so far.
+	line := regexp.MustCompile(fmt.Sprintf(`(?m)^ +%d +\S+ ± +\S+ +\S+ ± +\S+ +(-?[0-9.]+) ± +\S+ +\S+ ± +\S+ %% +([0-9.]+) ±`, t.windows))
+	for range 3 {
 		said, err := perplexity(m.inside(), "--kl-divergence")
 		if err != nil {
 			return 0, 0, err
 		}
-		divergence := regexp.MustCompile(`Mean +KLD: +(-?[0-9.]+)`).FindStringSubmatch(said)
-		top := regexp.MustCompile(`Same top p: +([0-9.]+)`).FindStringSubmatch(said)
-		if divergence == nil || top == nil {
+		means := line.FindStringSubmatch(said)
+		if means == nil {
 			continue
 		}
-		if kl, err = strconv.ParseFloat(divergence[1], 64); err != nil {
+		if kl, err = strconv.ParseFloat(means[1], 64); err != nil {
 			return 0, 0, err
 		}
-		same, err = strconv.ParseFloat(top[1], 64)
+		same, err = strconv.ParseFloat(means[2], 64)
 		return kl, same / 100, err
 	}
 	return 0, 0, fmt.Errorf("llama-perplexity never says how large the divergence of %s is", m.name)
