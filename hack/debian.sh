@@ -3,9 +3,10 @@
 # Nothing is installed, what is installed does not matter, and it needs no root. Dependencies are not
 # looked for: name each package.
 #
-# usage: hack/debian.sh FOLDER RELEASE PACKAGE...
+# usage: hack/debian.sh FOLDER RELEASE[/COMPONENT] PACKAGE...
 set -euo pipefail
-folder=$(realpath -m "$1") release=$2
+folder=$(realpath -m "$1") release=${2%%/*} component=main
+[[ $2 != */* ]] || component=${2#*/}
 shift 2
 
 die() {
@@ -32,7 +33,7 @@ apt() {
 # Every release that apt is set up with names a mirror; Debian's are those that its keys have signed.
 found=
 for mirror in $(apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/[a-z]*/InRelease'.*|\1|p" | sort -u); do
-	echo "deb [signed-by=$keyring] $mirror $release main" >"$work/sources.list"
+	echo "deb [signed-by=$keyring] $mirror $release $component" >"$work/sources.list"
 	if apt update --error-on=any 2>"$work/error"; then
 		found=$mirror
 		break

@@ -75,6 +75,7 @@ var rules = map[string]rule{
 	"runtime/sampling":  {ours: append([]string{"kernels/cpu"}, pureRuntime...), pure: true},
 	"runtime/toolcall":  {ours: []string{"runtime/grammar"}, pure: true},
 	"runtime/residency": {ours: append([]string{"api/worker"}, pureRuntime...), pure: true},
+	"runtime/energy":    {pure: true},
 	"runtime/eval":      {ours: pureRuntime, pure: true},
 	"runtime/quantize":  {ours: []string{"runtime/tensor", "kernels/cpu"}, pure: true},
 
@@ -91,7 +92,8 @@ var rules = map[string]rule{
 	"runtime/worker":              {ours: underRuntime, deny: kubernetes},
 	"runtime/server":              {ours: underRuntime, deny: kubernetes},
 
-	"kernels/cpu": {ours: []string{"runtime/tensor"}, deny: kubernetes},
+	"kernels/cpu":  {ours: []string{"runtime/tensor"}, deny: kubernetes},
+	"kernels/cuda": {ours: []string{"runtime/tensor"}, deny: kubernetes},
 }
 
 var (
