@@ -1,5 +1,5 @@
-// Package device reads which devices a worker has and how much of each it may
-// claim. Start with CPU.
+// Package device reads which devices a worker has, how much of each it may claim, and how
+// they are: the processor (CPU), and accelerators through a Monitor: NVML's or Emulated ones.
 package device
 
 import (
@@ -23,6 +23,8 @@ type Device struct {
 	Description string
 	Extent      int64
 	Capacity    int64
+	// UUID is what a Monitor knows the device by; empty: it knows nothing of it.
+	UUID string
 }
 
 // Options bound the claim.

@@ -1,0 +1,395 @@
+package device
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Emulation is a Monitor of GPUs that are described in a file and are not there: for tests, and for trying
+// how models are packed without a GPU. The file, YAML or JSON, is read again whenever it is asked and has
+// changed; contents that are wrong are logged once, and the last good ones stay in force. An example:
+//
+//	devices:
+//	- uuid: GPU-1                        # as all but memory, this may be left out
+//	  name: NVIDIA A100-SXM4-80GB
+//	  pci: 00000000:3B:00.0
+//	  memory: 80Gi                       # without what the driver reserves
+//	  processes:                         # strangers
+//	  - {pid: 4711, memory: 30Gi}
+//	  others: 30Gi                       # or their memory without their numbers
+//	  utilization: 0.4                   # 0 to 1
+//	  power: 250                         # watts
+//	  powerLimit: 400
+//	  energy: 1200                       # counter, in joules; without it, it begins with 0 and grows with power
+//	  temperature: 61                    # degrees Celsius
+//	  throttled: [Heat]                  # of Heat, HeatHard, Power, PowerBrake, Hardware
+//	  eccUncorrected: 0
+//	  rowRemap: Pending                  # or Failed
+//	  xids: [63]                         # each that is added to the list is an event
+//	  gone: false                        # it does not answer; so it is after XID 79
+//	  mig:                               # it is split, and these are the devices
+//	  - {uuid: MIG-1, profile: 3g.40gb, memory: 40Gi, others: 1Gi}
+//
+// A figure that is left out is absent. What MIG instances cannot tell (energy, power, utilization) they do not
+// tell here either; temperature, throttling, errors and XIDs are their GPU's.
+type Emulation struct {
+	path string
+	held Held
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	text    []byte // of the file when last read, good or not
+	wrong   string // what was wrong with it, as logged
+	gpus    []gpu
+	energy  map[string]*counter // UUID -> grown with power
+	closed  chan struct{}
+	happens chan Event // nil until Events is called
+}
+
+// counter is energy that grows with power.
+type counter struct {
+	joules float64
+	at     time.Time
+	watts  float64 // since then
+}
+
+func (c *counter) to(now time.Time) float64 {
+	c.joules += c.watts * now.Sub(c.at).Seconds()
+	c.at = now
+	return c.joules
+}
+
+// gpu is one device of the file.
+type gpu struct {
+	UUID           string    `json:"uuid"`
+	Name           string    `json:"name"`
+	PCI            string    `json:"pci"`
+	Profile        string    `json:"profile"` // of a MIG instance
+	Memory         size      `json:"memory"`
+	Others         size      `json:"others"`
+	Processes      []process `json:"processes"`
+	Utilization    *float64  `json:"utilization"`
+	Power          *float64  `json:"power"`
+	PowerLimit     *float64  `json:"powerLimit"`
+	Energy         *float64  `json:"energy"`
+	Temperature    *float64  `json:"temperature"`
+	Throttled      []string  `json:"throttled"`
+	ECCUncorrected *float64  `json:"eccUncorrected"`
+	RowRemap       string    `json:"rowRemap"`
+	XIDs           []int     `json:"xids"`
+	Gone           bool      `json:"gone"`
+	MIG            []gpu     `json:"mig"`
+}
+
+type process struct {
+	PID    int  `json:"pid"`
+	Memory size `json:"memory"`
+}
+
+// size is bytes: a number, or "30Gi".
+type size int64
+
+func (s *size) UnmarshalJSON(b []byte) error {
+	text := strings.Trim(string(b), `"`)
+	number, factor := text, int64(1)
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if n, ok := strings.CutSuffix(text, unit); ok {
+			number, factor = n, 1<<(10*(i+1))
+		}
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || n < 0 || n*float64(factor) >= 1<<62 || math.IsNaN(n) {
+		return fmt.Errorf("%s is no size; write 30Gi or a number of bytes", b)
+	}
+	*s = size(n * float64(factor))
+	return nil
+}
+
+// Emulated reads the devices that a file describes; see Emulation for how. held is what this process holds of
+// them, log is told about contents that cannot be used; nil means slog.Default().
+func Emulated(path string, held Held, log *slog.Logger) (*Emulation, error) {
+	e := &Emulation{path: path, held: held, log: cmp.Or(log, slog.Default()), energy: map[string]*counter{}, closed: make(chan struct{})}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read emulated devices: %w", err)
+	}
+	gpus, err := describe(text)
+	if err != nil {
+		return nil, fmt.Errorf("read emulated devices from %s: %w", path, err)
+	}
+	e.text = text
+	e.take(gpus, time.Now())
+	return e, nil
+}
+
+// describe reads a file's contents.
+func describe(text []byte) ([]gpu, error) {
+	var file struct {
+		Devices []gpu `json:"devices"`
+	}
+	if err := yaml.UnmarshalStrict(text, &file); err != nil {
+		return nil, err
+	}
+	if len(file.Devices) == 0 {
+		return nil, fmt.Errorf("no devices; describe one, as in devices: [{memory: 80Gi}]")
+	}
+	seen := map[string]bool{}
+	for i := range file.Devices {
+		g := &file.Devices[i]
+		g.UUID = cmp.Or(g.UUID, fmt.Sprintf("GPU-emulated-%d", i))
+		g.Name = cmp.Or(g.Name, "Emulated GPU")
+		g.PCI = cmp.Or(g.PCI, fmt.Sprintf("00000000:%02X:00.0", i))
+		if err := g.check(seen); err != nil {
+			return nil, err
+		}
+		for k := range g.MIG {
+			m := &g.MIG[k]
+			m.UUID = cmp.Or(m.UUID, fmt.Sprintf("MIG-emulated-%d-%d", i, k))
+			m.Name = strings.TrimSpace(g.Name + " MIG " + m.Profile)
+			m.PCI = g.PCI
+			if err := m.check(seen); err != nil {
+				return nil, err
+			}
+			if len(m.MIG) > 0 || m.Power != nil || m.Energy != nil || m.Utilization != nil || len(m.XIDs) > 0 || len(m.Throttled) > 0 {
+				return nil, fmt.Errorf("MIG instance %s: only uuid, profile, memory, others and processes can be said of it", m.UUID)
+			}
+		}
+	}
+	return file.Devices, nil
+}
+
+// check finds what cannot be.
+func (g *gpu) check(seen map[string]bool) error {
+	what := func(format string, a ...any) error {
+		return fmt.Errorf("device %s: %s", g.UUID, fmt.Sprintf(format, a...))
+	}
+	reasons := []string{ThrottleHeat, ThrottleHeatHard, ThrottlePower, ThrottlePowerBrake, ThrottleHardware}
+	switch {
+	case seen[g.UUID]:
+		return what("two have this uuid")
+	case g.Memory <= 0:
+		return what("memory is missing; say how much it has, as in memory: 80Gi")
+	case g.strangers() > g.Memory:
+		return what("others hold more than its memory")
+	case g.Utilization != nil && (*g.Utilization < 0 || *g.Utilization > 1):
+		return what("utilization is %v; write a number from 0 to 1", *g.Utilization)
+	case g.RowRemap != "" && g.RowRemap != "Pending" && g.RowRemap != "Failed":
+		return what("rowRemap is %q; write Pending or Failed", g.RowRemap)
+	}
+	for _, n := range []*float64{g.Power, g.PowerLimit, g.Energy, g.ECCUncorrected} {
+		if n != nil && *n < 0 {
+			return what("%v is below zero", *n)
+		}
+	}
+	for _, t := range g.Throttled {
+		if !slices.Contains(reasons, t) {
+			return what("throttled has %q; write of %s", t, strings.Join(reasons, ", "))
+		}
+	}
+	seen[g.UUID] = true
+	return nil
+}
+
+func (g *gpu) strangers() size {
+	sum := size(0)
+	for _, p := range g.Processes {
+		sum += p.Memory
+	}
+	return max(sum, g.Others)
+}
+
+// gone: no answer comes from it.
+func (g *gpu) gone() bool { return g.Gone || slices.Contains(g.XIDs, 79) }
+
+// look reads the file again. e.mu is held.
+func (e *Emulation) look(now time.Time) {
+	text, err := os.ReadFile(e.path)
+	if err == nil {
+		if bytes.Equal(text, e.text) {
+			return
+		}
+		var gpus []gpu
+		if gpus, err = describe(text); err == nil {
+			e.text, e.wrong = text, ""
+			e.take(gpus, now)
+			return
+		}
+	}
+	if e.wrong != err.Error() {
+		e.wrong = err.Error()
+		e.log.Error("emulated devices not read, the last good description stays in force", "file", e.path, "error", err)
+	}
+}
+
+// take puts a description into force: counters go on with the new power, and an XID that the one before
+// did not have is an event. e.mu is held, or nobody else has e.
+func (e *Emulation) take(gpus []gpu, now time.Time) {
+	before := map[string][]int{}
+	for _, g := range e.gpus {
+		before[g.UUID] = g.XIDs
+	}
+	for _, g := range gpus {
+		c := e.energy[g.UUID]
+		if c == nil {
+			c = &counter{at: now}
+			e.energy[g.UUID] = c
+		}
+		c.to(now)
+		c.watts = 0
+		if g.Power != nil {
+			c.watts = *g.Power
+		}
+		was := slices.Clone(before[g.UUID])
+		for _, xid := range g.XIDs {
+			if i := slices.Index(was, xid); i >= 0 {
+				was = slices.Delete(was, i, i+1)
+				continue
+			}
+			e.happen(NewEvent(g.UUID, now, xid))
+		}
+	}
+	e.gpus = gpus
+}
+
+// happen passes an event on, if somebody listens and keeps up. e.mu is held.
+func (e *Emulation) happen(event Event) {
+	if e.happens == nil {
+		return
+	}
+	select {
+	case e.happens <- event:
+	default:
+		e.log.Error("an event is lost, since 64 wait", "device", event.UUID, "xid", event.XID)
+	}
+}
+
+// Devices reads the file and lists what it describes.
+func (e *Emulation) Devices() ([]Unit, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.look(time.Now())
+	var units []Unit
+	for i, g := range e.gpus {
+		units = append(units, Unit{UUID: g.UUID, Name: g.Name, PCI: g.PCI, Index: i, Split: len(g.MIG) > 0, Total: int64(g.Memory)})
+		for _, m := range g.MIG {
+			units = append(units, Unit{UUID: m.UUID, Name: m.Name, PCI: m.PCI, Index: i, MIG: true, Parent: g.UUID, Total: int64(m.Memory)})
+		}
+	}
+	return units, nil
+}
+
+// Read reads the file and says what it says of a device.
+func (e *Emulation) Read(uuid string) (Reading, error) {
+	held := e.held.of(uuid) // which may take locks of its own
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.look(now)
+	for _, g := range e.gpus {
+		if g.UUID == uuid {
+			return e.read(g, g, held, now)
+		}
+		for _, m := range g.MIG {
+			if m.UUID == uuid {
+				return e.read(m, g, held, now)
+			}
+		}
+	}
+	return Reading{}, fmt.Errorf("%s describes no device %s: %w", e.path, uuid, ErrGone)
+}
+
+// read reads g, of which whole is the GPU.
+func (e *Emulation) read(g, whole gpu, held int64, now time.Time) (Reading, error) {
+	if whole.gone() {
+		return Reading{}, fmt.Errorf("device %s: %w", g.UUID, ErrGone)
+	}
+	figure := func(n *float64) Figure {
+		if n == nil {
+			return Figure{}
+		}
+		return Known(*n)
+	}
+	r := Reading{
+		Time: now, Total: int64(g.Memory), Ours: min(held, int64(g.Memory)), OursFrom: OursHeld,
+		TemperatureCelsius: figure(whole.Temperature), Throttled: slices.Clone(whole.Throttled), ECCUncorrected: figure(whole.ECCUncorrected),
+		RemapPending: whole.RowRemap == "Pending", RemapFailed: whole.RowRemap == "Failed",
+	}
+	r.Others = min(int64(g.strangers()), r.Total-r.Ours)
+	r.Free = r.Total - r.Ours - r.Others
+	for _, p := range g.Processes {
+		r.Processes = append(r.Processes, Process{PID: p.PID, Bytes: int64(p.Memory)})
+	}
+	if g.UUID != whole.UUID {
+		return r, nil
+	}
+	r.Utilization, r.PowerWatts, r.PowerLimitWatts, r.EnergyJoules = figure(g.Utilization), figure(g.Power), figure(g.PowerLimit), figure(g.Energy)
+	if g.Energy == nil && g.Power != nil {
+		r.EnergyJoules = Known(e.energy[g.UUID].to(now))
+	}
+	return r, nil
+}
+
+// Events reads the file each quarter of a second, for XIDs that come. Those of the first description
+// are events too: they come at once.
+func (e *Emulation) Events(ctx context.Context) <-chan Event {
+	out := make(chan Event)
+	e.mu.Lock()
+	happens := make(chan Event, 64)
+	e.happens = happens
+	for _, g := range e.gpus {
+		for _, xid := range g.XIDs {
+			e.happen(NewEvent(g.UUID, time.Now(), xid))
+		}
+	}
+	e.mu.Unlock()
+	go func() {
+		defer close(out)
+		tick := time.NewTicker(250 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case event := <-happens:
+				select {
+				case out <- event:
+				case <-ctx.Done():
+					return
+				case <-e.closed:
+					return
+				}
+			case now := <-tick.C:
+				e.mu.Lock()
+				e.look(now)
+				e.mu.Unlock()
+			case <-ctx.Done():
+				return
+			case <-e.closed:
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// Close ends Events.
+func (e *Emulation) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.closed:
+	default:
+		close(e.closed)
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package device
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func emulate(t *testing.T, text string, held Held) (e *Emulation, path string, log *bytes.Buffer) {
+	t.Helper()
+	path, log = filepath.Join(t.TempDir(), "gpus.yaml"), &bytes.Buffer{}
+	write(t, path, text)
+	e, err := Emulated(path, held, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, path, log
+}
+
+// everything is the example of Emulation, with two instances on another GPU.
+const everything = `devices:
+- uuid: GPU-1
+  name: NVIDIA A100-SXM4-80GB
+  pci: 00000000:3B:00.0
+  memory: 80Gi
+  processes:
+  - {pid: 4711, memory: 30Gi}
+  utilization: 0.4
+  power: 250
+  powerLimit: 400
+  energy: 1200
+  temperature: 61
+  throttled: [Heat]
+  eccUncorrected: 0
+  rowRemap: Pending
+- memory: 85899345920
+  temperature: 50
+  mig:
+  - {uuid: MIG-1, profile: 3g.40gb, memory: 40Gi, others: 1Gi}
+  - {memory: 0.5Gi}
+`
+
+func TestEmulated(t *testing.T) {
+	e, _, _ := emulate(t, everything, func(uuid string) int64 { return map[string]int64{"GPU-1": 10 << 30, "MIG-1": 60 << 30}[uuid] })
+	got, err := e.Devices()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Unit{
+		{UUID: "GPU-1", Name: "NVIDIA A100-SXM4-80GB", PCI: "00000000:3B:00.0", Total: 80 << 30},
+		{UUID: "GPU-emulated-1", Name: "Emulated GPU", PCI: "00000000:01:00.0", Index: 1, Split: true, Total: 80 << 30},
+		{UUID: "MIG-1", Name: "Emulated GPU MIG 3g.40gb", PCI: "00000000:01:00.0", Index: 1, MIG: true, Parent: "GPU-emulated-1", Total: 40 << 30},
+		{UUID: "MIG-emulated-1-1", Name: "Emulated GPU MIG", PCI: "00000000:01:00.0", Index: 1, MIG: true, Parent: "GPU-emulated-1", Total: 512 << 20},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	for uuid, want := range map[string]Reading{
+		"GPU-1": {
+			Total: 80 << 30, Free: 40 << 30, Ours: 10 << 30, Others: 30 << 30, OursFrom: OursHeld,
+			Utilization: Known(0.4), PowerWatts: Known(250), PowerLimitWatts: Known(400), EnergyJoules: Known(1200), TemperatureCelsius: Known(61),
+			Throttled: []string{ThrottleHeat}, ECCUncorrected: Known(0), RemapPending: true, Processes: []Process{{PID: 4711, Bytes: 30 << 30}},
+		},
+		"MIG-1":            {Total: 40 << 30, Ours: 40 << 30, OursFrom: OursHeld, TemperatureCelsius: Known(50)}, // no more than there is
+		"MIG-emulated-1-1": {Total: 512 << 20, Free: 512 << 20, OursFrom: OursHeld, TemperatureCelsius: Known(50)},
+	} {
+		r, err := e.Read(uuid)
+		r.Time = time.Time{}
+		if d := cmp.Diff(want, r); d != "" || err != nil {
+			t.Errorf("%s: %v\n%s", uuid, err, d)
+		}
+	}
+	if _, err := e.Read("GPU-9"); !errors.Is(err, ErrGone) {
+		t.Error(err)
+	}
+	if claimed, err := Claim(e, "cuda", 0, Options{}); err != nil || len(claimed) != 3 || claimed[0].Capacity != 50<<30 || claimed[2].UUID != "MIG-emulated-1-1" {
+		t.Error(claimed, err)
+	}
+}
+
+func TestEmulatedWrong(t *testing.T) {
+	for text, says := range map[string]string{
+		"":                          "no devices",
+		"devices: [{}]":             "memory is missing",
+		"devices: [{memory: many}]": "no size",
+		"devices: [{memory: -1}]":   "no size",
+		"devices: [{memory: 1e30}]": "no size",
+		"devices: [{memory: NaN}]":  "no size",
+		"devices: [{memry: 1Gi}]":   "memry",
+		"devices: [{memory: 1Gi":    "yaml",
+		"devices: [{memory: 1Gi, uuid: a}, {memory: 1Gi, uuid: a}]":       "two have this uuid",
+		"devices: [{memory: 1Gi, others: 2Gi}]":                           "more than its memory",
+		"devices: [{memory: 1Gi, utilization: 40}]":                       "from 0 to 1",
+		"devices: [{memory: 1Gi, power: -3}]":                             "below zero",
+		"devices: [{memory: 1Gi, throttled: [Hot]}]":                      "HeatHard",
+		"devices: [{memory: 1Gi, rowRemap: Yes}]":                         "Pending or Failed",
+		"devices: [{memory: 1Gi, mig: [{memory: 1Gi, power: 3}]}]":        "only uuid",
+		"devices: [{memory: 1Gi, mig: [{memory: 1Gi, mig: [{}]}]}]":       "only uuid",
+		"devices: [{memory: 1Gi, mig: [{profile: 1g.5gb}]}]":              "memory is missing",
+		"devices: [{memory: 1Gi, processes: [{pid: 1, memory: 1025Mi}]}]": "more than its memory",
+	} {
+		path := filepath.Join(t.TempDir(), "gpus")
+		write(t, path, text)
+		if _, err := Emulated(path, nil, nil); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if _, err := Emulated(filepath.Join(t.TempDir(), "none"), nil, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// TestEmulatedChanges: the last good contents stay in force, and what is wrong is said once.
+func TestEmulatedChanges(t *testing.T) {
+	e, path, log := emulate(t, "devices: [{memory: 10Gi}]", nil)
+	others := func() int64 {
+		t.Helper()
+		r, err := e.Read("GPU-emulated-0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Others
+	}
+	write(t, path, "devices: [{memory: 10Gi, others: 3Gi}]")
+	if n := others(); n != 3<<30 {
+		t.Error(n)
+	}
+	write(t, path, "devices: [{memory: 10Gi, others: ")
+	if n := others() + others(); n != 6<<30 {
+		t.Error(n)
+	}
+	if n := strings.Count(log.String(), "last good description stays in force"); n != 1 {
+		t.Errorf("%d times: %s", n, log)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if n := others(); n != 3<<30 || strings.Count(log.String(), "\n") != 2 {
+		t.Error(n, log)
+	}
+	write(t, path, "devices: [{memory: 10Gi, gone: true}]")
+	if _, err := e.Read("GPU-emulated-0"); !errors.Is(err, ErrGone) {
+		t.Error(err)
+	}
+	write(t, path, "devices: [{memory: 10Gi}]")
+	if n := others(); n != 0 {
+		t.Error(n)
+	}
+}
+
+// TestEmulatedEnergy: the counter is the sum of power over time, whoever reads it.
+func TestEmulatedEnergy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, path, _ := emulate(t, "devices: [{memory: 10Gi, power: 100}]", nil)
+		joules := func() float64 {
+			r, err := e.Read("GPU-emulated-0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r.EnergyJoules.Value
+		}
+		time.Sleep(10 * time.Second)
+		if j := joules(); j != 1000 {
+			t.Error(j)
+		}
+		write(t, path, "devices: [{memory: 10Gi, power: 300}]")
+		_ = joules() // which sees it
+		time.Sleep(10 * time.Second)
+		if j := joules(); j != 4000 {
+			t.Error(j)
+		}
+		write(t, path, "devices: [{memory: 10Gi}]")
+		if r, err := e.Read("GPU-emulated-0"); r.EnergyJoules.Known || r.PowerWatts.Known || err != nil {
+			t.Error(r, err)
+		}
+	})
+}
+
+func TestEmulatedEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, path, _ := emulate(t, "devices: [{memory: 10Gi, xids: [63]}, {memory: 1Gi}]", nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		events := e.Events(ctx)
+		next := func(uuid string, xid int) {
+			t.Helper()
+			if got := <-events; got.UUID != uuid || got.XID != xid || got.Time.IsZero() || got.Message == "" {
+				t.Errorf("%+v, want %d of %s", got, xid, uuid)
+			}
+		}
+		next("GPU-emulated-0", 63)
+		write(t, path, "devices: [{memory: 10Gi, xids: [63, 31]}, {memory: 1Gi, xids: [79]}]")
+		next("GPU-emulated-0", 31)
+		next("GPU-emulated-1", 79)
+		if _, err := e.Read("GPU-emulated-1"); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		write(t, path, "devices: [{memory: 10Gi}, {memory: 1Gi}]")
+		time.Sleep(time.Second)
+		if _, err := e.Read("GPU-emulated-1"); err != nil {
+			t.Error(err)
+		}
+		write(t, path, "devices: [{memory: 10Gi, xids: [31, 31]}, {memory: 1Gi}]")
+		next("GPU-emulated-0", 31)
+		next("GPU-emulated-0", 31)
+		cancel()
+		if e, open := <-events; open {
+			t.Error(e)
+		}
+		if err := errors.Join(e.Close(), e.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	e, _, _ := emulate(t, "devices: [{memory: 10Gi}]", nil)
+	events := e.Events(t.Context())
+	e.Close()
+	if e, open := <-events; open {
+		t.Error(e)
+	}
+}
