@@ -37,6 +37,7 @@ type Engine struct {
 	replicas map[string]*replica
 	requests map[uint64]*request // sequence -> who asked
 	stepping *replica            // whose program runs now
+	since    time.Time           // since then; zero: its step has been counted
 	last     uint64              // sequence
 	stopped  bool
 	settled  chan struct{} // closed when extents have been given back; nil: nobody waits for that
@@ -393,11 +394,15 @@ func (e *Engine) wakeSettled() {
 	}
 }
 
-// Stats of a replica; false if there is none.
+// Stats of a replica; false if there is none. The step that runs is busy up to now.
 func (e *Engine) Stats(name string) (Stats, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.batcher.Stats(name)
+	s, ok := e.batcher.Stats(name)
+	if ok && e.stepping != nil && e.stepping.Name == name && !e.since.IsZero() {
+		s.Busy += time.Since(e.since)
+	}
+	return s, ok
 }
 
 // work is one step: a batch, the replica that runs it, and whose span is whose. The
@@ -462,7 +467,7 @@ func (e *Engine) next() *work {
 	w.next = slices.Grow(w.next[:0], n)[:n]
 	clear(w.choices)
 	clear(w.next)
-	e.stepping = w.replica
+	e.stepping, e.since = w.replica, w.began
 	return w
 }
 
@@ -585,6 +590,7 @@ func (e *Engine) commit(w *work) {
 		}
 		q.choice, w.next[i] = c.token, batching.Next{Token: c.token.ID, Ended: q.ended()}
 	}
+	e.since = time.Time{}
 	e.deliver(e.batcher.Commit(w.batch, w.next, time.Since(w.began))...)
 }
 
@@ -598,6 +604,7 @@ func (e *Engine) abort(w *work, err error) {
 	if w.replica.broken != nil {
 		err = w.replica.broken
 	}
+	e.since = time.Time{}
 	e.deliver(e.batcher.Abort(w.batch, err, time.Since(w.began))...)
 }
 

@@ -180,6 +180,34 @@ func prompt(n int, seed int32) []int32 {
 	return ids
 }
 
+// TestBusy: a step counts as it runs, once.
+func TestBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		b, _ := small("b")
+		p.step = time.Minute
+		e := start(t, a, b)
+		busy := func(replica string, want time.Duration) {
+			t.Helper()
+			if s, _ := e.Stats(replica); s.Busy != want {
+				t.Errorf("%s was busy for %v, want %v", replica, s.Busy, want)
+			}
+		}
+		events := submit(t, e, t.Context(), Request{Replica: "a", Prompt: prompt(8, 1), MaxTokens: 2})
+		synctest.Wait()
+		busy("a", 0)
+		time.Sleep(20 * time.Second)
+		busy("a", 20*time.Second)
+		busy("b", 0)
+		time.Sleep(70 * time.Second)
+		busy("a", 90*time.Second)
+		for range events {
+		}
+		time.Sleep(time.Minute)
+		busy("a", 2*time.Minute)
+	})
+}
+
 // TestTogether: sixteen requests for two replicas, more than the blocks have room
 // for at once, give what each gives alone.
 func TestTogether(t *testing.T) {
