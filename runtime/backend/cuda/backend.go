@@ -1,0 +1,361 @@
+//go:build cuda && cgo
+
+package cuda
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+
+	processor "github.com/estiba/estiba/kernels/cpu"
+	kernels "github.com/estiba/estiba/kernels/cuda"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/cuda/driver"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/tensor"
+)
+
+// overhead is what the process needs on a device beside models, of so many free bytes: lanes of loads, what steps take
+// in, graphs, and what the driver takes for itself as it goes on.
+func overhead(free int64) int64 { return min(384<<20, free/8) }
+
+// Addresses for what all programs share: the numbers of a step, among them tables of 256 sequences of a million
+// tokens, and the parts of attention of any step.
+const (
+	mostNumbers = 128 * Extent
+	mostScratch = 4096 * Extent
+)
+
+// stepExtents are kept for those from the start; on a small device a few.
+const (
+	stepExtents      = 24
+	smallStepExtents = 4
+)
+
+// Devices are the CUDA devices of this machine as a worker may claim them: what is free on each, less overhead and
+// headroom, and Memory of each at most. They are opened for that, and stay so, since opening one takes long.
+// The error is an ErrNone where there is no driver, or no device that it gives to this process.
+func Devices(o device.Options) ([]device.Device, error) {
+	infos, err := driver.Devices()
+	if err != nil {
+		return nil, none(err)
+	}
+	var all []device.Device
+	for _, info := range infos {
+		c, err := driver.Open(info.Ordinal)
+		if err != nil {
+			return nil, fmt.Errorf("open device %s (%s): %w", Name(info.Ordinal), info.Name, err)
+		}
+		free, _, err := c.Memory()
+		if err != nil {
+			return nil, fmt.Errorf("device %s (%s): %w", Name(info.Ordinal), info.Name, err)
+		}
+		claim, from := free-overhead(free), residency.Bytes(free)+" free"
+		if o.Memory > 0 && o.Memory < claim {
+			claim, from = o.Memory, residency.Bytes(o.Memory)+" as asked for"
+		}
+		claim -= claim / 100 * int64(o.Headroom)
+		d := device.Device{
+			Name: Name(info.Ordinal), Kind: Kind, UUID: info.UUID, Extent: Extent, Capacity: claim / Extent * Extent,
+			Description: fmt.Sprintf("%s, %s, %d %% headroom", info.Name, from, o.Headroom),
+		}
+		if d.Capacity < Extent {
+			return nil, fmt.Errorf("device %s (%s) has %s free, which leaves no room for a model; end what holds the rest, or choose others with CUDA_VISIBLE_DEVICES", d.Name, info.Name, residency.Bytes(free))
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+func none(err error) error {
+	if errors.Is(err, driver.ErrNoDriver) {
+		return fmt.Errorf("%w: %w", ErrNone, err)
+	}
+	return err
+}
+
+// Backend is one device. It implements backend.Backend.
+type Backend struct {
+	name    string
+	info    driver.Info
+	context *driver.Context
+	module  *driver.Module
+	slab    *slab
+	loader  *loader
+	pass    []byte // pinned memory of the device
+	in, out []byte // of it: what steps take in, and give out
+	stream  *driver.Stream
+
+	mu      sync.Mutex
+	kernels map[string]driver.Kernel
+
+	// One step at a time, whichever program's: numbers are what it reads, scratch is what attention works in.
+	step             sync.Mutex
+	numbers, scratch region
+}
+
+// New opens a device that Devices described, and claims its memory.
+func New(d device.Device, o Options) (backend.Backend, error) {
+	b, err := open(d, o)
+	if err != nil {
+		return nil, fmt.Errorf("device %s: %w", d.Name, err)
+	}
+	return b, nil
+}
+
+func open(d device.Device, o Options) (*Backend, error) {
+	infos, err := driver.Devices()
+	if err != nil {
+		return nil, none(err)
+	}
+	n, err := ordinal(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(infos, func(i driver.Info) bool {
+		if d.UUID != "" {
+			return i.UUID == d.UUID
+		}
+		return i.Ordinal == n
+	})
+	if at < 0 {
+		return nil, fmt.Errorf("the driver has %d devices, and not this one (%s)", len(infos), d.UUID)
+	}
+	b := &Backend{name: d.Name, info: infos[at], kernels: map[string]driver.Kernel{}}
+	image, err := kernels.Module(b.info.Major, b.info.Minor)
+	if err != nil {
+		return nil, err
+	}
+	if b.context, err = driver.Open(b.info.Ordinal); err != nil {
+		return nil, err
+	}
+	if err := b.start(d, o, image); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+// start takes what the backend needs.
+func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
+	if b.module, err = b.context.Load(image); err != nil {
+		return fmt.Errorf("load the kernels: %w", err)
+	}
+	lanes, piece := lanesOf(d.Capacity)
+	spare := (lanes*piece+Extent-1)/Extent + 1 + stepExtents
+	if d.Capacity < smallDevice {
+		spare += smallStepExtents - stepExtents
+	}
+	if b.slab, err = newSlab(b.context, d.Extent, int(d.Capacity/d.Extent), spare, o.Lazy); err != nil {
+		return err
+	}
+	if b.stream, err = b.context.NewStream(); err != nil {
+		return err
+	}
+	if b.numbers, err = b.slab.growing(Extent, mostNumbers); err != nil {
+		return err
+	}
+	if b.scratch, err = b.slab.growing(Extent, mostScratch); err != nil {
+		return err
+	}
+	var queue chan []byte
+	if b.pass, queue, err = enterHost(b.context); err != nil {
+		return err
+	}
+	b.in, b.out = b.pass[:len(b.pass)/4], b.pass[len(b.pass)/4:]
+	b.loader, err = b.newLoader(queue, lanes, piece)
+	return err
+}
+
+// Close gives the device back. Programs must have been closed.
+func (b *Backend) Close() error {
+	var errs []error
+	if b.loader != nil {
+		errs = append(errs, b.loader.close())
+	}
+	if b.pass != nil {
+		errs = append(errs, leaveHost(b.pass))
+	}
+	if b.stream != nil {
+		errs = append(errs, b.stream.Close())
+	}
+	if b.slab != nil {
+		errs = append(errs, b.slab.release(&b.numbers), b.slab.release(&b.scratch), b.slab.close())
+	}
+	if b.module != nil {
+		errs = append(errs, b.module.Close())
+	}
+	return errors.Join(append(errs, b.context.Close())...)
+}
+
+// Name of the device.
+func (b *Backend) Name() string { return b.name }
+
+// Supports every kind of op, on weights of every format.
+func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
+	return d.Block() != 0 && slices.Contains(graph.Kinds(), k)
+}
+
+// Held is what the device holds now, in bytes: what programs and the backend itself have, and KV extents
+// with something behind them.
+func (b *Backend) Held() (others, kv int64) {
+	free, mapped := b.slab.counts()
+	return int64(b.slab.most-free-mapped) * Extent, int64(mapped) * Extent
+}
+
+// Discard gives the memory behind KV extents to whoever needs it next.
+func (b *Backend) Discard(extents []int32) {
+	b.step.Lock()
+	defer b.step.Unlock()
+	// It fails only where the device does, which the next step says.
+	_ = b.slab.discard(extents)
+}
+
+// kernel by its name.
+func (b *Backend) kernel(name string) (driver.Kernel, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if k, ok := b.kernels[name]; ok {
+		return k, nil
+	}
+	k, err := b.module.Kernel(name)
+	if err == nil {
+		b.kernels[name] = k
+	}
+	return k, err
+}
+
+// launches as the driver takes them.
+func (b *Backend) launches(of []kernels.Launch) ([]driver.Launch, error) {
+	all := make([]driver.Launch, len(of))
+	for i, l := range of {
+		k, err := b.kernel(l.Kernel)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = driver.Launch{Kernel: k, Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size}
+	}
+	return all, nil
+}
+
+// reach sees to so many bytes of scratch.
+func (b *Backend) reach(bytes int64) error {
+	b.step.Lock()
+	defer b.step.Unlock()
+	return b.slab.grow(&b.scratch, bytes)
+}
+
+// launch kernels one after the other on a stream.
+func (b *Backend) launch(s *driver.Stream, of ...kernels.Launch) error {
+	all, err := b.launches(of)
+	if err != nil {
+		return err
+	}
+	return s.LaunchAll(all)
+}
+
+// fault says which errors are the device's and not the model's.
+func (b *Backend) fault(err error) error {
+	if e, ok := errors.AsType[*driver.Error](err); ok && (e.Sticky() || e.Lost()) {
+		return &backend.DeviceError{Device: b.name, Lost: e.Lost(), Err: err}
+	}
+	return err
+}
+
+// Compile makes a program of a graph: its memory is claimed, then its weights are brought to the device.
+func (b *Backend) Compile(ctx context.Context, g *graph.Graph, weights backend.Weights, limits backend.Limits) (backend.Program, error) {
+	p, err := b.program(ctx, g, weights, limits)
+	if err != nil {
+		return nil, fmt.Errorf("compile for %s: %w", b.name, b.fault(err))
+	}
+	return p, nil
+}
+
+func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.Weights, limits backend.Limits) (*program, error) {
+	if err := g.Check(); err != nil {
+		return nil, err
+	}
+	if limits.Exact {
+		return nil, errors.New("exact arithmetic is the processor's: take --device cpu with --exact, or leave --exact out")
+	}
+	if g.Encoder() {
+		limits.BlockTokens, limits.Blocks = 1, 0 // nothing is cached
+	}
+	if limits.MaxTokens < 1 || limits.MaxRows < 1 || limits.MaxTokens > mostStepTokens || limits.MaxRows > mostStepTokens {
+		return nil, fmt.Errorf("limits %+v: tokens and rows must be 1 to %d", limits, mostStepTokens)
+	}
+	g = g.Fast()
+	p := &program{
+		b: b, graph: g, plan: g.Plan(), cache: g.Cache(), rotations: g.Rotations(), rotationOf: g.RotationOf(),
+		bounds: bounds{Limits: limits, encoder: g.Encoder(), positions: math.MaxInt32}, graphs: map[graphKey]*driver.Graph{},
+	}
+	var sources []source
+	uses := g.Uses()
+	for i, w := range g.Weights {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		m, pages, err := matrix(w, weights)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, source{name: w.Name, stored: graph.Stored{Use: uses[i], DType: m.DType, Rows: m.Rows, Cols: m.Cols, Count: 1}, from: m, pages: pages})
+	}
+	for i, n := range g.Nodes {
+		switch n.Kind {
+		case graph.Embed:
+			p.bounds.vocabulary = sources[n.In[0]].from.Rows
+		case graph.Positions:
+			p.bounds.positions = min(p.bounds.positions, sources[n.In[0]].from.Rows)
+		case graph.Bias:
+			if uses[n.In[1]] != graph.Vector {
+				return nil, fmt.Errorf("node %d: weight %q is a bias and a matrix too", i, g.Weights[n.In[1]].Name)
+			}
+		}
+	}
+	if err := p.place(sources); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	pieces, err := p.pieces(sources)
+	if err == nil {
+		err = b.loader.load(ctx, pieces, limits.Progress)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// matrix is a weight as checkpoints have it; a vector is a matrix of one row. pages says that it is a file's.
+func matrix(w graph.Weight, weights backend.Weights) (m processor.Matrix, pages bool, err error) {
+	t, err := weights(w.Name)
+	if err != nil {
+		return m, false, err
+	}
+	if !t.Shape.Equal(w.Shape) {
+		return m, false, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
+	}
+	n, ok := t.Shape.Elements()
+	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
+		return m, false, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
+	}
+	cols := w.Shape[len(w.Shape)-1]
+	if cols%t.DType.Block() != 0 {
+		return m, false, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, cols, t.DType, t.DType.Block())
+	}
+	m = processor.Matrix{DType: t.DType, Rows: 1, Cols: cols, Data: t.Data}
+	if len(w.Shape) == 2 {
+		m.Rows = w.Shape[0]
+	}
+	if m.Rows > math.MaxInt32 || m.Cols > math.MaxInt32 {
+		return m, false, fmt.Errorf("weight %q of shape %v is larger than any that is computed with", w.Name, w.Shape)
+	}
+	return m, t.Mapped, nil
+}

@@ -1,0 +1,94 @@
+//go:build cuda && cgo
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/estiba/estiba/runtime/backend/cuda/driver"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+const (
+	laneBytes  = 8 << 20 // of what is on its way from a file to a device at once
+	lanes      = 8       // of the process
+	passBytes  = 4 << 20 // of a device: what steps take in and give out passes through it
+	smallLanes = 2       // of a device of less than smallDevice, with pieces of smallPiece
+	smallPiece = 2 << 20
+)
+
+// smallDevice has no room for lanes of full size.
+const smallDevice = 4 << 30
+
+// host is the pinned memory of the process: one piece, allocated when the first backend is made and given back with
+// the last. Lanes are of the process, whose disk and memory they keep busy; each device has a pass of its own.
+var host struct {
+	sync.Mutex
+	users  int
+	pinned *driver.Pinned
+	lanes  chan []byte
+	passes [][]byte // free ones
+}
+
+// lanesOf a device with so much memory, and how many bytes pass on one at once.
+func lanesOf(memory int64) (n, piece int) {
+	if memory < smallDevice {
+		return smallLanes, smallPiece
+	}
+	return lanes, laneBytes
+}
+
+// hostBytes of pinned memory for so many devices.
+func hostBytes(devices int) int { return lanes*laneBytes + devices*passBytes }
+
+// enterHost gives a pass of pinned memory, and the lanes. leaveHost ends their use.
+func enterHost(c *driver.Context) (pass []byte, all chan []byte, err error) {
+	host.Lock()
+	defer host.Unlock()
+	if host.users == 0 {
+		devices, err := driver.Devices()
+		if err != nil {
+			return nil, nil, err
+		}
+		n := hostBytes(len(devices))
+		if limit, ok := device.HostLimit(nil); ok && int64(n) > device.Room(limit) {
+			return nil, nil, fmt.Errorf("pinned memory for loads takes %s, and this process may have %s in all: give the container a memory limit of at least %s",
+				residency.Bytes(int64(n)), residency.Bytes(limit), residency.Bytes(2*int64(n)))
+		}
+		if host.pinned, err = c.Pin(n); err != nil {
+			return nil, nil, fmt.Errorf("pin %s of memory for loads: %w", residency.Bytes(int64(n)), err)
+		}
+		rest := host.pinned.Bytes
+		cut := func(n int) []byte { part := rest[:n:n]; rest = rest[n:]; return part }
+		host.lanes, host.passes = make(chan []byte, lanes), nil
+		for range lanes {
+			host.lanes <- cut(laneBytes)
+		}
+		for range devices {
+			host.passes = append(host.passes, cut(passBytes))
+		}
+	}
+	last := len(host.passes) - 1
+	if last < 0 {
+		return nil, nil, errors.New("each device has one backend, and one is there already")
+	}
+	pass = host.passes[last]
+	host.passes = host.passes[:last]
+	host.users++
+	return pass, host.lanes, nil
+}
+
+func leaveHost(pass []byte) error {
+	host.Lock()
+	defer host.Unlock()
+	host.passes = append(host.passes, pass)
+	if host.users--; host.users > 0 {
+		return nil
+	}
+	p := host.pinned
+	host.pinned, host.lanes, host.passes = nil, nil, nil
+	return p.Close()
+}

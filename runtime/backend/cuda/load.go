@@ -1,0 +1,232 @@
+//go:build cuda && cgo
+
+package cuda
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	kernels "github.com/estiba/estiba/kernels/cuda"
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/backend/cuda/driver"
+)
+
+// piece is a part of a weight that goes from the checkpoint to the device at once.
+type piece struct {
+	data  []byte // of the checkpoint
+	pages bool   // of a file
+	to    kernels.Address
+	// convert writes to pinned memory what is to be on the device, and says how many bytes; nil: data as it is.
+	convert func(dst []byte) int
+	// pack makes what the weight is at its place of what has come to an address; nil: to is its place.
+	pack func(from kernels.Address) kernels.Launch
+}
+
+// lane is where pieces pass on a device, one at a time.
+type lane struct {
+	staging        kernels.Address
+	copied, packed *driver.Event
+}
+
+// loader moves weights to a device: goroutines read files into pinned memory, one stream copies, another packs.
+type loader struct {
+	b             *Backend
+	copies, packs *driver.Stream
+	staging       region
+	piece         int // bytes of staging of a lane
+	lanes         chan *lane
+	host          chan []byte
+}
+
+func (b *Backend) newLoader(host chan []byte, n, piece int) (l *loader, err error) {
+	l = &loader{b: b, host: host, piece: piece, lanes: make(chan *lane, n)}
+	if l.staging, err = b.slab.room(int64(n) * int64(l.piece)); err != nil {
+		return nil, err
+	}
+	l.copies, err = b.context.NewStream()
+	if err == nil {
+		l.packs, err = b.context.NewStream()
+	}
+	for i := 0; i < n && err == nil; i++ {
+		a := &lane{staging: l.staging.at + kernels.Address(i*l.piece)}
+		if a.copied, err = b.context.NewEvent(); err == nil {
+			a.packed, err = b.context.NewEvent()
+		}
+		l.lanes <- a
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+func (l *loader) close() error {
+	var errs []error
+	for range len(l.lanes) {
+		a := <-l.lanes
+		for _, e := range []*driver.Event{a.copied, a.packed} {
+			if e != nil {
+				errs = append(errs, e.Close())
+			}
+		}
+	}
+	for _, s := range []*driver.Stream{l.copies, l.packs} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	return errors.Join(append(errs, l.b.slab.release(&l.staging))...)
+}
+
+// load brings all pieces to the device. When it returns, nothing of them is under way, whatever the error.
+// Progress is told ascending shares, by one goroutine at a time.
+func (l *loader) load(ctx context.Context, pieces []piece, progress func(float64)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		mu       sync.Mutex
+		next     int
+		read, of int
+		movers   sync.WaitGroup
+	)
+	for _, p := range pieces {
+		of += len(p.data)
+	}
+	for range min(cap(l.lanes), len(pieces)) {
+		movers.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				mu.Unlock()
+				if i >= len(pieces) || ctx.Err() != nil {
+					return
+				}
+				if err := l.move(ctx, pieces[i]); err != nil {
+					cancel(err)
+					return
+				}
+				mu.Lock()
+				read += len(pieces[i].data)
+				if progress != nil && ctx.Err() == nil {
+					progress(float64(read) / float64(of))
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	movers.Wait()
+	return context.Cause(ctx)
+}
+
+// move brings a piece to the device and waits until it is there.
+func (l *loader) move(ctx context.Context, p piece) (err error) {
+	var pinned []byte
+	select {
+	case pinned = <-l.host:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { l.host <- pinned }()
+	n, err := p.read(pinned[:l.piece])
+	if err != nil {
+		return err
+	}
+	var a *lane
+	select {
+	case a = <-l.lanes:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { l.lanes <- a }()
+	last := a.copied
+	to := p.to
+	if p.pack != nil {
+		to = a.staging
+	}
+	if err = l.copies.CopyIn(to, pinned[:n]); err == nil {
+		err = l.copies.Record(a.copied)
+	}
+	if err == nil && p.pack != nil {
+		last = a.packed
+		if err = l.packs.Wait(a.copied); err == nil {
+			err = l.b.launch(l.packs, p.pack(a.staging))
+		}
+		if err == nil {
+			err = l.packs.Record(a.packed)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, l.copies.Synchronize(), l.packs.Synchronize())
+	}
+	return last.Synchronize()
+}
+
+// read copies a piece of the checkpoint to pinned memory. A file that became shorter, or whose disk failed, is
+// backend.ErrFault.
+func (p piece) read(dst []byte) (n int, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if broken := recover(); broken != nil {
+			if _, ok := broken.(interface{ Addr() uintptr }); !ok {
+				panic(broken)
+			}
+			err = fmt.Errorf("read the weights: %w", backend.ErrFault)
+		}
+	}()
+	if p.pages {
+		populate(p.data)
+	}
+	if p.convert != nil {
+		n = p.convert(dst)
+	} else {
+		n = copy(dst, p.data)
+	}
+	if p.pages {
+		leave(p.data)
+	}
+	return n, nil
+}
+
+// populate maps all pages of b at once, or, where the system cannot, one by one. It is here that a file
+// which has become shorter faults.
+func populate(b []byte) {
+	if whole := pages(b, true); unix.Madvise(whole, unix.MADV_POPULATE_READ) == nil || len(b) == 0 {
+		return
+	}
+	sum := b[len(b)-1]
+	for i := 0; i < len(b); i += os.Getpagesize() {
+		sum ^= b[i]
+	}
+	runtime.KeepAlive(sum) // else the reads could be left out
+}
+
+// leave the pages that nothing but b touches to the system.
+func leave(b []byte) {
+	if own := pages(b, false); len(own) > 0 {
+		_ = unix.Madvise(own, unix.MADV_DONTNEED) // else they stay until the model is closed
+	}
+}
+
+// pages is the whole pages that b touches, or those that have nothing else.
+func pages(b []byte, touched bool) []byte {
+	page, first := uintptr(os.Getpagesize()), address(b)
+	from, to := (first+page-1)/page*page, (first+uintptr(len(b)))/page*page
+	if touched {
+		from, to = first/page*page, (first+uintptr(len(b))+page-1)/page*page
+	}
+	if to <= from {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(b)), int(from)-int(first))), to-from)
+}
+
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

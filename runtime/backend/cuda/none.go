@@ -1,0 +1,18 @@
+//go:build !(cuda && cgo)
+
+package cuda
+
+import (
+	"fmt"
+
+	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/device"
+)
+
+var errBuild = fmt.Errorf("%w: this program was built without CUDA; build it with 'source <(hack/cuda/env.sh) && go build -tags cuda ./cmd/estiba', or compute with --device cpu", ErrNone)
+
+// Devices of this machine: none, in this build.
+func Devices(device.Options) ([]device.Device, error) { return nil, errBuild }
+
+// New fails in this build.
+func New(device.Device, Options) (backend.Backend, error) { return nil, errBuild }
