@@ -233,3 +233,28 @@ func TestEmulatedEvents(t *testing.T) {
 		t.Error(e)
 	}
 }
+
+// FuzzDescribe: a description or an error; what is described adds up.
+func FuzzDescribe(f *testing.F) {
+	f.Add([]byte(everything), int64(1<<30))
+	f.Add([]byte("devices: [{memory: 1Ti, others: 0.3Ti, xids: [79]}]"), int64(-1))
+	f.Fuzz(func(t *testing.T, text []byte, held int64) {
+		gpus, err := describe(text)
+		if err != nil {
+			return
+		}
+		e := &Emulation{energy: map[string]*counter{}}
+		e.take(gpus, time.Time{})
+		for _, g := range gpus {
+			for _, d := range append([]gpu{g}, g.MIG...) {
+				r, err := e.read(d, g, max(held, 0), time.Time{})
+				if (err != nil) != g.gone() {
+					t.Fatal(err)
+				}
+				if err == nil && (r.Total <= 0 || r.Free < 0 || r.Ours < 0 || r.Others < 0 || r.Total != r.Free+r.Ours+r.Others) {
+					t.Fatalf("%+v", r)
+				}
+			}
+		}
+	})
+}

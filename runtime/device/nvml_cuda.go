@@ -240,15 +240,25 @@ func (m *nvmlMonitor) memory(handle nvml.Device) (total, free, used int64, ret n
 // Read reads a device. Its memory must be readable, all other figures may be absent.
 func (m *nvmlMonitor) Read(uuid string) (Reading, error) {
 	held := m.held.of(uuid)
-	d := m.device(uuid)
-	if d == nil {
-		if _, err := m.Devices(); err != nil {
-			return Reading{}, err
+	if d := m.device(uuid); d != nil {
+		r, err := m.read(d, held)
+		if err == nil || errors.Is(err, ErrGone) {
+			return r, err
 		}
-		if d = m.device(uuid); d == nil {
-			return Reading{}, fmt.Errorf("there is no device %s: %w", uuid, ErrGone)
+		if _, relisted := m.Devices(); relisted != nil || m.device(uuid) != nil {
+			return r, err
 		}
+	} else if _, err := m.Devices(); err != nil {
+		return Reading{}, err
 	}
+	d := m.device(uuid)
+	if d == nil { // a MIG instance may be made and destroyed at any time
+		return Reading{}, fmt.Errorf("there is no device %s: %w", uuid, ErrGone)
+	}
+	return m.read(d, held)
+}
+
+func (m *nvmlMonitor) read(d *nvmlDevice, held int64) (Reading, error) {
 	done, err := m.open()
 	if err != nil {
 		return Reading{}, err
@@ -257,12 +267,12 @@ func (m *nvmlMonitor) Read(uuid string) (Reading, error) {
 	r := Reading{Time: time.Now()}
 	total, free, used, ret := m.memory(d.handle)
 	if ret != nvml.SUCCESS {
-		return Reading{}, fmt.Errorf("read memory of device %s: %w", uuid, m.text(ret))
+		return Reading{}, fmt.Errorf("read memory of device %s: %w", d.UUID, m.text(ret))
 	}
 	r.Total, r.Free = total, free
 	m.share(&r, d, used, held)
 	if err := m.figures(&r, d); err != nil {
-		return Reading{}, fmt.Errorf("read device %s: %w", uuid, err)
+		return Reading{}, fmt.Errorf("read device %s: %w", d.UUID, err)
 	}
 	return r, nil
 }

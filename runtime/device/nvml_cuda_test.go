@@ -194,6 +194,15 @@ process gpu=0 mig=0 pid=4711 bytes=1000
 		t.Error(claimed, err)
 	}
 
+	machine.is(split + "mig gpu=0 slot=2 uuid=MIG-b gi=2 ci=0 total=21474836480 free=21474836480\n") // the other has been destroyed
+	if r, err := m.Read("MIG-a"); !errors.Is(err, ErrGone) {
+		t.Error(r, err)
+	}
+	machine.is(split + "mig gpu=0 slot=0 uuid=MIG-a gi=1 ci=0 total=1000 free=1000\nmig gpu=0 slot=2 uuid=MIG-b gi=2 ci=0 total=21474836480\n") // and made again
+	if r, err := m.Read("MIG-a"); err != nil || r.Free != 1000 {
+		t.Error(r, err)
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	events := m.Events(ctx)
 	machine.is(split + "mig gpu=0 slot=2 uuid=MIG-b gi=2 ci=0 total=21474836480\nevent gpu=0 data=94 gi=2\nevent gpu=0 data=31 gi=9 ci=0\nevent gpu=0 data=48\n")

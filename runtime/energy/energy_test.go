@@ -101,12 +101,12 @@ func TestExample(t *testing.T) {
 // TestOneToThree: two models of known busy times, at several lengths of steps and shares of the time, measured once
 // a second with a counter that moves ten times a second.
 func TestOneToThree(t *testing.T) {
-	for _, length := range []float64{0.02, 0.3, 1.3, 4} {
+	for _, length := range []float64{0.03, 0.3, 1.3, 4} {
 		for _, load := range []float64{0.1, 0.5, 0.9, 1} {
 			for _, quiet := range []float64{0, 30} { // seconds before, in which the draw at idle can be seen
 				t.Run(fmt.Sprintf("steps of %v s, load %v, after %v s", length, load, quiet), func(t *testing.T) {
 					d := device{idle: 60, tick: 0.1}
-					const end = 300
+					const end = 200
 					at := quiet
 					for k := 0; at < end; k++ {
 						model, n := "a", 1.
