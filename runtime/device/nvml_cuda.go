@@ -306,10 +306,13 @@ func (m *nvmlMonitor) share(r *Reading, d *nvmlDevice, used, held int64) {
 func (m *nvmlMonitor) figures(r *Reading, d *nvmlDevice) error {
 	var gone error
 	told := func(ret nvml.Return) bool {
-		if err := m.text(ret); ret != nvml.SUCCESS && errors.Is(err, ErrGone) {
+		if ret == nvml.SUCCESS {
+			return true
+		}
+		if err := m.text(ret); errors.Is(err, ErrGone) {
 			gone = err
 		}
-		return ret == nvml.SUCCESS
+		return false
 	}
 	g := d.whole
 	if m.has("nvmlDeviceGetTemperature") {
