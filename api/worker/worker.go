@@ -119,18 +119,6 @@ type AtWork struct {
 	ResidentSeconds float64 `json:"residentSeconds,omitempty"`
 }
 
-// Device is one device of a worker, its account in extents.
-type Device struct {
-	Name          string `json:"name"` // "cpu-0", "gpu-0"
-	Kind          string `json:"kind"` // "cpu", "cuda"
-	Description   string `json:"description,omitempty"`
-	ExtentBytes   int64  `json:"extentBytes"`
-	CapacityBytes int64  `json:"capacityBytes"` // the claim, less headroom: what models may use
-	UsedBytes     int64  `json:"usedBytes"`     // admitted: 0 <= used <= capacity
-	// Load is the sum of its homes' loads.
-	Load float64 `json:"load"`
-}
-
 // Tier says where a home's weights are.
 type Tier string
 
@@ -164,6 +152,7 @@ const (
 	ReasonDigestMismatch    = "DigestMismatch"
 	ReasonInvalidModel      = "InvalidModel"
 	ReasonUnsupportedModel  = "UnsupportedModel"
+	ReasonDeviceLost        = "DeviceLost"
 )
 
 // HomeState is one home as the worker sees it.
@@ -188,6 +177,11 @@ type HomeState struct {
 	// average (time constant 5 min) that goes on while it sleeps, and begins with 0.
 	Load        float64 `json:"load"`
 	BusySeconds float64 `json:"busySeconds"` // time of all those steps, since the model came to this process
+	// EnergyJoules is its part of the energy of its devices since then, and Tokens are those that it
+	// has computed: of prompts, without what was taken over from the prefix cache, and of answers.
+	// Joules per token are the one over the other; 0: the device does not tell its energy.
+	EnergyJoules float64 `json:"energyJoules,omitempty"`
+	Tokens       int64   `json:"tokens,omitempty"`
 	// Awake is the share of time in which it has requests, 0 to 1: a moving average (time
 	// constant 1 h) that begins with 0.25.
 	Awake           float64 `json:"awake"`

@@ -9,7 +9,8 @@ import (
 // numbers or times: two reports that differ in nothing else say the same.
 func moves(key []byte) bool {
 	switch string(key) {
-	case "time", "load", "busySeconds", "awake", "idleSeconds", "residentSeconds":
+	case "time", "load", "busySeconds", "awake", "idleSeconds", "residentSeconds",
+		"energyJoules", "tokens", "freeBytes", "othersBytes", "utilization", "powerWatts", "temperatureCelsius", "idleJoules":
 		return true
 	}
 	return false

@@ -66,18 +66,26 @@ type clock struct {
 	Heard   time.Time    `json:"heard,omitzero"`
 	Time    time.Time    `json:"time,omitzero"`
 	Devices []float64    `json:"devices,omitempty"` // load
-	Homes   [][5]float64 `json:"homes,omitempty"`   // idle, resident and busy seconds, load, awake
+	Homes   [][7]float64 `json:"homes,omitempty"`   // idle, resident and busy seconds, load, awake, joules, tokens
+	// Readings of each device; none: no device has any.
+	Readings []*worker.Readings `json:"readings,omitempty"`
 }
 
 // clockOf a report that came at heard.
 func clockOf(s *worker.State, heard time.Time) clock {
 	c := clock{Heard: heard, Time: s.Time}
+	readings := false
 	for i := range s.Devices {
 		c.Devices = append(c.Devices, s.Devices[i].Load)
+		c.Readings = append(c.Readings, s.Devices[i].Readings)
+		readings = readings || s.Devices[i].Readings != nil
+	}
+	if !readings {
+		c.Readings = nil
 	}
 	for i := range s.Homes {
 		h := &s.Homes[i]
-		c.Homes = append(c.Homes, [5]float64{h.IdleSeconds, h.ResidentSeconds, h.BusySeconds, h.Load, h.Awake})
+		c.Homes = append(c.Homes, [7]float64{h.IdleSeconds, h.ResidentSeconds, h.BusySeconds, h.Load, h.Awake, h.EnergyJoules, float64(h.Tokens)})
 	}
 	return c
 }
@@ -87,7 +95,7 @@ func still(s worker.State) worker.State {
 	s.Time = time.Time{}
 	s.Devices, s.Homes = slices.Clone(s.Devices), slices.Clone(s.Homes)
 	for i := range s.Devices {
-		s.Devices[i].Load = 0
+		s.Devices[i].Load, s.Devices[i].Readings = 0, nil
 	}
 	for i := range s.Homes {
 		s.Homes[i] = withoutClock(s.Homes[i])
@@ -97,6 +105,7 @@ func still(s worker.State) worker.State {
 
 func withoutClock(h worker.HomeState) worker.HomeState {
 	h.IdleSeconds, h.ResidentSeconds, h.BusySeconds, h.Load, h.Awake = 0, 0, 0, 0, 0
+	h.EnergyJoules, h.Tokens = 0, 0
 	return h
 }
 
@@ -107,9 +116,13 @@ func (c clock) moving(s worker.State) worker.State {
 	for i := range s.Devices[:min(len(s.Devices), len(c.Devices))] {
 		s.Devices[i].Load = c.Devices[i]
 	}
+	for i := range s.Devices[:min(len(s.Devices), len(c.Readings))] {
+		s.Devices[i].Readings = c.Readings[i]
+	}
 	for i := range s.Homes[:min(len(s.Homes), len(c.Homes))] {
 		h := &s.Homes[i]
 		h.IdleSeconds, h.ResidentSeconds, h.BusySeconds, h.Load, h.Awake = c.Homes[i][0], c.Homes[i][1], c.Homes[i][2], c.Homes[i][3], c.Homes[i][4]
+		h.EnergyJoules, h.Tokens = c.Homes[i][5], int64(c.Homes[i][6])
 	}
 	return s
 }
@@ -273,6 +286,7 @@ func sameState(a, b *worker.State) bool {
 	for i := range a.Devices {
 		x, y := a.Devices[i], b.Devices[i]
 		x.Load, y.Load = 0, 0
+		x.Readings, y.Readings = nil, nil
 		if x != y {
 			return false
 		}
