@@ -16,6 +16,11 @@ import (
 type Account struct {
 	Device         string
 	Capacity, Used int64
+	// Limit says why Capacity is less than it was, in a sentence: it goes with refusals.
+	Limit string
+	// Lost says in a sentence why the device can compute nothing any more; empty: it can. What is
+	// on it leaves, and nothing comes.
+	Lost string
 }
 
 // Home is a model that may live on a device, as the worker sees it.
@@ -65,6 +70,8 @@ type Refusal struct {
 	Model, Device, Message string
 	// Crowded: what is in its way need not stay. It comes in when that is idle, or in its turn.
 	Crowded bool
+	// Lost: its device is lost. Only another home helps.
+	Lost bool
 }
 
 // Decision is what to do now. A home that is wanted and in none of the lists
@@ -110,6 +117,7 @@ func Decide(accounts []Account, homes []Home, now time.Time) Decision {
 		return cmp.Or(cmp.Compare(a.Model, b.Model), cmp.Compare(a.Held, b.Held))
 	})
 
+	s.lost()
 	s.idle()
 	for _, h := range s.demands() {
 		s.admit(h)
@@ -138,6 +146,15 @@ type state struct {
 	stay     map[string]int64 // device -> what is promised to demands that will stay
 	yielding map[*Home]bool   // to an earlier demand
 	decision Decision
+}
+
+// lost evicts what is on devices that are lost.
+func (s *state) lost() {
+	for i := range s.homes {
+		if h := &s.homes[i]; s.accounts[h.Device].Lost != "" && h.Loaded && !h.Leaving {
+			s.evict(h, s.accounts[h.Device].Lost)
+		}
+	}
 }
 
 // idle evicts the homes that nobody has asked for in a while.
@@ -182,6 +199,10 @@ func (s *state) admit(h Home) {
 	account, known := s.accounts[h.Device]
 	if !known {
 		s.refuse(h, fmt.Sprintf("This worker has no device %s.", h.Device), false)
+		return
+	}
+	if account.Lost != "" {
+		s.decision.Refusals = append(s.decision.Refusals, Refusal{Model: h.Model, Device: h.Device, Message: account.Lost, Lost: true})
 		return
 	}
 	if h.Need > account.Capacity {
@@ -384,7 +405,10 @@ func (s *state) evict(h *Home, reason string) {
 }
 
 func (s *state) refuse(h Home, message string, crowded bool) {
-	s.decision.Refusals = append(s.decision.Refusals, Refusal{h.Model, h.Device, message, crowded})
+	if limit := s.accounts[h.Device].Limit; limit != "" {
+		message += " " + limit
+	}
+	s.decision.Refusals = append(s.decision.Refusals, Refusal{Model: h.Model, Device: h.Device, Message: message, Crowded: crowded})
 }
 
 // again asks for another decision then, or before.

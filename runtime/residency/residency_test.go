@@ -274,7 +274,7 @@ func TestNeverOverCapacity(t *testing.T) {
 				byName[homes[i].Model] = &homes[i]
 			}
 			for name, c := range capacity {
-				accounts = append(accounts, Account{name, c, used[name]})
+				accounts = append(accounts, Account{Device: name, Capacity: c, Used: used[name]})
 			}
 			d := Decide(accounts, homes, clock)
 			shuffled := append([]Home(nil), homes...)
