@@ -39,7 +39,7 @@ func (t *tape) fleet() ([]Worker, []Device, []Shape) {
 		w := Worker{Name: fmt.Sprint("w", i), Pool: string("pq"[t.n(5)/4]), Avoid: t.n(6) == 5, Host: Host{int64(t.n(30)), int64(t.n(30))}}
 		workers = append(workers, w)
 		for j := range t.n(4) {
-			devices = append(devices, Device{Pool: w.Pool, Worker: w.Name, Name: fmt.Sprint(j), Kind: string("ab"[t.n(5)/4]), Capacity: t.bytes(), Extent: []int64{1, 2, 5, 0, -3, math.MaxInt64}[t.n(6)]})
+			devices = append(devices, Device{Pool: w.Pool, Worker: w.Name, Name: fmt.Sprint(j), Kind: string("ab"[t.n(5)/4]), Capacity: t.bytes(), Extent: []int64{1, 2, 5, 0, -3, math.MaxInt64}[t.n(6)], Degraded: []string{"", "", "", "Heat"}[t.n(4)]})
 		}
 	}
 	var mix []Shape

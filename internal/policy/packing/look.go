@@ -6,7 +6,9 @@ type Sight struct {
 	Free, Capacity       int64 // bytes; Free by the overcommit rule, not below 0
 	// Refused says why it cannot be the home; empty: it could be.
 	Refused string
-	Homes   []Home // what is there, by model
+	// Degraded says what is the matter with it; empty: it is in order.
+	Degraded string
+	Homes    []Home // what is there, by model
 }
 
 // Why a device is refused, as Look says it.
@@ -31,7 +33,7 @@ func (f *Fleet) Look(w Want) []Sight {
 		for _, at := range f.workersOf(pool) {
 			refused := f.refuses(at, &w)
 			for _, d := range at.devices {
-				s := Sight{pool, at.Name, d.Name, max(0, d.room()), d.Capacity, refusal(d, &w, need, refused), nil}
+				s := Sight{Pool: pool, Worker: at.Name, Device: d.Name, Free: max(0, d.room()), Capacity: d.Capacity, Refused: refusal(d, &w, need, refused), Degraded: d.Degraded}
 				for _, e := range d.held {
 					s.Homes = append(s.Homes, e.Home)
 				}

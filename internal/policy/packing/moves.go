@@ -52,7 +52,7 @@ func total(homes []*held) (sum int64) {
 // MakeRoom finds the fewest moves, at most k, and of those the ones of the fewest
 // bytes, after which w fits; applies them and the placement to the fleet, and says so. Where nothing
 // helps, the fleet is as it was. Pinned and young homes do not move, no model
-// moves twice, and nothing moves to a worker to be avoided.
+// moves twice, and nothing moves to a worker to be avoided, or a degraded device.
 func (f *Fleet) MakeRoom(w Want, k int) (moves []Move, h Home, reason string, ok bool) {
 	if h, reason, ok = f.Put(w, nil); ok {
 		return nil, h, reason, true
@@ -325,12 +325,12 @@ type alike struct {
 	two   []*worker
 }
 
-// goes: there is room for e on another worker that is not to be avoided.
+// goes: there is room for e on another worker, where nothing is to be avoided.
 func (f *Fleet) goes(e *held) bool {
 	if len(f.models[e.Model]) > 1 { // other replicas are in the way
 		w := e.again()
 		to, _ := f.choose(&w, nil)
-		return to.worker != nil && to.tier&avoided == 0
+		return to.worker != nil && to.tier&(avoided|degraded) == 0
 	}
 	if e.alike == nil {
 		w := e.again()
@@ -348,7 +348,7 @@ func (f *Fleet) goes(e *held) bool {
 	return slices.ContainsFunc(a.two, func(at *worker) bool { return at != e.worker })
 }
 
-// two are workers that have room for w and are not to be avoided; there may be more.
+// two are workers that have room for w where nothing is to be avoided; there may be more.
 func (f *Fleet) two(w *Want) (some []*worker) {
 	s := f.search(w, nil)
 	s.plain = true
@@ -359,7 +359,7 @@ func (f *Fleet) two(w *Want) (some []*worker) {
 				continue
 			}
 			s.best = choice{}
-			if s.look(st.workers[0], 1); s.best.worker == nil {
+			if s.look(st.workers[0], 1); s.best.worker == nil || s.best.tier&degraded != 0 {
 				continue
 			}
 			if some = append(some, st.workers[:min(2, len(st.workers))]...); len(some) > 1 {
@@ -391,6 +391,7 @@ func (f *Fleet) options(w *Want, will func(*worker) bool) []choice {
 			}
 		}
 	}
+	s.all = slices.DeleteFunc(s.all, func(c choice) bool { return c.tier&degraded != 0 })
 	slices.SortStableFunc(s.all, func(a, b choice) int {
 		left := cmp.Compare(a.left, b.left)
 		if a.tier&shared != 0 {

@@ -53,7 +53,7 @@ func tight(r *rand.Rand) (*Fleet, *slow, Want) {
 	var ds []Device
 	for i := range 3 + r.IntN(2) {
 		for j := range 1 + r.IntN(2) {
-			ds = append(ds, Device{Pool: "p", Worker: fmt.Sprint("w", i), Name: fmt.Sprint(j), Kind: "a", Capacity: int64(10 + 5*r.IntN(3)), Extent: int64(1 + r.IntN(2))})
+			ds = append(ds, Device{Pool: "p", Worker: fmt.Sprint("w", i), Name: fmt.Sprint(j), Kind: "a", Capacity: int64(10 + 5*r.IntN(3)), Extent: int64(1 + r.IntN(2)), Degraded: ailment(r)})
 		}
 	}
 	mix := []Shape{{Need: map[string]int64{"p": 5}, Weight: 2}, {Need: map[string]int64{"p": 12}, Weight: 1}}
@@ -123,7 +123,7 @@ func (s *slow) places(h Home) (all []Home) {
 			if w.Devices > 1 || len(h.Devices) == 0 {
 				only.devices = s.of(at.Name)
 			}
-			if to, _ := only.place(w); to.Worker != "" {
+			if to, _ := only.place(w); to.Worker != "" && !s.ails(to) {
 				to.Priority, to.Pinned, to.Young = h.Priority, h.Pinned, h.Young
 				all = append(all, to)
 			}
@@ -139,6 +139,13 @@ func (s *slow) places(h Home) (all []Home) {
 		}
 	}
 	return all
+}
+
+// ails: a device of a home is degraded.
+func (s *slow) ails(h Home) bool {
+	return slices.ContainsFunc(s.devices, func(d Device) bool {
+		return d.Worker == h.Worker && slices.Contains(h.Devices, d.Name) && d.Degraded != ""
+	})
 }
 
 func again(h Home) Want {

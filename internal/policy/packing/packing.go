@@ -5,12 +5,13 @@
 // A device is refused where w cannot be; among the others the order is:
 //
 //  1. workers that are not to be avoided;
-//  2. devices that would be busy for no more than all of the time (Load);
-//  3. exclusive room before shared room;
-//  4. in exclusive room, the least increase of what the mix of shapes cannot use
+//  2. devices that are in order, before degraded ones;
+//  3. devices that would be busy for no more than all of the time (Load);
+//  4. exclusive room before shared room;
+//  5. in exclusive room, the least increase of what the mix of shapes cannot use
 //     (gradient.go), with a little for the emptier device, worker and host and the later
 //     worker, then the tightest; in shared room, the most that is left;
-//  5. a fixed order: Worker.Rank, pool, worker and device, by name.
+//  6. a fixed order: Worker.Rank, pool, worker and device, by name.
 //
 // Overcommit: homes that are awake (they do not sleep, or are busy now) take
 // their bytes alone. Homes that sleep share what is left of the device, which
@@ -65,6 +66,9 @@ type Device struct {
 	// Capacity is what models may use, and Extent the unit of accounts; both in bytes.
 	Capacity int64
 	Extent   int64
+	// Degraded says in a word or two what is the matter with it; empty: it is in order. Homes come here
+	// only where no other device has room, and none moves here.
+	Degraded string
 }
 
 // Home is a model on devices of one worker.

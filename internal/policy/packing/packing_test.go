@@ -13,7 +13,7 @@ import (
 const gib = 1 << 30
 
 // fleet reads "w0/0=60/80 w1/0=0/80": used of capacity in GiB, in pool p. A
-// device "pool:w0/0=..." is of another pool.
+// device "pool:w0/0=..." is of another pool; "w0/0=0/80!Heat" is degraded.
 func fleet(text string) *Fleet {
 	var devices []Device
 	var homes []Home
@@ -22,11 +22,12 @@ func fleet(text string) *Fleet {
 		if before, after, ok := strings.Cut(part, ":"); ok {
 			pool, part = before, after
 		}
+		part, degraded, _ := strings.Cut(part, "!")
 		name, size, _ := strings.Cut(part, "=")
 		worker, device, _ := strings.Cut(name, "/")
 		var used, capacity int64
 		fmt.Sscanf(size, "%d/%d", &used, &capacity)
-		devices = append(devices, Device{Pool: pool, Worker: worker, Name: device, Capacity: capacity * gib, Extent: gib})
+		devices = append(devices, Device{Pool: pool, Worker: worker, Name: device, Capacity: capacity * gib, Extent: gib, Degraded: degraded})
 		if used > 0 {
 			homes = append(homes, Home{Model: fmt.Sprintf("m%d", i), Pool: pool, Worker: worker, Devices: []string{device}, Bytes: used * gib})
 		}
@@ -47,16 +48,20 @@ func TestPlace(t *testing.T) {
 		say   string
 	}{
 		"the fuller device wins when both have room": {"w0/0=60/80 w1/0=20/80", Want{Model: "x", Need: need(14)}, "w0/0", "tightest of 2 devices with room: 6 GiB left"},
-		"the only one":           {"w0/0=70/80 w1/0=20/80", Want{Model: "x", Need: need(14)}, "w1/0", "the only device with room: 46 GiB left"},
-		"equal: by name":         {"w1/0=0/80 w0/1=0/80 w0/0=0/80", Want{Model: "x", Need: need(1)}, "w0/0", "tightest of 3 devices with room: 79 GiB left"},
-		"a smaller empty device": {"w0/0=0/80 w1/0=0/24", Want{Model: "x", Need: need(20)}, "w1/0", "tightest of 2 devices with room: 4 GiB left"},
-		"exactly":                {"w0/0=66/80", Want{Model: "x", Need: need(14)}, "w0/0", "the only device with room: 0 B left"},
-		"whole extents":          {"w0/0=66/80", Want{Model: "x", Need: map[string]int64{"p": 13*gib + 1}}, "w0/0", "the only device with room: 0 B left"},
-		"not these":              {"w0/0=60/80 w1/0=20/80", Want{Model: "x", Need: need(14), Not: map[string]bool{"w0": true}}, "w1/0", "the only device with room: 46 GiB left"},
-		"one home on a worker":   {"w0/0=10/80 w0/1=0/80", Want{Model: "m0", Need: need(14)}, "", "Needs 14 GiB; every worker that could hold it holds a replica already or is on its way out."},
-		"alone":                  {"w0/0=10/80 w1/0=0/80", Want{Model: "x", Need: need(14), Alone: true}, "w1/0", "the only device with room on a worker without other models: 66 GiB left"},
-		"nowhere alone":          {"w0/0=10/80", Want{Model: "x", Need: need(14), Alone: true}, "", "Needs 14 GiB; the largest free device has 70 GiB of 80 GiB. 1 device is not empty, and it is to be tried alone."},
-		"another pool is no use": {"q:w0/0=0/80", Want{Model: "x", Need: need(14)}, "", "Needs 14 GiB; there is no device yet."},
+		"the only one":              {"w0/0=70/80 w1/0=20/80", Want{Model: "x", Need: need(14)}, "w1/0", "the only device with room: 46 GiB left"},
+		"equal: by name":            {"w1/0=0/80 w0/1=0/80 w0/0=0/80", Want{Model: "x", Need: need(1)}, "w0/0", "tightest of 3 devices with room: 79 GiB left"},
+		"a smaller empty device":    {"w0/0=0/80 w1/0=0/24", Want{Model: "x", Need: need(20)}, "w1/0", "tightest of 2 devices with room: 4 GiB left"},
+		"exactly":                   {"w0/0=66/80", Want{Model: "x", Need: need(14)}, "w0/0", "the only device with room: 0 B left"},
+		"whole extents":             {"w0/0=66/80", Want{Model: "x", Need: map[string]int64{"p": 13*gib + 1}}, "w0/0", "the only device with room: 0 B left"},
+		"not these":                 {"w0/0=60/80 w1/0=20/80", Want{Model: "x", Need: need(14), Not: map[string]bool{"w0": true}}, "w1/0", "the only device with room: 46 GiB left"},
+		"one home on a worker":      {"w0/0=10/80 w0/1=0/80", Want{Model: "m0", Need: need(14)}, "", "Needs 14 GiB; every worker that could hold it holds a replica already or is on its way out."},
+		"alone":                     {"w0/0=10/80 w1/0=0/80", Want{Model: "x", Need: need(14), Alone: true}, "w1/0", "the only device with room on a worker without other models: 66 GiB left"},
+		"nowhere alone":             {"w0/0=10/80", Want{Model: "x", Need: need(14), Alone: true}, "", "Needs 14 GiB; the largest free device has 70 GiB of 80 GiB. 1 device is not empty, and it is to be tried alone."},
+		"a degraded one is avoided": {"w0/0=60/80!Heat w1/0=20/80", Want{Model: "x", Need: need(14)}, "w1/0", "tightest of 2 devices with room: 46 GiB left"},
+		"even for one that is busy": {"w0/0=60/80!Heat w1/0=20/80", Want{Model: "x", Need: need(14), Load: 1001}, "w1/0", "tightest of 2 devices with room: 46 GiB left"},
+		"unless no other has room":  {"w0/0=60/80!Heat w1/0=70/80", Want{Model: "x", Need: need(14)}, "w0/0", "the only device with room: 6 GiB left, though degraded (Heat): no other has room"},
+		"whole ones in order first": {"w0/0=0/40!Heat w0/1=0/80 w0/2=0/80", Want{Model: "x", Need: need(14), Devices: 2}, "w0/1", "tightest of 3 whole devices with room: 66 GiB left"},
+		"another pool is no use":    {"q:w0/0=0/80", Want{Model: "x", Need: need(14)}, "", "Needs 14 GiB; there is no device yet."},
 		"a pool where it is smaller": {"p:w0/0=0/80 q:w1/0=0/80", Want{Model: "x", Need: map[string]int64{"p": 20 * gib, "q": 30 * gib}},
 			"w1/0", "tightest of 2 devices with room: 50 GiB left"},
 		"too large for all": {"w0/0=60/80 w1/0=0/24", Want{Model: "x", Need: need(100)}, "",

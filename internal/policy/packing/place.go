@@ -13,6 +13,7 @@ type tier uint8
 const (
 	shared tier = 1 << iota
 	hot
+	degraded
 	avoided
 )
 
@@ -37,6 +38,17 @@ func (c *choice) devices() []*device {
 		return nil
 	}
 	return []*device{c.worker.devices[c.first]}
+}
+
+// ailing is what is the matter with the devices.
+func (c *choice) ailing() string {
+	var all []string
+	for _, d := range c.devices() {
+		if d.Degraded != "" && !slices.Contains(all, d.Degraded) {
+			all = append(all, d.Degraded)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // Place chooses a home for w, takes it, and says why; or says, class by class,
@@ -278,12 +290,15 @@ func (s *search) share(at *worker, workers int) {
 	}
 }
 
-// tier of a device that has room, as far as it is hot.
-func (d *spot) tier(w *Want) tier {
+// tier of a device that has room, as far as it is hot or degraded.
+func (d *spot) tier(w *Want) (t tier) {
 	if w.Load > 0 && d.load+w.Load > 1000 {
-		return hot
+		t |= hot
 	}
-	return 0
+	if d.degraded {
+		t |= degraded
+	}
+	return t
 }
 
 // rate looks at each device of a worker for a share of one, by the score.
@@ -306,10 +321,13 @@ func (s *search) rate(at *worker) {
 
 // several looks for whole devices of a worker.
 func (s *search) several(at *worker, workers int) {
-	n, spots, spot := 0, 0, 0
+	n, spots, spot, sound := 0, 0, 0, 0
 	for i := range at.state.spots {
 		if d := &at.state.spots[i]; d.empty && s.kinds[d.kind.id].suits && s.kinds[d.kind.id].bytes <= d.capacity {
 			n, spots, spot = n+d.n, spots+1, i
+			if !d.degraded {
+				sound += d.n
+			}
 		}
 	}
 	if n < s.w.Devices {
@@ -317,6 +335,9 @@ func (s *search) several(at *worker, workers int) {
 	}
 	s.room += n * workers
 	c := choice{worker: at, several: true, tier: at.tier(), left: at.state.unused()}
+	if sound < s.w.Devices {
+		c.tier |= degraded
+	}
 	if s.score != nil || spots > 1 {
 		c.whole = s.whole(at)
 	}
@@ -342,7 +363,7 @@ func (st *state) unused() (sum int64) {
 	return sum
 }
 
-// whole are the devices of a worker that a Want for whole ones takes, the smallest first.
+// whole are the devices of a worker that a Want for whole ones takes: those in order first, then the smallest.
 func (s *search) whole(at *worker) []*device {
 	var empty []*device
 	for _, d := range at.devices {
@@ -350,8 +371,21 @@ func (s *search) whole(at *worker) []*device {
 			empty = append(empty, d)
 		}
 	}
-	slices.SortStableFunc(empty, func(a, b *device) int { return cmp.Compare(a.capacity, b.capacity) })
+	slices.SortStableFunc(empty, func(a, b *device) int {
+		return cmp.Or(compareBool(a.Degraded != "", b.Degraded != ""), cmp.Compare(a.capacity, b.capacity))
+	})
 	return empty[:s.w.Devices]
+}
+
+// compareBool: false comes first.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // hostOnly looks at a worker for what needs no device.
@@ -449,6 +483,9 @@ func (f *Fleet) reason(w *Want, c *choice, room int, score Score) string {
 	}
 	if c.tier&shared != 0 {
 		b.WriteString(", shared with models that sleep")
+	}
+	if c.tier&degraded != 0 {
+		b.WriteString(", though degraded (" + c.ailing() + "): no other has room")
 	}
 	return b.String()
 }

@@ -34,16 +34,18 @@ type spot struct {
 	step  int // of kind, at idle
 	load  int
 	empty bool
-	n     int
-	first int // of them, in worker.devices
+	// degraded: it is to be avoided.
+	degraded bool
+	n        int
+	first    int // of them, in worker.devices
 }
 
 func (d *device) spot() spot {
-	return spot{account: d.account, kind: d.kind, step: d.step, load: d.load, empty: d.empty()}
+	return spot{account: d.account, kind: d.kind, step: d.step, load: d.load, empty: d.empty(), degraded: d.Degraded != ""}
 }
 
 func (s *spot) like(o *spot) bool {
-	return s.account == o.account && s.kind == o.kind && s.load == o.load && s.empty == o.empty
+	return s.account == o.account && s.kind == o.kind && s.load == o.load && s.empty == o.empty && s.degraded == o.degraded
 }
 
 func (s *state) like(o *state) bool {

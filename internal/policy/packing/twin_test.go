@@ -1,6 +1,7 @@
 package packing
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -141,7 +142,11 @@ func (s *slow) place(w Want) (Home, int) {
 		}
 		consider := func(hot, shared, left int64, devices ...Device) {
 			h := h
+			poor := int64(0)
 			for _, d := range devices {
+				if d.Degraded != "" {
+					poor = 1
+				}
 				h.Devices = append(h.Devices, d.Name)
 				h.Bytes = fitted(devices[0], need)
 			}
@@ -153,7 +158,7 @@ func (s *slow) place(w Want) (Home, int) {
 			if w.Draw != 0 {
 				place = int64((&worker{order: order}).drawn(w.Draw) >> 1)
 			}
-			all = append(all, candidate{[]int64{avoid, hot, shared, cost, left, place, int64(len(all))}, h})
+			all = append(all, candidate{[]int64{avoid, poor, hot, shared, cost, left, place, int64(len(all))}, h})
 		}
 		var empty []Device
 		idle, unused := int64(0), int64(0)
@@ -195,7 +200,9 @@ func (s *slow) place(w Want) (Home, int) {
 			consider(0, 0, idle)
 		case need > 0 && w.Devices > 0 && len(empty) >= w.Devices:
 			room += len(empty)
-			slices.SortStableFunc(empty, func(a, b Device) int { return int(a.Capacity - b.Capacity) })
+			slices.SortStableFunc(empty, func(a, b Device) int {
+				return cmp.Or(compareBool(a.Degraded != "", b.Degraded != ""), int(a.Capacity-b.Capacity))
+			})
 			consider(0, 0, unused, empty[:w.Devices]...)
 		}
 	}
@@ -247,7 +254,7 @@ func world(r *rand.Rand, workers int) (f, shuffled *Fleet, s *slow) {
 			if r.IntN(6) == 0 {
 				kind, capacity = string("ab"[r.IntN(2)]), int64(10+5*r.IntN(3))
 			}
-			ds = append(ds, Device{Pool: w.Pool, Worker: w.Name, Name: fmt.Sprint(d), Kind: kind, Capability: 10 * r.IntN(3), Capacity: capacity, Extent: extent})
+			ds = append(ds, Device{Pool: w.Pool, Worker: w.Name, Name: fmt.Sprint(d), Kind: kind, Capability: 10 * r.IntN(3), Capacity: capacity, Extent: extent, Degraded: ailment(r)})
 		}
 		ws = append(ws, w)
 	}
@@ -262,6 +269,14 @@ func world(r *rand.Rand, workers int) (f, shuffled *Fleet, s *slow) {
 	mix = slices.Clone(mix)
 	r.Shuffle(len(mix), func(i, j int) { mix[i], mix[j] = mix[j], mix[i] })
 	return f, New(ws, ds, mix), s
+}
+
+// ailment of one device in eight.
+func ailment(r *rand.Rand) string {
+	if r.IntN(8) == 0 {
+		return "Heat"
+	}
+	return ""
 }
 
 func randomWant(r *rand.Rand, hosts bool) Want {
