@@ -612,10 +612,11 @@ func (e *Engine) abort(w *work, err error) {
 func (q *request) ended() bool { return q.Sampling.Constraint != nil && q.Sampling.Constraint.Ended() }
 
 // judge counts a failed step, and says whether it is the model that is broken.
-// Weights that cannot be read are so at once. Engine.mu is held.
+// Weights that cannot be read are so at once, and so is whatever is on a broken device. Engine.mu is held.
 func (r *replica) judge(err error) {
 	r.failing++
-	if r.failing >= failures || errors.Is(err, backend.ErrFault) {
+	_, device := errors.AsType[*backend.DeviceError](err)
+	if r.failing >= failures || device || errors.Is(err, backend.ErrFault) {
 		r.broken = fmt.Errorf("%w: %w", ErrBroken, err)
 	}
 }

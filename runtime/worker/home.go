@@ -81,7 +81,8 @@ func keyOf(h api.Home) loadKey {
 func (w *Worker) newHome(want api.Home) *home {
 	h := &home{w: w, kick: make(chan struct{}, 1), want: want, key: keyOf(want), phase: api.PhaseIdle, lastUse: time.Now(), changed: make(chan struct{})}
 	w.homes[want.Model] = h
-	w.count(want.Model).gone = time.Time{}
+	c := w.count(want.Model)
+	c.gone, c.device = time.Time{}, h.key.device
 	w.running.Go(h.run)
 	return h
 }
@@ -172,6 +173,7 @@ func (h *home) reset() {
 	defer h.w.mu.Unlock()
 	h.release()
 	h.key = keyOf(h.want)
+	h.w.count(h.want.Model).device = h.key.device
 	h.footprint, h.context = api.Footprint{}, api.Context{}
 	h.failures, h.retry, h.loadFailed, h.stepFailed, h.bad, h.why = 0, time.Time{}, false, false, "", nil
 	h.set(api.PhaseIdle, "", "")
@@ -302,7 +304,7 @@ func (h *home) load() {
 	// What it really holds is known now, and is what the account has.
 	h.footprint = l.footprint
 	need := residency.Need(l.footprint)
-	if need-h.held > d.Capacity-w.used(d.Name) {
+	if need-h.held > w.capacity(d)-w.used(d.Name) {
 		w.log.Error("load holds more than was admitted", "model", want.Model, "estimate", estimate, "measured", l.footprint)
 		w.mu.Unlock()
 		l.close(ctx)
@@ -525,7 +527,11 @@ func (h *home) refuse(r residency.Refusal) {
 		return
 	}
 	h.crowded = r.Crowded
-	h.set(api.PhaseRefused, api.ReasonDoesNotFit, message)
+	reason := api.ReasonDoesNotFit
+	if r.Lost {
+		reason = api.ReasonDeviceLost
+	}
+	h.set(api.PhaseRefused, reason, message)
 	if !r.Crowded {
 		h.retire("Its next revision is refused.")
 	}

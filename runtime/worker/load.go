@@ -12,6 +12,7 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/backend/cuda"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
@@ -37,14 +38,21 @@ type Loaded struct {
 	closed bool // the model is closed when the last user gives it back
 }
 
-func openBackend(d device.Device) (backend.Backend, error) {
-	switch d.Kind {
+// openBackend of a device; emulated: the processor computes for it.
+func openBackend(d device.Device, emulated bool, threads int) (backend.Backend, error) {
+	kind := d.Kind
+	if emulated {
+		kind = "cpu"
+	}
+	switch kind {
 	case "cpu":
-		b, err := cpu.New(d.Name, cpu.Options{Extents: extents(d.Capacity, d.Extent), Extent: d.Extent})
+		b, err := cpu.New(d.Name, cpu.Options{Threads: threads, Extents: extents(d.Capacity, d.Extent), Extent: d.Extent})
 		if err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Name, err)
 		}
 		return b, nil
+	case cuda.Kind:
+		return cuda.New(d, cuda.Options{})
 	}
 	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
 }
@@ -74,6 +82,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent, Progress: progress,
 	})
 	if err != nil {
+		w.deviceFailed(err, "")
 		return nil, classify(fmt.Errorf("load %s: %w", path, err))
 	}
 	replica := d.replica(h.Model)
@@ -151,6 +160,7 @@ func try(ctx context.Context, m *model.Model, e *engine.Engine, replica string) 
 // broke hears from an engine that a resident model cannot go on. Its home leaves
 // the device, and is loaded again after a pause from what is there then.
 func (w *Worker) broke(replica string, err error) {
+	w.deviceFailed(err, replica)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for h := range w.all() {
@@ -159,6 +169,9 @@ func (w *Worker) broke(replica string, err error) {
 			continue
 		}
 		h.broken = &fault{api.ReasonInvalidModel, whatBroke(err)}
+		if errors.Is(err, backend.ErrFault) { // which says nothing of the files that are there now
+			h.broken.reason = api.ReasonSourceUnavailable
+		}
 		w.log.Warn("model broke", "model", h.want.Model, "error", err)
 		h.set(api.PhaseFailed, h.broken.reason, h.broken.message)
 		w.settle()

@@ -66,10 +66,7 @@ func (w *Worker) state() api.State {
 		load[h.key.device] += r.Load
 	}
 	for _, d := range w.devices {
-		s.Devices = append(s.Devices, api.Device{
-			Name: d.Name, Kind: d.Kind, Description: d.Description, ExtentBytes: d.Extent, CapacityBytes: d.Capacity, UsedBytes: w.used(d.Name),
-			Load: load[d.Name],
-		})
+		s.Devices = append(s.Devices, w.deviceState(d, load[d.Name]))
 	}
 	slices.SortFunc(s.Homes, func(a, b api.HomeState) int { return cmp.Compare(a.Model, b.Model) })
 	return s
@@ -92,6 +89,7 @@ func (h *home) report(now time.Time) api.HomeState {
 	c := h.w.measure(h.want.Model, now)
 	s.Completed, s.LoadSeconds = c.Completed, c.lastLoad
 	s.Load, s.Awake, s.BusySeconds = share(c.load), share(c.awake), c.busy
+	s.EnergyJoules, s.Tokens = math.Round(h.w.joules(h.want.Model)*10)/10, h.w.worked(h.want.Model).tokens()
 	switch {
 	case h.loaded != nil || h.unloading:
 		s.Tier = api.TierDevice

@@ -21,6 +21,7 @@ import (
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/energy"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/residency"
@@ -42,10 +43,16 @@ type Options struct {
 	Header func(ctx context.Context, src api.Source) (path string, done func(), err error)
 	// Drain is how long running requests may go on when their home goes away; 0 means 5 min.
 	Drain time.Duration
+	// Threads that compute on the processor; 0: as many as it and the CPU quota allow.
+	Threads int
 	// Journal is a file in which this process notes what it is doing, for the one that
 	// comes after it in the same place; empty: none.
 	Journal string
-	Log     *slog.Logger // nil means slog.Default()
+	// Monitor knows those of Devices that have a UUID, and is read once a second; nil: nobody watches.
+	Monitor device.Monitor
+	// Emulated: the devices are not there, whatever their Kind, and the processor computes for them.
+	Emulated bool
+	Log      *slog.Logger // nil means slog.Default()
 }
 
 // ErrLacks says that a model has no home here, or that the home or the worker
@@ -75,6 +82,7 @@ type Worker struct {
 	inspect func(path string) (model.Header, error)
 	load    func(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error)
 
+	broken  chan error    // of a device that this process can make no more use of, which ends Run
 	reading chan struct{} // holds a place while a model's header or tokenizer is read: one at a time, since what that takes is in no account
 
 	mu         sync.Mutex
@@ -98,7 +106,9 @@ type claimed struct {
 	backend backend.Backend
 	engine  *engine.Engine
 	loads   atomic.Int64
-	budget  int // extents that its replicas' KV blocks may take together; guarded by Worker.mu
+	watched *watched // nil: nobody watches it
+	failed  string   // why nothing can be computed on it any more, as a step or a load found out; guarded by Worker.mu
+	budget  int      // extents that its replicas' KV blocks may take together; guarded by Worker.mu
 }
 
 // replica is a name in the engine for the next load of a model: two revisions may be there.
@@ -125,9 +135,11 @@ const (
 // counted are the counters of a model whose home may have gone.
 type counted struct {
 	Counters
-	gone     time.Time // zero: it is here
-	lastLoad float64   // seconds that it took
-	busy     float64   // BusySeconds that are in load
+	device   string     // of its home, or the last one
+	metered  energy.Use // what the meters of devices have
+	gone     time.Time  // zero: it is here
+	lastLoad float64    // seconds that it took
+	busy     float64    // BusySeconds that are in load
 	load     residency.Share
 	awake    residency.Share
 }
@@ -155,21 +167,25 @@ func New(o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Log, instance: rand.Text(), homes: map[string]*home{},
 		changed: make(chan struct{}), counters: map[string]*counted{},
-		inspect: model.Inspect, reading: make(chan struct{}, 1),
+		inspect: model.Inspect, broken: make(chan error, 1), reading: make(chan struct{}, 1),
 	}
 	w.load = w.loadModel
 	if err := w.openJournal(); err != nil {
 		return nil, err
 	}
 	for _, d := range o.Devices {
-		b, err := openBackend(d)
+		b, err := openBackend(d, o.Emulated, o.Threads)
 		if err != nil {
 			return nil, err
 		}
 		n := extents(d.Capacity, d.Extent)
-		w.devices = append(w.devices, &claimed{Device: d, backend: b, budget: n, engine: engine.New(engine.Options{
+		c := &claimed{Device: d, backend: b, budget: n, engine: engine.New(engine.Options{
 			Log: o.Log, Failed: w.broke, Extents: n, Discard: b.Discard,
-		})})
+		})}
+		if o.Monitor != nil && d.UUID != "" {
+			c.watched = &watched{claim: residency.NewClaim(d.Capacity), use: map[string]energy.Use{}}
+		}
+		w.devices = append(w.devices, c)
 	}
 	w.timer = time.AfterFunc(time.Hour, func() {
 		w.mu.Lock()
@@ -180,7 +196,8 @@ func New(o Options) (*Worker, error) {
 }
 
 // Run works until ctx ends; then everything leaves the devices, at once. Drain
-// before that lets requests end.
+// before that lets requests end. It ends by itself with a *backend.DeviceError where a
+// device can only be used by another process from now on: the journal then says what ran.
 func (w *Worker) Run(ctx context.Context) error {
 	steps, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var engines sync.WaitGroup
@@ -193,10 +210,14 @@ func (w *Worker) Run(ctx context.Context) error {
 			}
 		})
 	}
+	if w.o.Monitor != nil {
+		engines.Go(func() { w.watch(steps) })
+	}
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+	case err = <-w.broken:
 	}
 	w.mu.Lock()
 	w.stopped = true
@@ -320,7 +341,7 @@ func (w *Worker) settle() {
 	now := time.Now()
 	accounts := make([]residency.Account, len(w.devices))
 	for i, d := range w.devices {
-		accounts[i] = residency.Account{Device: d.Name, Capacity: d.Capacity, Used: w.used(d.Name)}
+		accounts[i] = residency.Account{Device: d.Name, Capacity: w.capacity(d), Used: w.used(d.Name), Limit: w.limit(d), Lost: d.lost()}
 	}
 	homes := make([]residency.Home, 0, len(w.homes))
 	for h := range w.all() {
@@ -416,7 +437,7 @@ func (w *Worker) used(device string) (n int64) {
 // lend lets the replicas of a device have all of it for KV blocks that no weights and no
 // workspace take: those that are admitted, too. What is guaranteed to each is within that. w.mu is held.
 func (w *Worker) lend(d *claimed) {
-	free := d.Capacity
+	free := w.capacity(d)
 	for h := range w.all() {
 		if h.key.device == d.Name {
 			free -= max(h.held-h.footprint.KVFloorBytes, 0)
@@ -491,8 +512,14 @@ func (w *Worker) uncount(model string, now time.Time) {
 		c.gone = now
 	}
 	for name, c := range w.counters {
-		if !c.gone.IsZero() && now.Sub(c.gone) > keepCounters {
-			delete(w.counters, name)
+		if c.gone.IsZero() || now.Sub(c.gone) <= keepCounters {
+			continue
+		}
+		delete(w.counters, name)
+		for _, d := range w.devices {
+			if d.watched != nil {
+				d.watched.forget(name)
+			}
 		}
 	}
 }

@@ -529,13 +529,13 @@ func TestModelThatFailsItsSteps(t *testing.T) {
 		if err := ask("a"); !errors.Is(err, engine.ErrBroken) {
 			t.Errorf("its request: %v", err)
 		}
-		after(t, w, 10*time.Millisecond, "a:Failed(InvalidModel) b:Resident")
+		after(t, w, 10*time.Millisecond, "a:Failed(SourceUnavailable) b:Resident")
 		s := w.State()
 		if h := s.Homes[0]; !strings.Contains(h.Message, "files changed or vanished") || h.Tier != api.TierNone || s.Devices[0].UsedBytes != mib || o.used != mib {
 			t.Errorf("%+v, %d bytes really", s, o.used)
 		}
 		u, ok := errors.AsType[*UnavailableError](ask("a"))
-		if !ok || u.Reason != api.ReasonInvalidModel || u.RetryAfter <= 0 {
+		if !ok || u.Reason != api.ReasonSourceUnavailable || u.RetryAfter <= 0 {
 			t.Errorf("the next request: %+v", u)
 		}
 		if err := ask("b"); err != nil {

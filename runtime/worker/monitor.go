@@ -1,0 +1,402 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/energy"
+	"github.com/estiba/estiba/runtime/residency"
+)
+
+// What a Monitor says of the devices becomes of them here: what other processes take lowers what
+// models may use, a device that is lost is left, and its energy is divided among those who used it.
+
+const (
+	// looks is how often the devices are read.
+	looks = time.Second
+	// recovers is how long a device must have been in a better state before it is in it: what is hot
+	// is throttled now and then.
+	recovers = 30 * time.Second
+	// gone is why a device is lost of which no more is known than that it does not answer.
+	gone = "Gone"
+	// mostEvents of a device are remembered, and all that it does not survive.
+	mostEvents = 64
+)
+
+// watched is what the monitor says of a device. Worker.mu guards it.
+type watched struct {
+	parent   string // UUID of a MIG instance's GPU
+	claim    residency.Claim
+	overhead int64 // what was neither others' nor claimed at the first reading: headroom, the driver's own
+	reading  device.Reading
+	read     bool // there is a reading
+	gone     bool // the device does not answer
+	failing  bool // it could not be read the last time
+	events   []device.Event
+	fitness  fitness
+	meter    energy.Account
+	use      map[string]energy.Use // of the device, by model
+	joules   float64               // since the first reading: what has been divided, and what waits for that
+	models   map[string]float64    // of those, what each model has had
+	idle     float64
+	gave     float64 // joules of models that are forgotten
+}
+
+// fitness is a device's health as it is reported: worse at once, better once that has lasted, and
+// never well again when it was lost. The zero value has not been seen.
+type fitness struct {
+	api.Health
+	better time.Time // since then it has been in a better state; zero: it has not
+}
+
+func (f fitness) see(h device.Health, now time.Time) fitness {
+	is := api.Health{State: api.HealthState(h.State.String()), Reason: h.Reason, Message: h.Message, Since: now.UTC()}
+	if is.State == api.DeviceHealthy {
+		is.Reason, is.Message = "", ""
+	}
+	was := f.State
+	switch {
+	case was == api.DeviceLost:
+		if f.Reason == gone && is.State == was { // why it does not answer comes later
+			f.Reason, f.Message = is.Reason, is.Message
+		}
+		return f
+	case was == is.State:
+		f.better = time.Time{}
+		if f.Reason != is.Reason { // else a temperature in the message would be news each second
+			f.Reason, f.Message = is.Reason, is.Message
+		}
+		return f
+	case was == api.DeviceDegraded && is.State == api.DeviceHealthy:
+		if f.better.IsZero() {
+			f.better = now
+		}
+		if now.Sub(f.better) < recovers {
+			return f
+		}
+	}
+	return fitness{Health: is}
+}
+
+// watch reads the devices until ctx ends.
+func (w *Worker) watch(ctx context.Context) {
+	w.meet()
+	events := w.o.Monitor.Events(ctx)
+	tick := time.NewTicker(looks)
+	defer tick.Stop()
+	w.look()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				continue
+			}
+			w.hear(e)
+		case <-tick.C:
+			w.look()
+		}
+	}
+}
+
+// meet finds out which GPUs the devices are parts of.
+func (w *Worker) meet() {
+	units, err := w.o.Monitor.Devices()
+	if err != nil {
+		w.log.Error("devices not listed", "error", err)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, u := range units {
+		for _, d := range w.devices {
+			if d.watched != nil && d.UUID == u.UUID {
+				d.watched.parent = u.Parent
+			}
+		}
+	}
+}
+
+// hear takes an event of a device, or of the GPU that it is a part of.
+func (w *Worker) hear(e device.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.devices {
+		if t := d.watched; t != nil && (d.UUID == e.UUID || t.parent != "" && t.parent == e.UUID) {
+			w.log.Warn("device event", "device", d.Name, "xid", e.XID, "message", e.Message, "fatal", e.Fatal)
+			if len(t.events) < mostEvents || e.Fatal {
+				t.events = append(t.events, e)
+			}
+			w.judge(d, e.Time)
+		}
+	}
+	w.settle()
+	w.changedAll()
+}
+
+// look reads all devices once.
+func (w *Worker) look() {
+	type said struct {
+		reading device.Reading
+		err     error
+	}
+	readings := make([]said, len(w.devices)) // without the lock: a driver may take its time
+	for i, d := range w.devices {
+		if d.watched != nil {
+			readings[i].reading, readings[i].err = w.o.Monitor.Read(d.UUID)
+		}
+	}
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	news := false
+	for i, d := range w.devices {
+		if d.watched == nil {
+			continue
+		}
+		if w.see(d, readings[i].reading, readings[i].err, now) {
+			news = true
+		}
+	}
+	w.meter(now)
+	if news {
+		w.settle()
+		w.changedAll()
+	}
+}
+
+// see takes a reading of a device, and reports whether it changes what the device is good for. w.mu is held.
+func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (news bool) {
+	t := d.watched
+	switch {
+	case errors.Is(err, device.ErrGone):
+		t.gone, t.read = true, false
+		return w.judge(d, now)
+	case err != nil:
+		if !t.failing {
+			w.log.Warn("device not read", "device", d.Name, "error", err)
+		}
+		t.failing = true
+		return false
+	}
+	t.failing = false
+	if !t.read {
+		t.overhead = max(r.Total-r.Others-t.claim.Whole, 0)
+	}
+	t.reading, t.read = r, true
+	before := t.claim.Now
+	room, _ := r.Room(0, t.overhead)
+	if t.claim = t.claim.See(room, now); t.claim.Now != before {
+		w.log.Info("what models may use has changed", "device", d.Name, "bytes", t.claim.Now, "before", before, "others", r.Others)
+		news = true
+	}
+	return w.judge(d, now) || news
+}
+
+// judge says how fit a device is, and reports whether that is new. w.mu is held.
+func (w *Worker) judge(d *claimed, now time.Time) bool {
+	t := d.watched
+	h := device.HealthOf(t.reading, t.events)
+	if t.gone && h.State != device.Lost {
+		h = device.Health{State: device.Lost, Reason: gone, Message: "the driver says that the device does not answer any more; look for XIDs in the kernel's log and reset the device"}
+	}
+	was := t.fitness.Health
+	t.fitness = t.fitness.see(h, now)
+	if t.fitness.Health == was {
+		return false
+	}
+	if is := t.fitness.Health; was.State != "" || is.State != api.DeviceHealthy {
+		w.log.Warn("device health", "device", d.Name, "state", is.State, "reason", is.Reason, "message", is.Message)
+	}
+	return true
+}
+
+// capacity is what models may use of a device now: never less than what is admitted. w.mu is held.
+func (w *Worker) capacity(d *claimed) int64 {
+	if d.watched == nil {
+		return d.Capacity
+	}
+	return max(d.watched.claim.Now/d.Extent*d.Extent, w.used(d.Name))
+}
+
+// limit says why that is less than was claimed; empty: it is not. w.mu is held.
+func (w *Worker) limit(d *claimed) string {
+	t := d.watched
+	if t == nil || t.claim.Now == t.claim.Whole {
+		return ""
+	}
+	s := fmt.Sprintf("Other processes hold %s of %s's %s.", residency.Bytes(t.reading.Others), d.Name, residency.Bytes(t.reading.Total))
+	if used := w.used(d.Name); used > t.claim.Now {
+		s += fmt.Sprintf(" Models hold %s already, more than is left: nothing is admitted until some have gone.", residency.Bytes(used))
+	}
+	return s
+}
+
+// lost says in a sentence why nothing can be computed on a device any more; empty: it can. w.mu is held.
+func (d *claimed) lost() string {
+	if d.failed != "" {
+		return d.failed
+	}
+	if d.watched == nil || d.watched.fitness.State != api.DeviceLost {
+		return ""
+	}
+	return fmt.Sprintf("Device %s is lost: %s.", d.Name, strings.TrimSuffix(d.watched.fitness.Message, "."))
+}
+
+// deviceState is a device of a State. w.mu is held.
+func (w *Worker) deviceState(d *claimed, load float64) api.Device {
+	s := api.Device{
+		Name: d.Name, Kind: d.Kind, Description: d.Description, ExtentBytes: d.Extent, CapacityBytes: w.capacity(d), UsedBytes: w.used(d.Name), Load: load,
+	}
+	if t := d.watched; t != nil {
+		s.ClaimBytes, s.Limit, s.Health = d.Capacity, w.limit(d), t.fitness.Health
+		if t.read {
+			s.Readings = t.readings()
+		}
+	}
+	if d.failed != "" && s.Health.State != api.DeviceLost {
+		s.Health = api.Health{State: api.DeviceLost, Reason: gone, Message: d.failed}
+	}
+	return s
+}
+
+// readings as they are reported.
+func (t *watched) readings() *api.Readings {
+	r := t.reading
+	told := func(f device.Figure, unit float64) *float64 {
+		if !f.Known || math.IsNaN(f.Value) || math.IsInf(f.Value, 0) {
+			return nil
+		}
+		v := math.Round(f.Value*unit) / unit
+		return &v
+	}
+	s := &api.Readings{
+		TotalBytes: r.Total, FreeBytes: r.Free, OthersBytes: r.Others,
+		Utilization: told(r.Utilization, 1e4), PowerWatts: told(r.PowerWatts, 10), TemperatureCelsius: told(r.TemperatureCelsius, 10),
+		Throttled: slices.Clone(r.Throttled),
+	}
+	if r.EnergyJoules.Known {
+		s.EnergyJoules, s.IdleJoules = told(device.Known(t.joules), 10), told(device.Known(t.idle), 10)
+	}
+	return s
+}
+
+// Held is how many bytes models hold of the device that a monitor knows by a UUID.
+func (w *Worker) Held(uuid string) int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.devices {
+		if d.UUID == uuid {
+			return w.used(d.Name)
+		}
+	}
+	return 0
+}
+
+// meter divides the energy that devices have used among the models that computed on them. w.mu is held.
+func (w *Worker) meter(now time.Time) {
+	for model, c := range w.counters {
+		done := w.worked(model)
+		is := energy.Use{Busy: time.Duration(done.BusySeconds * float64(time.Second)), Tokens: done.tokens()}
+		if d := w.device(c.device); d != nil && d.watched != nil { // what it did on another one before is that one's
+			u := d.watched.use[model]
+			d.watched.use[model] = energy.Use{Busy: u.Busy + max(is.Busy-c.metered.Busy, 0), Tokens: u.Tokens + max(is.Tokens-c.metered.Tokens, 0)}
+		}
+		c.metered = is
+	}
+	for _, d := range w.devices {
+		t := d.watched
+		if t == nil || !t.read || !t.reading.EnergyJoules.Known {
+			continue
+		}
+		t.meter.Add(energy.Sample{At: now, Joules: t.reading.EnergyJoules.Value, Use: t.use})
+		t.models, t.idle = t.meter.Joules()
+		t.joules = t.idle + t.gave
+		for _, joules := range t.models {
+			t.joules += joules
+		}
+	}
+}
+
+// worked is what a model has done since it came here, up to now. w.mu is held.
+func (w *Worker) worked(model string) Counters {
+	c := w.counters[model].Counters
+	add := func(h *home) {
+		if s, ok := h.stats(); ok {
+			c.add(s)
+		}
+	}
+	if h := w.homes[model]; h != nil {
+		add(h)
+	}
+	for _, h := range w.olds {
+		if h.want.Model == model {
+			add(h)
+		}
+	}
+	return c
+}
+
+// tokens that were computed: what was taken over from the prefix cache is not.
+func (c Counters) tokens() int64 { return max(c.PromptTokens-c.PrefixHits, 0) + c.OutputTokens }
+
+// forget a model whose counters have gone. w.mu is held.
+func (t *watched) forget(model string) {
+	t.gave += t.models[model]
+	t.meter.Forget(model)
+	delete(t.models, model)
+	delete(t.use, model)
+}
+
+// joules are what a model has drawn of the worker's devices since it came here. w.mu is held.
+func (w *Worker) joules(model string) (sum float64) {
+	for _, d := range w.devices {
+		if d.watched != nil {
+			sum += d.watched.models[model]
+		}
+	}
+	return sum
+}
+
+// JoulesPerToken is what a token of a model has taken over the last minutes; false: its device does
+// not tell its energy, or there have been no tokens.
+func (w *Worker) JoulesPerToken(model string) (float64, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.counters[model]; c != nil {
+		if d := w.device(c.device); d != nil && d.watched != nil {
+			return d.watched.meter.PerToken(model)
+		}
+	}
+	return 0, false
+}
+
+// Joules that a model has drawn of one device.
+type Joules struct {
+	Model, Device string
+	Joules        float64
+}
+
+// Energy is what each model has drawn of each device since it came here.
+func (w *Worker) Energy() (all []Joules) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.devices {
+		if d.watched == nil {
+			continue
+		}
+		for model, joules := range d.watched.models {
+			all = append(all, Joules{model, d.Name, joules})
+		}
+	}
+	return all
+}

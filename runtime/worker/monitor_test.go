@@ -1,0 +1,236 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/engine"
+)
+
+// instruments are a Monitor's of one device, which a test sets.
+type instruments struct {
+	mu      sync.Mutex
+	reading device.Reading
+	err     error
+	watts   float64
+	since   time.Time
+	happens chan device.Event
+}
+
+func (m *instruments) Devices() ([]device.Unit, error) {
+	return []device.Unit{{UUID: "GPU-1", Split: true}, {UUID: "MIG-1", MIG: true, Parent: "GPU-1"}}, nil
+}
+
+func (m *instruments) Read(string) (device.Reading, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.reading
+	if m.watts > 0 {
+		r.EnergyJoules = device.Known(7e6 + m.watts*time.Since(m.since).Seconds())
+	}
+	r.Free = r.Total - r.Others
+	return r, m.err
+}
+
+func (m *instruments) Events(ctx context.Context) <-chan device.Event { return m.happens }
+func (m *instruments) Close() error                                   { return nil }
+
+func (m *instruments) set(change func(*instruments)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change(m)
+}
+
+// watchedWorker is one whose device has 12 MiB, of which it claims 10, and is watched.
+func watchedWorker(t *testing.T, o *world) (*Worker, *instruments, func()) {
+	m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), happens: make(chan device.Event)}
+	w, end := o.worker(t, func(options *Options) {
+		options.Monitor, options.Devices[0].UUID = m, "MIG-1"
+	})
+	return w, m, end
+}
+
+// TestStrangers: what other processes take is not admitted, what was admitted stays, and once they have
+// gone for a while there is room again.
+func TestStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		a, b := o.home("a", 4*mib), o.home("b", 4*mib)
+		assign(t, w, a)
+		after(t, w, time.Second, "a:Resident")
+		if d := w.State().Devices[0]; d.CapacityBytes != 10*mib || d.ClaimBytes != 10*mib || d.Limit != "" || d.Health.State != api.DeviceHealthy || d.Readings.TotalBytes != 12*mib {
+			t.Errorf("%+v", d)
+		}
+		m.set(func(m *instruments) { m.reading.Others = 3 * mib })
+		time.Sleep(time.Second)
+		assign(t, w, a, b)
+		after(t, w, 2*time.Second, "a:Resident b:Refused(DoesNotFit)")
+		s := w.State()
+		if d := s.Devices[0]; d.CapacityBytes != 7*mib || d.ClaimBytes != 10*mib || d.Readings.OthersBytes != 3*mib {
+			t.Errorf("%+v", d)
+		}
+		if got := s.Homes[1].Message; !strings.Contains(got, "Other processes hold 3 MiB of cpu-0's 12 MiB.") {
+			t.Error(got)
+		}
+		m.set(func(m *instruments) { m.reading.Others = 9 * mib }) // more than models leave
+		time.Sleep(2 * time.Second)
+		if d := w.State().Devices[0]; d.CapacityBytes != 4*mib || d.UsedBytes != 4*mib || !strings.Contains(d.Limit, "Models hold 4 MiB already") {
+			t.Errorf("%+v", d)
+		}
+		after(t, w, 0, "a:Resident b:Refused(DoesNotFit)")
+		m.set(func(m *instruments) { m.reading.Others = 0 })
+		after(t, w, 5*time.Second, "a:Resident b:Refused(DoesNotFit)")
+		after(t, w, 10*time.Second, "a:Resident b:Resident")
+		if d := w.State().Devices[0]; d.CapacityBytes != 10*mib || d.Limit != "" {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+// TestDeviceLost: an XID that a device does not survive ends what is on it, and nothing comes.
+func TestDeviceLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		assign(t, w, o.home("a", mib), o.home("b", mib, asleep))
+		after(t, w, time.Second, "a:Resident b:Idle")
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 31) // a program's fault, of the GPU that it is a part of
+		m.happens <- device.NewEvent("GPU-2", time.Now(), 79) // another one's
+		after(t, w, time.Second, "a:Resident b:Idle")
+		m.set(func(m *instruments) { m.err = errors.New("busy") })
+		after(t, w, 2*time.Second, "a:Resident b:Idle")
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		m.set(func(m *instruments) { m.err = device.ErrGone })
+		after(t, w, 0, "a:Refused(DeviceLost) b:Idle")
+		after(t, w, time.Minute, "a:Refused(DeviceLost) b:Idle")
+		s := w.State()
+		if d := s.Devices[0]; d.Health.State != api.DeviceLost || d.Health.Reason != "XID79" || d.Readings != nil || d.UsedBytes != 0 {
+			t.Errorf("%+v", d)
+		}
+		if got := s.Homes[0].Message; !strings.HasPrefix(got, "Device cpu-0 is lost: XID 79: the device has fallen off the bus") {
+			t.Error(got)
+		}
+		for _, name := range []string{"ns/a", "ns/b"} {
+			_, _, err := w.Use(t.Context(), name)
+			if u, ok := errors.AsType[*UnavailableError](err); !ok || u.Reason != api.ReasonDeviceLost {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		m.set(func(m *instruments) { m.err = nil }) // it answers again: nobody knows what it computes
+		after(t, w, time.Hour, "a:Refused(DeviceLost) b:Refused(DeviceLost)")
+	})
+}
+
+func TestGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		time.Sleep(time.Second)
+		m.set(func(m *instruments) { m.err = device.ErrGone })
+		time.Sleep(2 * time.Second)
+		if h := w.State().Devices[0].Health; h.State != api.DeviceLost || h.Reason != "Gone" {
+			t.Errorf("%+v", h)
+		}
+		m.happens <- device.NewEvent("MIG-1", time.Now(), 79)
+		synctest.Wait()
+		if h := w.State().Devices[0].Health; h.Reason != "XID79" {
+			t.Errorf("%+v", h)
+		}
+	})
+}
+
+func TestFitness(t *testing.T) {
+	healthy, hot, braked, lost := device.Health{Reason: "Healthy"}, device.Health{State: device.Degraded, Reason: "Heat", Message: "at 90 °C"},
+		device.Health{State: device.Degraded, Reason: "PowerBrake"}, device.Health{State: device.Lost, Reason: "XID79"}
+	hotter := hot
+	hotter.Message = "at 91 °C"
+	now := time.Unix(0, 0)
+	var f fitness
+	for i, s := range []struct {
+		is    device.Health
+		after time.Duration
+		want  string // state, reason, message, since when
+	}{
+		{healthy, time.Second, "Healthy   1"},
+		{hot, time.Second, "Degraded Heat at 90 °C 2"},
+		{hotter, time.Second, "Degraded Heat at 90 °C 2"},
+		{healthy, 29 * time.Second, "Degraded Heat at 90 °C 2"},
+		{hotter, time.Second, "Degraded Heat at 90 °C 2"},
+		{healthy, 29 * time.Second, "Degraded Heat at 90 °C 2"},
+		{braked, time.Second, "Degraded PowerBrake  2"},
+		{healthy, time.Second, "Degraded PowerBrake  2"},
+		{healthy, 29 * time.Second, "Degraded PowerBrake  2"},
+		{healthy, time.Second, "Healthy   94"},
+		{lost, time.Second, "Lost XID79  95"},
+		{healthy, time.Hour, "Lost XID79  95"},
+	} {
+		now = now.Add(s.after)
+		f = f.see(s.is, now)
+		got := fmt.Sprintf("%s %s %s %.0f", f.State, f.Reason, f.Message, f.Since.Sub(time.Unix(0, 0)).Seconds())
+		if got != s.want {
+			t.Errorf("step %d: %q, want %q", i, got, s.want)
+		}
+	}
+}
+
+// TestEnergy: what the counter says is idle's and the models', these by the time of their steps.
+func TestEnergy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		m.set(func(m *instruments) { m.watts = 100 })
+		assign(t, w, o.home("a", mib), o.home("b", mib))
+		after(t, w, 20*time.Second, "a:Resident b:Resident")
+		if _, known := w.JoulesPerToken("ns/a"); known {
+			t.Error("there were no tokens")
+		}
+		for name, tokens := range map[string]int{"ns/a": 900, "ns/b": 300} { // 10 ms each, nothing beside it
+			l, release, err := w.Use(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for left := tokens; left > 0; left -= 100 {
+				events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 100})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range events {
+				}
+			}
+			release()
+		}
+		time.Sleep(30 * time.Second)
+		s := w.State()
+		a, b, r := s.Homes[0], s.Homes[1], s.Devices[0].Readings
+		if r == nil || r.EnergyJoules == nil || math.Abs(*r.EnergyJoules-100*s.Time.Sub(m.since).Seconds()) > 101 {
+			t.Fatalf("%+v", r)
+		}
+		if math.Abs(a.EnergyJoules-900) > 30 || math.Abs(b.EnergyJoules-300) > 30 || a.Tokens != 909 || b.Tokens != 303 {
+			t.Errorf("%v J of %d tokens, %v J of %d", a.EnergyJoules, a.Tokens, b.EnergyJoules, b.Tokens)
+		}
+		if per, known := w.JoulesPerToken("ns/b"); !known || math.Abs(per-1) > 0.1 {
+			t.Errorf("%v J for a token", per)
+		}
+		sum := *r.IdleJoules
+		for _, e := range w.Energy() {
+			sum += e.Joules
+		}
+		if pending := *r.EnergyJoules - sum; pending < -1 || pending > 1100 { // a step may last 10 s
+			t.Errorf("the parts are %v of %v", sum, *r.EnergyJoules)
+		}
+	})
+}
