@@ -21,6 +21,8 @@ type answer struct {
 	*generation
 	id      string
 	created int64
+	// perToken gives the joules of a token, for usage that has energy.
+	perToken func() (float64, bool)
 }
 
 func newAnswer(g *generation) *answer {
@@ -28,7 +30,8 @@ func newAnswer(g *generation) *answer {
 	if g.of == chat {
 		kind = "chatcmpl-"
 	}
-	return &answer{generation: g, id: kind + rand.Text(), created: time.Now().Unix()}
+	unknown := func() (float64, bool) { return 0, false }
+	return &answer{generation: g, id: kind + rand.Text(), created: time.Now().Unix(), perToken: unknown}
 }
 
 // envelope is an answer, or a chunk of one.
@@ -48,16 +51,24 @@ func (a *answer) envelope(kind string, choices ...any) envelope {
 	return envelope{ID: a.id, Object: kind, Created: a.created, Model: a.model, Choices: choices}
 }
 
-// usage of some tokens.
-func usage(prompt, output, cached int) json.RawMessage {
-	return fmt.Appendf(nil, `{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}`,
+// usageOf some tokens.
+func (a *answer) usageOf(prompt, output, cached int) json.RawMessage {
+	u := fmt.Appendf(nil, `{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}`,
 		prompt, output, prompt+output, cached)
+	if !a.energy {
+		return append(u, '}')
+	}
+	joules, known := a.perToken()
+	if !known {
+		return append(u, `,"energy":null}`...)
+	}
+	return fmt.Appendf(u, `,"energy":{"joules":%.4g,"joules_per_token":%.4g}}`, joules*float64(prompt-cached+output), joules)
 }
 
 var null = json.RawMessage("null")
 
 // total is the usage of all texts; a prompt with several counts once.
-func total(texts []*text) json.RawMessage {
+func (a *answer) total(texts []*text) json.RawMessage {
 	var prompt, output, cached int
 	for _, t := range texts {
 		output += t.output
@@ -65,7 +76,7 @@ func total(texts []*text) json.RawMessage {
 			prompt, cached = prompt+t.prompt, cached+t.cached
 		}
 	}
-	return usage(prompt, output, cached)
+	return a.usageOf(prompt, output, cached)
 }
 
 // whole is a text that has been collected.
@@ -112,7 +123,7 @@ func (a *answer) collect(ctx context.Context, w http.ResponseWriter, texts []*te
 		kind = "chat.completion"
 	}
 	o := a.envelope(kind, choices...)
-	o.Usage = total(texts)
+	o.Usage = a.total(texts)
 	writeJSON(w, http.StatusOK, o)
 	return nil
 }
@@ -190,7 +201,7 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter, texts []*tex
 	}
 	if a.usage {
 		last := a.envelope(a.kind())
-		last.Usage = total(texts)
+		last.Usage = a.total(texts)
 		if !send(last) {
 			return nil
 		}
@@ -233,7 +244,7 @@ func (a *answer) chunks(i int, t *text, p piece, first bool) (list []envelope) {
 		o := a.envelope(a.kind(), c)
 		switch {
 		case a.usages:
-			o.Usage = usage(t.prompt, p.output, t.cached)
+			o.Usage = a.usageOf(t.prompt, p.output, t.cached)
 		case a.usage:
 			o.Usage = null
 		}

@@ -43,7 +43,7 @@ type running struct {
 	generation int64
 }
 
-func startWorker(t *testing.T) *running {
+func startWorker(t *testing.T, change ...func(*worker.Options)) *running {
 	t.Helper()
 	dir := t.TempDir()
 	r := &running{t: t, token: filepath.Join(dir, "token"), root: filepath.Join(dir, "models"), ended: make(chan error, 1)}
@@ -55,11 +55,15 @@ func startWorker(t *testing.T) *running {
 	}
 	store := &source.Store{Roots: []string{r.root}, CacheDir: filepath.Join(dir, "cache")}
 	log := slog.New(slog.DiscardHandler)
-	w, err := worker.New(worker.Options{
+	options := worker.Options{
 		Name: "w0", Pool: "default/cpu", Version: "test", Log: log,
 		Devices: []device.Device{{Name: "cpu-0", Kind: "cpu", Extent: 64 << 10, Capacity: 64 << 20}},
 		Fetch:   store.Fetch, Release: store.Release, Header: store.Header,
-	})
+	}
+	for _, f := range change {
+		f(&options)
+	}
+	w, err := worker.New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,6 +438,78 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestEmulated: a worker computes for GPUs that are described in a file, and shows what is said of them.
+func TestEmulated(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "gpus.yaml")
+	describe := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe("devices: [{memory: 80Gi, others: 10Gi, power: 250, utilization: 0.4, temperature: 61, throttled: [Power]}]")
+	r := startWorker(t, func(o *worker.Options) {
+		m, err := device.Emulated(file, nil, o.Log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Devices, err = device.Claim(m, "cuda", 0, device.Options{Headroom: 5}); err != nil {
+			t.Fatal(err)
+		}
+		o.Monitor, o.Emulated = m, true
+	})
+	h := r.home("stories")
+	h.Devices = []string{"gpu-0"}
+	r.assign(h)
+	r.resident("stories")
+	deadline := time.Now().Add(time.Minute)
+	for {
+		_, body := r.call("POST", "/v1/completions", `{"model":"stories","prompt":"Once","max_tokens":100,"temperature":0,"include_energy":true}`)
+		if regexp.MustCompile(`"energy":{"joules":[0-9.e+-]+,"joules_per_token":[0-9.e+-]+}`).MatchString(body) {
+			break
+		}
+		if !strings.Contains(body, `"energy":null`) || time.Now().After(deadline) {
+			t.Fatal(body)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if _, body := r.call("POST", "/v1/completions", `{"model":"stories","prompt":"Once","max_tokens":1}`); strings.Contains(body, "energy") {
+		t.Error(body)
+	}
+	expect := func(lines ...string) {
+		t.Helper()
+		_, body := r.call("GET", "/metrics", "")
+		for _, line := range lines {
+			if !regexp.MustCompile(`(?m)^` + line).MatchString(body) {
+				t.Errorf("no %s in\n%s", line, strings.Join(regexp.MustCompile(`(?m)^estiba_(device|energy).*$`).FindAllString(body, -1), "\n"))
+			}
+		}
+	}
+	expect(`estiba_device_memory_bytes{device="gpu-0",kind="total",worker="w0"} 8.589934592e\+10$`,
+		`estiba_device_memory_bytes{device="gpu-0",kind="others",worker="w0"} 1.073741824e\+10$`,
+		`estiba_device_memory_bytes{device="gpu-0",kind="free",worker="w0"} 7.516192768e\+10$`,
+		`estiba_device_utilization{device="gpu-0",worker="w0"} 0.4$`,
+		`estiba_device_power_watts{device="gpu-0",worker="w0"} 250$`,
+		`estiba_device_temperature_celsius{device="gpu-0",worker="w0"} 61$`,
+		`estiba_device_throttled{device="gpu-0",reason="Power",worker="w0"} 1$`,
+		`estiba_device_health{device="gpu-0",state="Healthy",worker="w0"} 1$`,
+		`estiba_device_health{device="gpu-0",state="Lost",worker="w0"} 0$`,
+		`estiba_device_energy_joules_total{device="gpu-0",worker="w0"} [0-9]`,
+		`estiba_energy_idle_joules_total{device="gpu-0",worker="w0"} [0-9]`,
+		`estiba_energy_joules_total{device="gpu-0",model="default/stories",worker="w0"} [0-9.]*[1-9]`)
+	describe("devices: [{memory: 80Gi, xids: [79]}]")
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		s := r.state()
+		if s.Devices[0].Lost() && s.Homes[0].Reason == api.ReasonDeviceLost {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", s)
+		}
+	}
+	expect(`estiba_device_health{device="gpu-0",state="Lost",worker="w0"} 1$`)
+}
+
 // TestMetricsOfEqualNames: a name that clients send may be another model's own.
 func TestMetricsOfEqualNames(t *testing.T) {
 	r := startWorker(t)
@@ -482,11 +558,11 @@ func TestFileCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	status, body := r.complete("cut")
-	if status != 503 || !strings.Contains(body, "(InvalidModel)") || !strings.Contains(body, "files changed or vanished") || strings.Contains(body, "runtime error") {
+	if status != 503 || !strings.Contains(body, "(SourceUnavailable)") || !strings.Contains(body, "files changed or vanished") || strings.Contains(body, "runtime error") {
 		t.Errorf("cut: %d %s", status, body)
 	}
-	failed := r.until(func(h map[string]api.HomeState) bool {
-		return h["cut"].Phase == api.PhaseFailed && h["cut"].Tier != api.TierDevice
+	failed := r.until(func(h map[string]api.HomeState) bool { // once they have been read again
+		return h["cut"].Phase == api.PhaseFailed && h["cut"].Tier != api.TierDevice && h["cut"].Reason != api.ReasonSourceUnavailable
 	})["cut"]
 	if failed.Reason != api.ReasonInvalidModel || failed.Message == "" {
 		t.Errorf("%+v", failed)

@@ -36,6 +36,7 @@ type generation struct {
 	stream    bool
 	usage     bool // a last chunk with the usage
 	usages    bool // and the usage so far in every chunk
+	energy    bool // the usage has joules
 }
 
 const (
@@ -140,6 +141,7 @@ func (g *generation) common(f *fields) {
 	}
 	g.keepStop = f.boolean("include_stop_str_in_output", false)
 	g.special = !f.boolean("skip_special_tokens", true)
+	g.energy = f.boolean("include_energy", false)
 	g.stream = f.boolean("stream", false)
 	if raw, ok := f.take("stream_options"); ok {
 		if !g.stream {
@@ -182,6 +184,9 @@ func (g *generation) answer(ctx context.Context, w http.ResponseWriter, c call) 
 		return e
 	}
 	a := newAnswer(g)
+	if g.energy && c.JoulesPerToken != nil {
+		a.perToken = c.JoulesPerToken
+	}
 	if g.stream {
 		return a.stream(ctx, w, texts)
 	}

@@ -26,6 +26,16 @@ var (
 	deviceUsed     = desc("estiba_worker_device_used_bytes", "What is admitted on a device.", "device")
 	deviceLoad     = desc("estiba_worker_device_load", "The sum of the loads of a device's models, from 0 to 1.", "device")
 
+	deviceMemory      = desc("estiba_device_memory_bytes", "Memory of a device by its own figures: total, free, and held by other processes.", "device", "kind")
+	deviceUtilization = desc("estiba_device_utilization", "Share of time in which a device computes, from 0 to 1.", "device")
+	devicePower       = desc("estiba_device_power_watts", "Power that a device draws.", "device")
+	deviceTemperature = desc("estiba_device_temperature_celsius", "Temperature of a device.", "device")
+	deviceThrottled   = desc("estiba_device_throttled", "1 for each reason why a device's clocks are lower than wanted.", "device", "reason")
+	deviceHealth      = desc("estiba_device_health", "1 for the state that a device is in: Healthy, Degraded or Lost.", "device", "state")
+	deviceEnergy      = desc("estiba_device_energy_joules_total", "Energy that a device has drawn since the worker began to watch it.", "device")
+	energyJoules      = desc("estiba_energy_joules_total", "Energy of a device that is a model's, by the time of its steps.", "model", "device")
+	energyIdle        = desc("estiba_energy_idle_joules_total", "Energy of a device while no model computed on it.", "device")
+
 	modelLoad         = desc("estiba_model_load", "Share of its device's time that the model takes, from 0 to 1: a moving average over some 5 minutes.", "model")
 	modelBusy         = desc("estiba_model_busy_seconds_total", "Time of its device that the model's steps took.", "model")
 	modelRunning      = desc("estiba_model_requests_running", "Requests in the batch.", "model")
@@ -93,7 +103,7 @@ const engineLabel = "0"
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		deviceCapacity, deviceUsed, deviceLoad,
+		deviceCapacity, deviceUsed, deviceLoad, deviceMemory, deviceUtilization, devicePower, deviceTemperature, deviceThrottled, deviceHealth, deviceEnergy, energyJoules, energyIdle,
 		modelLoad, modelBusy, modelRunning, modelWaiting, modelResident, modelMemory, modelKVBlocks, modelKVUsed, modelRequests, modelPrompt, modelOutput, modelLoads, modelLoadFailures, modelLoadSeconds,
 		modelQueries, modelHits, modelPreempted, modelTexts,
 		vllmRunning, vllmWaiting, vllmKVUsage, vllmPreempted, vllmPrompt, vllmOutput, vllmQueries, vllmHits, vllmSuccess,
@@ -129,6 +139,28 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(deviceCapacity, float64(d.CapacityBytes), d.Name)
 		gauge(deviceUsed, float64(d.UsedBytes), d.Name)
 		gauge(deviceLoad, d.Load, d.Name)
+		for _, state := range []api.HealthState{api.DeviceHealthy, api.DeviceDegraded, api.DeviceLost} {
+			if d.Health.State == "" {
+				break
+			}
+			is := 0.
+			if d.Health.State == state {
+				is = 1
+			}
+			gauge(deviceHealth, is, d.Name, string(state))
+		}
+		if r := d.Readings; r != nil {
+			own(r, func(is *prometheus.Desc, v float64, labels ...string) {
+				gauge(is, v, append([]string{d.Name}, labels...)...)
+			})
+			if r.EnergyJoules != nil && r.IdleJoules != nil {
+				count(deviceEnergy, *r.EnergyJoules, d.Name)
+				count(energyIdle, *r.IdleJoules, d.Name)
+			}
+		}
+	}
+	for _, e := range c.w.Energy() {
+		count(energyJoules, e.Joules, e.Model, e.Device)
 	}
 	named := map[string]bool{} // values of model_name that are taken, or are some home's own
 	for _, h := range s.Homes {
@@ -180,5 +212,23 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		count(modelLoadFailures, float64(n.LoadFailures), model)
 		count(modelLoadSeconds, n.LoadSeconds, model)
 		count(modelBusy, n.BusySeconds, model)
+	}
+}
+
+// own are a device's own figures.
+func own(r *api.Readings, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	gauge(deviceMemory, float64(r.TotalBytes), "total")
+	gauge(deviceMemory, float64(r.FreeBytes), "free")
+	gauge(deviceMemory, float64(r.OthersBytes), "others")
+	for _, f := range []struct {
+		d *prometheus.Desc
+		v *float64
+	}{{deviceUtilization, r.Utilization}, {devicePower, r.PowerWatts}, {deviceTemperature, r.TemperatureCelsius}} {
+		if f.v != nil {
+			gauge(f.d, *f.v)
+		}
+	}
+	for _, reason := range r.Throttled {
+		gauge(deviceThrottled, 1, reason)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
@@ -60,6 +61,9 @@ type Loaded struct {
 	// Vocabulary are the texts of tokens, for grammars.
 	Vocabulary func() *grammar.Vocabulary
 	Measures   *Measures // nil: nothing is measured
+	// JoulesPerToken is what a token of the model takes, as a mean over the last minutes; false: nobody
+	// knows. Nil: the device does not tell.
+	JoulesPerToken func() (float64, bool)
 }
 
 // template is the model's own, or ChatML.
@@ -313,8 +317,12 @@ func stepError(err error) *apiError {
 			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
 	}
 	if errors.Is(err, engine.ErrBroken) {
+		reason := api.ReasonInvalidModel
+		if errors.Is(err, backend.ErrFault) {
+			reason = api.ReasonSourceUnavailable
+		}
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",
-			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v.", api.ReasonInvalidModel, err)}
+			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v.", reason, err)}
 	}
 	return &apiError{status: http.StatusInternalServerError, Type: "server_error", Code: "engine_error",
 		Message: fmt.Sprintf("The text is not complete, the model failed: %v.", err)}

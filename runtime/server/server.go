@@ -92,6 +92,7 @@ func (s *Server) use(ctx context.Context, model string) (Loaded, func(), error) 
 		Engine: l.Engine, Replica: l.Replica, Tenant: namespace, MaxTokens: l.MaxTokens,
 		Tokenizer: l.Model.Tokenizer, Template: l.Model.Template, BOS: l.Model.BOS, EOS: l.Model.EOS, Vocabulary: l.Model.Vocabulary,
 		Pooling: l.Model.DefaultPooling(), Measures: s.measured.of(l.Home.Model),
+		JoulesPerToken: func() (float64, bool) { return s.worker.JoulesPerToken(l.Home.Model) },
 	}, release, nil
 }
 
