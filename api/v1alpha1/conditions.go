@@ -8,6 +8,8 @@ const (
 	ConditionPlaced      = "Placed"
 	ConditionReconciling = "Reconciling"
 	ConditionStalled     = "Stalled"
+	// ConditionDegraded, of a pool whose devices are watched: some of them are degraded or lost. Bad when true.
+	ConditionDegraded = "Degraded"
 )
 
 // The reasons of conditions. Each line says what a person can do, and how a message looks.
@@ -46,6 +48,10 @@ const (
 	ReasonRefused = "Refused"
 	// ReasonWorkerLost: wait; the model gets another home.
 	ReasonWorkerLost = "WorkerLost"
+	// ReasonDeviceLost: wait, the models get other homes; mend or replace the device as the message says.
+	ReasonDeviceLost = "DeviceLost" // "Device gpu-0 of worker a100-x7k2p is lost: XID 79: the device has fallen off the bus; ..."
+	// ReasonDeviceDegraded: check what the message names; new homes go elsewhere where they can.
+	ReasonDeviceDegraded = "DeviceDegraded" // "Device gpu-0 of worker a100-x7k2p is degraded: clocks are lowered because of heat at 93 °C; check the cooling."
 	// ReasonQuarantined: workers died of this model twice; change its spec to try again.
 	ReasonQuarantined = "Quarantined"
 	// ReasonNameConflict: another, older Model has this name, or an object that is not the pool's has one that the pool needs; choose another one.

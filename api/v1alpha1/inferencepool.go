@@ -18,6 +18,8 @@ import (
 // +kubebuilder:printcolumn:name="Workers",type=string,JSONPath=`.status.summary.workers`
 // +kubebuilder:printcolumn:name="Models",type=integer,JSONPath=`.status.models`
 // +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.status.summary.memory`
+// +kubebuilder:printcolumn:name="Utilization",type=string,priority=1,JSONPath=`.status.summary.utilization`
+// +kubebuilder:printcolumn:name="Power",type=string,priority=1,JSONPath=`.status.summary.power`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 50 && !self.metadata.name.contains('.')",message="metadata.name must have at most 50 characters and no dots: worker pods are named after it"
@@ -238,6 +240,12 @@ type InferencePoolStatus struct {
 	// Device is what the last worker's device really was.
 	// +optional
 	Device DeviceStatus `json:"device,omitempty"`
+	// Accelerators are those of the devices that tell about themselves, at most 64. What moves a little stays as it was
+	// written: /metrics of the workers follow it.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Accelerators []AcceleratorStatus `json:"accelerators,omitempty"`
 	// Moves of the last hour that count towards spec.moves, the oldest first.
 	// +optional
 	// +listType=atomic
@@ -265,6 +273,37 @@ type MoveStatus struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// AcceleratorStatus is a device as its own instruments show it.
+type AcceleratorStatus struct {
+	Worker string `json:"worker"`
+	Device string `json:"device"`
+	// State is Healthy, Degraded (it is avoided while others have room) or Lost (nothing can be computed on it).
+	State string `json:"state"`
+	// Reason of a state that is not Healthy, in a word: Heat, XID79.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Since when it has been in that state.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// Memory of the device.
+	// +optional
+	Memory *resource.Quantity `json:"memory,omitempty"`
+	// Others is what other processes hold of it.
+	// +optional
+	Others *resource.Quantity `json:"others,omitempty"`
+	// Capacity is what models may use, and Allocated what they do.
+	// +optional
+	Capacity resource.Quantity `json:"capacity,omitempty"`
+	// +optional
+	Allocated resource.Quantity `json:"allocated,omitempty"`
+	// Utilization is the share of time in which it computes, in per cent.
+	// +optional
+	Utilization *int32 `json:"utilization,omitempty"`
+	// Power in watts.
+	// +optional
+	Power *int32 `json:"power,omitempty"`
+}
+
 // DeviceStatus is a device as a worker of this pool last reported it.
 type DeviceStatus struct {
 	// Memory that one device's claim gives to models.
@@ -287,6 +326,10 @@ type MemoryStatus struct {
 type PoolSummary struct {
 	Workers string `json:"workers,omitempty"` // "1/2": ready of all
 	Memory  string `json:"memory,omitempty"`  // "3.1Gi / 76Gi"
+	// Utilization is the mean of the devices that tell it.
+	Utilization string `json:"utilization,omitempty"` // "41%"
+	// Power is the sum of those.
+	Power string `json:"power,omitempty"` // "412W"
 }
 
 // PodTemplate is the shape of spec.template once it has been decoded.

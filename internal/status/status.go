@@ -25,6 +25,8 @@ type Verdict struct {
 	Progressing bool
 	// Stalled: only a change of a spec helps.
 	Stalled bool
+	// Degraded is nil for objects without that condition.
+	Degraded *Part
 	// StalledBy is set when something else than Reason stalls it.
 	StalledBy *Part
 }
@@ -39,7 +41,7 @@ type Part struct {
 // Conditions are those of the verdict. What was true before keeps its time; if
 // nothing else is said either, they are those from before.
 func (v Verdict) Conditions(before []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
-	var room [4]metav1.Condition
+	var room [5]metav1.Condition
 	c := v.conditions(room[:0], before, generation, now)
 	if slices.Equal(c, before) {
 		return before
@@ -71,7 +73,11 @@ func (v Verdict) conditions(c, before []metav1.Condition, generation int64, now 
 	case !v.Stalled:
 		stalled.Reason, stalled.Message = v1alpha1.ReasonSucceeded, ""
 	}
-	return set(c, before, v1alpha1.ConditionStalled, stalled, generation, now)
+	c = set(c, before, v1alpha1.ConditionStalled, stalled, generation, now)
+	if v.Degraded != nil {
+		c = set(c, before, v1alpha1.ConditionDegraded, *v.Degraded, generation, now)
+	}
+	return c
 }
 
 // longest message of a condition, in bytes. The API server takes 32768 and
