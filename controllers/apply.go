@@ -107,6 +107,10 @@ func (r *Reconciler) apply(ctx context.Context, seen Seen, plan Plan) (due time.
 func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition) {
 	for _, c := range status.Transitions(before, after) {
 		stall := c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue
+		if c.Type == v1alpha1.ConditionDegraded {
+			r.tellDegraded(o, c, status.Find(before, c.Type))
+			continue
+		}
 		if ready := status.Find(after, v1alpha1.ConditionReady); c.Type != v1alpha1.ConditionReady && !(stall && ready.Reason != c.Reason) {
 			continue
 		}
@@ -115,6 +119,16 @@ func (r *Reconciler) announce(o runtime.Object, before, after []metav1.Condition
 			kind = corev1.EventTypeWarning
 		}
 		r.events.Eventf(o, nil, kind, c.Reason, "Decide", "%s", status.Cut(c.Message, 1000))
+	}
+}
+
+// tellDegraded makes an event of devices that are in trouble, or no longer.
+func (r *Reconciler) tellDegraded(o runtime.Object, is metav1.Condition, was *metav1.Condition) {
+	switch {
+	case is.Status == metav1.ConditionTrue:
+		r.events.Eventf(o, nil, corev1.EventTypeWarning, is.Reason, "Decide", "%s", status.Cut(is.Message, 1000))
+	case was != nil:
+		r.events.Eventf(o, nil, corev1.EventTypeNormal, is.Reason, "Decide", "All devices are in order again.")
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 // to let go, and whose Model would be left with fewer ready homes than it wants
 // (one at least). So these never count: what is replaced before it goes (moves,
 // updates, drains of nodes), fewer replicas for less load, and what is lost with
-// its worker, which no plan took away. Nor does what a person asked for: a Model
+// its worker or its device, which no plan took away. Nor does what a person asked for: a Model
 // that is deleted, suspended, scaled to zero or of another spec than its home; a
 // pool that is deleted or has changed; homes that give way to a Model that has
 // just been created or changed. Taking a worker out of use is such a request
@@ -120,7 +120,7 @@ func (d *decision) await(p *pool) {
 func (p *pool) resident() (n int) {
 	for _, s := range p.stations {
 		for i := range s.base {
-			if s.abides() && isResident(s.reports(s.base[i].Model)) {
+			if s.abides() && !s.losing(s.base[i].Devices) && isResident(s.reports(s.base[i].Model)) {
 				n++
 			}
 		}
@@ -195,7 +195,7 @@ func (d *decision) losses(counts func(*worker.HomeState) bool, does func(*home) 
 	told := func(each func(*station, *worker.Home)) {
 		for _, s := range d.stations {
 			for i := range s.base {
-				if t := &s.base[i]; s.abides() && !t.Draining {
+				if t := &s.base[i]; s.abides() && !t.Draining && !s.losing(t.Devices) {
 					each(s, t)
 				}
 			}

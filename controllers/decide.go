@@ -347,9 +347,9 @@ func (d *decision) readWorkers() {
 		s.pool.stations = append(s.pool.stations, s)
 		if r := s.Report; r != nil && len(r.Devices) > 0 {
 			s.pool.devices = len(r.Devices)
-			s.pool.device = r.Devices[0].CapacityBytes
-			for _, device := range r.Devices {
-				s.pool.device = max(s.pool.device, device.CapacityBytes)
+			s.pool.device = 0
+			for i := range r.Devices {
+				s.pool.device = max(s.pool.device, r.Devices[i].Whole())
 			}
 		}
 	}

@@ -76,8 +76,9 @@ type Stay struct {
 	Priority        int     `json:"priority"`
 	Pinned          bool    `json:"pinned,omitempty"`
 	Sleeps          bool    `json:"sleeps,omitempty"`
-	Progress        float64 `json:"progress,omitempty"` // of a load, 0 to 1
-	Load            float64 `json:"load"`               // share of the device's time, 0 to 1
+	Progress        float64 `json:"progress,omitempty"`       // of a load, 0 to 1
+	Load            float64 `json:"load"`                     // share of the device's time, 0 to 1
+	JoulesPerToken  float64 `json:"joulesPerToken,omitempty"` // since the model came to the worker; 0: unknown
 	Running         int     `json:"running"`
 	Waiting         int     `json:"waiting"`
 	ResidentSeconds float64 `json:"residentSeconds,omitempty"`
@@ -300,6 +301,9 @@ func (h *home) stay() Stay {
 		s.State = v1alpha1.PlacementDraining
 	}
 	s.Bytes = max(s.Bytes, h.state.Footprint.Total())
+	if h.state.Tokens > 0 {
+		s.JoulesPerToken = h.state.EnergyJoules / float64(h.state.Tokens)
+	}
 	s.Progress, s.Load, s.Running, s.Waiting = h.state.Progress, h.state.Load, h.state.Running, h.state.Waiting
 	s.ResidentSeconds, s.IdleSeconds = h.state.ResidentSeconds, h.state.IdleSeconds
 	if s.State == v1alpha1.PlacementFailed || s.State == v1alpha1.PlacementWaiting {
@@ -330,13 +334,24 @@ func (d *decision) refused(m *model) []Refused {
 			if m.at(v.Worker, v.Device) || m.room != nil && m.room.Worker == v.Worker && slices.Contains(m.room.Devices, v.Device) {
 				continue
 			}
-			add(cmp.Or(v.Refused, alsoFits), Berth{Pool: v.Pool, Worker: v.Worker, Device: v.Device, Free: v.Free, Capacity: v.Capacity, Detail: occupants(v)})
+			fits := alsoFits
+			if v.Degraded != "" {
+				fits = poorFits
+			}
+			add(cmp.Or(v.Refused, fits), Berth{Pool: v.Pool, Worker: v.Worker, Device: v.Device, Free: v.Free, Capacity: v.Capacity, Detail: d.detail(v)})
 		}
 	}
 	for _, p := range m.pools {
 		for _, s := range p.stations {
-			if why := s.unusable(); why != "" && m.on(s.Name) == nil {
+			switch why := s.unusable(); {
+			case why != "" && m.on(s.Name) == nil:
 				add(why, Berth{Pool: p.key, Worker: s.Name})
+			case s.Report != nil:
+				for i := range s.Report.Devices {
+					if at := &s.Report.Devices[i]; at.Lost() {
+						add(isLost, Berth{Pool: p.key, Worker: s.Name, Device: at.Name, Detail: strings.TrimSuffix(at.Health.Message, ".")})
+					}
+				}
 			}
 		}
 	}
@@ -355,6 +370,34 @@ func (d *decision) refused(m *model) []Refused {
 
 // alsoFits is said of devices that could be a home, and another one is better.
 const alsoFits = "that could hold it too"
+
+// poorFits is said of those that are degraded, and isLost of those that are lost.
+const (
+	poorFits = "degraded, so that others come first"
+	isLost   = "lost"
+)
+
+// detail says who fills a device, who else takes of it, and what is the matter with it.
+func (d *decision) detail(v packing.Sight) string {
+	say := occupants(v)
+	at := d.byName[v.Worker].device(v.Device)
+	if at == nil {
+		return say
+	}
+	add := func(more string) {
+		if say != "" {
+			say += "; "
+		}
+		say += more
+	}
+	if n := outside(at); n > 0 {
+		add("other processes take " + packing.Size(n) + " of it")
+	}
+	if v.Degraded != "" {
+		add(strings.TrimSuffix(cmp.Or(at.Health.Message, v.Degraded), "."))
+	}
+	return say
+}
 
 // maxOccupants is how many models on a device are named.
 const maxOccupants = 6

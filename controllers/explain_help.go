@@ -283,12 +283,12 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 	case v1alpha1.ReasonDigestMismatch:
 		return []Action{
 			{What: "If the new content is what you want, write its digest into spec.source.digest of the Model.", Command: edit(m)},
-			{What: "If not, put the files back as they were; they are read again within a minute."},
+			{What: "If not, put the files back as they were; they are read again " + m.reread() + "."},
 		}
 	case v1alpha1.ReasonSourceUnavailable:
 		return []Action{{What: "Make " + m.source() + " readable from the workers; it is tried again within a minute."}}
 	case v1alpha1.ReasonInvalidModel:
-		return []Action{{What: "Mend the files at " + m.source() + " and change the spec (another uri or digest), so that they are read again."}}
+		return []Action{{What: "Mend the files at " + m.source() + ": they are read again " + m.reread() + ", or at once where spec.source changes too."}}
 	case v1alpha1.ReasonUnsupportedModel:
 		return []Action{{What: "Name another checkpoint in spec.source of the Model; this version cannot run that one.", Command: edit(m)}}
 	case v1alpha1.ReasonWorkerLost:
@@ -301,6 +301,15 @@ func (d *decision) advice(m *model, e Explanation) []Action {
 		return []Action{{What: "Nothing: wait."}}
 	}
 	return nil
+}
+
+// reread is how soon files that cannot be used are read again without anybody's doing: by the worker where m
+// has a home, or by one that is asked for their header.
+func (m *model) reread() string {
+	if len(m.homes) > 0 {
+		return "within five minutes"
+	}
+	return "within a minute"
 }
 
 // source is where the files of m are, without a password: people show explanations to others.
@@ -458,16 +467,31 @@ func (d *decision) adviseMemory(m *model, e Explanation) []Action {
 		}
 		n, workers := d.short(m, p), int64(max(g.Max, 1))
 		if n == 0 { // it fits, but not beside another of its replicas
-			all = append(all, Action{What: fmt.Sprintf("Raise spec.workers.max of InferencePool %s above %d, and start estiba serve with --memory %s, so that each worker keeps what it has: they divide %s now.",
-				p.named(), g.Max, flag(p.Divided/workers*(workers+1)), packing.Size(p.Divided))})
+			all = append(all, Action{What: fmt.Sprintf("Raise spec.workers.max of InferencePool %s above %d, and %s, so that each worker keeps what it has: they divide %s now.",
+				p.named(), g.Max, p.divide(p.Divided/workers*(workers+1)), packing.Size(p.Divided))})
 			continue
 		}
-		all = append(all, Action{What: fmt.Sprintf("Start estiba serve with --memory %s: its workers divide %s now.", flag(p.Divided+n*workers), packing.Size(p.Divided))})
+		how := p.divide(p.Divided + n*workers)
+		all = append(all, Action{What: fmt.Sprintf("%s: its workers divide %s now.", strings.ToUpper(how[:1])+how[1:], packing.Size(p.Divided))})
 		if p.Spec.Workers.Max > 1 && p.Spec.Device.Memory == nil {
 			all = append(all, Action{What: fmt.Sprintf("Or lower spec.workers.max of InferencePool %s: fewer workers have more memory each.", p.named())})
 		}
 	}
 	return all
+}
+
+// divide says how p's workers come to divide so many bytes: by a flag, after what keeps the flag from it has grown.
+func (p *pool) divide(total int64) string {
+	start := "start estiba serve with --memory " + flag(total)
+	beyond := total - p.Most
+	switch {
+	case p.Most == 0 || beyond <= 0:
+		return start
+	case p.Limit > 0: // of which the process's own part grows, too: a quarter, 96 MiB at most
+		return fmt.Sprintf("raise the memory limit of the control group of estiba serve (its container's, for example) from %s to %s, and then %s",
+			flag(p.Limit), flag(p.Limit+beyond+min(beyond/3, 96<<20)), start)
+	}
+	return fmt.Sprintf("%s on a machine with more memory, as this one has %s for models at most", start, packing.Size(p.Most))
 }
 
 // flag is at least so many bytes as a flag takes them: 363Mi, 123Gi.

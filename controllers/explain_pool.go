@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/policy/packing"
 	"github.com/estiba/estiba/internal/status"
 )
@@ -48,6 +49,11 @@ type Deck struct {
 	Kept     int64   `json:"keptBytes"` // for homes that are not on the device now
 	Free     int64   `json:"freeBytes"` // for new homes
 	Load     float64 `json:"load"`      // share of its time, 0 to 1
+	// Outside is what other processes take of what models might use.
+	Outside int64 `json:"outsideBytes,omitempty"`
+	// Health and Readings are what the device's own instruments say; nothing where it has none.
+	Health   worker.Health    `json:"health,omitzero"`
+	Readings *worker.Readings `json:"readings,omitempty"`
 	// State is empty for a worker that takes homes; else it says why it does not.
 	State string `json:"state,omitempty"`
 	Homes []Stay `json:"homes,omitempty"`
@@ -86,12 +92,15 @@ func (d *decision) stowage(p *pool) Stowage {
 	}
 	for _, w := range p.present(d.seen.Now) {
 		for _, deck := range d.decks(w) {
+			s.Devices = append(s.Devices, deck)
+			if deck.Health.State == worker.DeviceLost {
+				continue
+			}
 			s.Capacity += deck.Capacity
 			s.Used += deck.Used
 			s.Kept += deck.Kept
 			s.Free += deck.Free
 			s.LargestFree = max(s.LargestFree, deck.Free)
-			s.Devices = append(s.Devices, deck)
 		}
 	}
 	for _, m := range d.models {
@@ -134,8 +143,9 @@ func (d *decision) decks(s *station) []Deck {
 	}
 	var all []Deck
 	for _, device := range s.Report.Devices {
-		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled()}
-		if s.usable {
+		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled(),
+			Outside: outside(&device), Health: device.Health, Readings: device.Readings}
+		if s.usable && !device.Lost() {
 			deck.Free = max(0, d.fleet.Free(s.Name, device.Name))
 			deck.Kept = max(0, deck.Capacity-deck.Used-deck.Free)
 		}
@@ -226,12 +236,13 @@ func (p *pool) movesPerHour() int {
 // barWidth of a whole device, in characters.
 const barWidth = 20
 
-// bar draws a device: # is resident, > on its way, - asleep here, . free.
+// bar draws a device: # is resident, > on its way, - asleep here, . free, x what other processes take.
 func (k Deck) bar() string {
-	if k.Capacity <= 0 {
+	whole := k.Capacity + k.Outside
+	if whole <= 0 {
 		return ""
 	}
-	cells := func(n int64) int { return int((n*barWidth + k.Capacity/2) / k.Capacity) }
+	cells := func(n int64) int { return int((n*barWidth + whole/2) / whole) }
 	var resident, moving, asleep int64
 	for _, h := range k.Homes {
 		switch {
@@ -246,10 +257,12 @@ func (k Deck) bar() string {
 	if strangers := k.Used - resident - moving; strangers > 0 {
 		resident += strangers
 	}
-	a := min(cells(resident), barWidth)
-	b := min(cells(resident+moving), barWidth) - a
-	c := min(cells(resident+moving+asleep), barWidth) - a - b
-	return "[" + strings.Repeat("#", a) + strings.Repeat(">", b) + strings.Repeat("-", c) + strings.Repeat(".", barWidth-a-b-c) + "]"
+	x := min(cells(k.Outside), barWidth)
+	width := barWidth - x
+	a := min(cells(resident), width)
+	b := min(cells(resident+moving), width) - a
+	c := min(cells(resident+moving+asleep), width) - a - b
+	return "[" + strings.Repeat("#", a) + strings.Repeat(">", b) + strings.Repeat("-", c) + strings.Repeat(".", width-a-b-c) + strings.Repeat("x", x) + "]"
 }
 
 // What a terminal shows of a pool; JSON has the rest.
@@ -333,8 +346,33 @@ func (k Deck) line() string {
 	if k.Load >= 0.005 {
 		s += fmt.Sprintf(", load %.0f %%", k.Load*100)
 	}
+	s += k.figures()
 	if k.State != "" {
 		s += "; " + k.State
+	}
+	if h := k.Health; h.State == worker.DeviceLost || h.State == worker.DeviceDegraded {
+		s += fmt.Sprintf("; %s: %s", strings.ToLower(string(h.State)), strings.TrimSuffix(cmp.Or(h.Message, h.Reason), "."))
+	}
+	return s
+}
+
+// figures are the device's own.
+func (k Deck) figures() (s string) {
+	r := k.Readings
+	if r == nil {
+		return ""
+	}
+	if r.OthersBytes > 0 {
+		s += fmt.Sprintf(", other processes hold %s", packing.Size(r.OthersBytes))
+	}
+	if r.Utilization != nil {
+		s += fmt.Sprintf(", busy %.0f %%", *r.Utilization*100)
+	}
+	if r.PowerWatts != nil {
+		s += fmt.Sprintf(", %.0f W", *r.PowerWatts)
+	}
+	if r.TemperatureCelsius != nil {
+		s += fmt.Sprintf(", %.0f °C", *r.TemperatureCelsius)
 	}
 	return s
 }
@@ -376,6 +414,9 @@ func (s Stay) short() string {
 	}
 	if s.Load >= 0.005 {
 		line += fmt.Sprintf(", load %.0f %%", s.Load*100)
+	}
+	if s.JoulesPerToken > 0 {
+		line += fmt.Sprintf(", %.2g J a token", s.JoulesPerToken)
 	}
 	if s.Message != "" {
 		line += "; " + strings.TrimSuffix(s.Message, ".")

@@ -28,7 +28,7 @@ func (d *decision) sentence(m *model, e Explanation) string {
 	case !has && e.Ready:
 		return name + " has no home, and needs none now: " + lower(e.Message)
 	case !has:
-		return name + " is nowhere: " + d.why(m, e)
+		return name + " is nowhere: " + d.nowhere(m, e)
 	case e.Ready && e.Reason == v1alpha1.ReasonScaledToZero:
 		return fmt.Sprintf("%s sleeps at its home %s; a request wakes it.", name, at) + d.fewer(m, e) + e.stall()
 	case e.Ready:
@@ -54,7 +54,7 @@ func (d *decision) would(m *model, e Explanation) string {
 	case len(m.homes) == 0 && (e.Reason == v1alpha1.ReasonWaitingForNode || e.Reason == v1alpha1.ReasonWaitingForWorker):
 		return name + " would be nowhere at first: " + d.why(m, e)
 	case len(m.homes) == 0:
-		return name + " would be nowhere: " + d.why(m, e)
+		return name + " would be nowhere: " + d.nowhere(m, e)
 	}
 	verb := "go to"
 	if m.homes[0].told != nil {
@@ -160,6 +160,15 @@ func (d *decision) crowded(m *model) string {
 		return fmt.Sprintf("it needs %s, and none of %s may take it, although %s has %s of %s free.", need, count(y.Devices(), "device"), y.FreeOn, packing.Size(y.LargestFree), packing.Size(y.FreeOf))
 	}
 	return fmt.Sprintf("it needs %s, and the largest free device, %s, has %s of %s%s.", need, y.FreeOn, packing.Size(y.LargestFree), packing.Size(y.FreeOf), headroom)
+}
+
+// nowhere is why m is nowhere, with what is the matter with the devices that there are.
+func (d *decision) nowhere(m *model, e Explanation) string {
+	why, ails := d.why(m, e), d.ails(m)
+	if strings.Contains(why, strings.TrimSpace(ails)) {
+		return why
+	}
+	return why + ails
 }
 
 // lower begins a sentence that goes on after a colon: "Needs" is "it needs", "The" is "the", names stay.

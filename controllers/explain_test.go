@@ -27,13 +27,13 @@ import (
 //	set-model NAME [never] [kv=GIB tokens=N sequences=N] [selector=VALUE]
 //	set-pool NAME [headroom=5%] [moves=N] [device=GIB]
 //	set-pool NAME blocked=WHY          no worker can be made; _ stands for a space
-//	set-pool NAME divided=GIB [made-up]    its workers are of one process
+//	set-pool NAME divided=GIB [made-up] [most=GIB limit=GIB]    its workers are of one process, which may have so much
 //	took NAME model=MODEL seconds=N    how long its last load took
 //	spoil URI reason=REASON message=TEXT
 func TestExplain(t *testing.T) {
 	datadriven.Walk(t, "testdata/explain", func(t *testing.T, path string) {
 		s := &explained{story: story{now: fixture.Epoch, epoch: 1, capacity: 80, sources: map[string]worker.Inspection{}, sent: map[string]worker.Assignment{},
-			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}, blocked: map[string]string{}, divided: map[string]int64{}, madeUp: map[string]bool{}}
+			inspections: map[InspectKey]Inspected{}, held: map[string]int{}, hashes: map[string]string{}}, blocked: map[string]string{}, bounds: map[string][2]int64{}, divided: map[string]int64{}, madeUp: map[string]bool{}}
 		datadriven.RunTest(t, path, s.run)
 	})
 }
@@ -43,6 +43,7 @@ type explained struct {
 	blocked map[string]string // pool -> why it gets no worker
 	divided map[string]int64  // pool -> bytes
 	madeUp  map[string]bool   // pools
+	bounds  map[string][2]int64
 }
 
 func (s *explained) seen() Seen {
@@ -50,6 +51,7 @@ func (s *explained) seen() Seen {
 	for i := range seen.Pools {
 		name := seen.Pools[i].Name
 		seen.Pools[i].Blocked, seen.Pools[i].Divided, seen.Pools[i].MadeUp = s.blocked[name], s.divided[name], s.madeUp[name]
+		seen.Pools[i].Most, seen.Pools[i].Limit = s.bounds[name][0], s.bounds[name][1]
 	}
 	return seen
 }
@@ -138,6 +140,7 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 			if d.HasArg("device") {
 				p.Spec.Device.Memory = resource.NewQuantity(int64(num("device", 0))*gib, resource.BinarySI)
 			}
+			s.bounds[name] = [2]int64{int64(num("most", 0)) * gib, int64(num("limit", 0)) * gib}
 			s.divided[name], s.madeUp[name] = int64(num("divided", 0))*gib, d.HasArg("made-up")
 			s.blocked[name] = strings.ReplaceAll(text("blocked"), "_", " ")
 		}
@@ -151,6 +154,60 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 		return "ok\n"
 	}
 	return s.story.run(t, d)
+}
+
+// TestRefusedForGood: a worker refuses what it has a home for, and no device could hold it: nothing but a change
+// of a spec helps, so that requests are not held. Where another device could, they are.
+func TestRefusedForGood(t *testing.T) {
+	x := fixture.NewModel("x")
+	h := resident(x, 90)
+	h.Phase, h.Tier, h.Reason, h.Message = worker.PhaseRefused, worker.TierDisk, worker.ReasonDoesNotFit, "Needs 90 GiB; gpu-0 has 80 GiB in all."
+	for name, c := range map[string]struct {
+		others  []Worker
+		stalled bool
+		message string
+	}{
+		"nowhere":   {nil, true, "Needs 90 GiB; the largest device of its pools has 80 GiB. Another worker of pool p would not help. Refused by worker w1: Needs 90 GiB; gpu-0 has 80 GiB in all."},
+		"elsewhere": {[]Worker{larger("w2")}, false, "Refused by worker w1: Needs 90 GiB; gpu-0 has 80 GiB in all."},
+	} {
+		seen := seenWith([]v1alpha1.Model{x}, append([]Worker{reporting("w1", 1, 1, h)}, c.others...)...)
+		seen.Inspections = inspected(90, x)
+		conditions := Decide(seen).Models[0].Conditions
+		ready, stalled := status.Find(conditions, v1alpha1.ConditionReady), status.Find(conditions, v1alpha1.ConditionStalled)
+		if ready.Reason != v1alpha1.ReasonDoesNotFit || ready.Message != c.message || (stalled.Status == metav1.ConditionTrue) != c.stalled {
+			t.Errorf("%s: %s, stalled %s: %s", name, ready.Reason, stalled.Status, ready.Message)
+		}
+	}
+}
+
+// larger is a worker with a device of 100 GiB.
+func larger(name string) Worker {
+	w := reporting(name, 1, 1)
+	w.Report.Devices[0].CapacityBytes = 100 * gib
+	return w
+}
+
+// TestReread: what is said of files that cannot be used is what happens: they are read again without a change of the spec.
+func TestReread(t *testing.T) {
+	x := fixture.NewModel("x")
+	h := resident(x, 10)
+	h.Phase, h.Tier = worker.PhaseFailed, worker.TierNone
+	placed := seenWith([]v1alpha1.Model{x}, reporting("w1", 1, 1, h))
+	unread := seenWith([]v1alpha1.Model{x}, reporting("w1", 1, 1))
+	for _, c := range []struct{ reason, placed, unread string }{
+		{worker.ReasonInvalidModel, "they are read again within five minutes", "they are read again within a minute"},
+		{worker.ReasonDigestMismatch, "they are read again within five minutes", "they are read again within a minute"},
+		{worker.ReasonSourceUnavailable, "it is tried again within a minute", "it is tried again within a minute"},
+	} {
+		placed.Workers[0].Report.Homes[0].Reason = c.reason
+		unread.Inspections = map[InspectKey]Inspected{{"default/p", Revision(&x)}: {At: fixture.Epoch, Result: worker.Inspection{Error: &worker.InspectError{Reason: c.reason, Message: "m"}}}}
+		if e := Explain(placed, "default/x"); e.Reason != c.reason || !strings.Contains(e.Text(false), c.placed) || strings.Contains(e.Text(false), "change the spec") {
+			t.Errorf("%s at a home: %s", c.reason, e.Text(false))
+		}
+		if e := Explain(unread, "default/x"); e.Reason != c.reason || !strings.Contains(e.Text(false), c.unread) {
+			t.Errorf("%s without a home: %s", c.reason, e.Text(false))
+		}
+	}
 }
 
 // TestExplanations: of any cluster, every Model is explained in whole sentences,

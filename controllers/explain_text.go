@@ -143,7 +143,10 @@ func (r Refused) String() string {
 }
 
 func (b Berth) String() string {
-	if b.Capacity == 0 {
+	switch {
+	case b.Capacity == 0 && b.Detail != "":
+		return fmt.Sprintf("%s (%s)", b.at(), b.Detail)
+	case b.Capacity == 0:
 		return b.at()
 	}
 	s := fmt.Sprintf("%s (%s of %s free", b.at(), packing.Size(b.Free), packing.Size(b.Capacity))

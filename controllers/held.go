@@ -34,8 +34,10 @@ func (d *decision) load() {
 			continue
 		}
 		workers = append(workers, packing.Worker{Name: s.Name, Pool: s.pool.key, Avoid: !s.current() || d.emptying[s.Name]})
-		for _, device := range s.Report.Devices {
-			devices = append(devices, packing.Device{Pool: s.pool.key, Worker: s.Name, Name: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Extent: device.ExtentBytes})
+		for i := range s.Report.Devices {
+			if device := &s.Report.Devices[i]; !device.Lost() {
+				devices = append(devices, packing.Device{Pool: s.pool.key, Worker: s.Name, Name: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Extent: device.ExtentBytes, Degraded: ailing(device)})
+			}
 		}
 	}
 	d.fleet = packing.New(workers, devices, d.mix())

@@ -110,6 +110,7 @@ func (d *decision) place() {
 			}
 		}
 	}
+	d.strand()
 	d.carryOn()
 	for _, m := range d.models {
 		d.keep(m)

@@ -381,10 +381,14 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 	reason := cmp.Or(h.state.Reason, v1alpha1.ReasonRefused)
 	switch h.state.Phase {
 	case worker.PhaseFailed:
-		stalled := slices.Contains([]string{worker.ReasonDigestMismatch, worker.ReasonInvalidModel, worker.ReasonUnsupportedModel}, reason)
+		stalled := slices.Contains([]string{worker.ReasonDigestMismatch, worker.ReasonInvalidModel, worker.ReasonUnsupportedModel, worker.ReasonDoesNotFit}, reason)
 		return status.Verdict{Reason: reason, Message: sentence(cmp.Or(h.state.Message, "Worker "+h.station.Name+" does not say why")), Stalled: stalled, Progressing: !stalled}
 	case worker.PhaseRefused:
-		return status.Verdict{Reason: reason, Message: "Refused by " + at + ": " + sentence(cmp.Or(h.state.Message, "it does not say why")), Progressing: true}
+		why := "Refused by " + at + ": " + sentence(cmp.Or(h.state.Message, "it does not say why"))
+		if reason == worker.ReasonDoesNotFit && !h.old() && !d.possible(h.model) { // its device has become smaller, or its files larger
+			return status.Verdict{Reason: reason, Message: d.tooLarge(h.model) + " " + why, Stalled: true}
+		}
+		return status.Verdict{Reason: reason, Message: why, Progressing: true}
 	case worker.PhaseDraining:
 		if h.old() {
 			return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
@@ -464,7 +468,7 @@ func (d *decision) homeless(m *model) (status.Verdict, bool) {
 		return d.waiting(m), true
 	}
 	// Only a person can help if it is larger than every device there is.
-	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.why.TooSmall > 0 && m.why.TooSmall == m.why.Devices()}, true
+	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.tooLarge()}, true
 }
 
 // possible reports whether m fits an empty device of some pool, as far as is known.
@@ -483,7 +487,7 @@ func largestDevice(m *model) (n int64) {
 	return n
 }
 
-// limits says why no pool grows.
+// limits says why no pool grows, and what is the matter with the devices that there are.
 func (d *decision) limits(m *model) string {
 	var b strings.Builder
 	for _, p := range m.pools {
@@ -500,7 +504,7 @@ func (d *decision) limits(m *model) string {
 			fmt.Fprintf(&b, " Pool %s has %d of at most %s.", short(p.key), n, count(p.limit(), "worker"))
 		}
 	}
-	return b.String()
+	return b.String() + d.ails(m)
 }
 
 // butForHeadroom says that only headroom keeps so many bytes from an empty device; empty: more does.
@@ -541,7 +545,7 @@ func (d *decision) waiting(m *model) status.Verdict {
 		}
 	}
 	var b strings.Builder
-	stuck := 0 // pools that have no worker to come
+	stuck, lasting := 0, 0 // pools that have no worker to come, and that none may come to unless somebody changes something
 	for _, p := range pools {
 		starting, going := 0, 0
 		for _, s := range p.stations {
@@ -556,21 +560,29 @@ func (d *decision) waiting(m *model) status.Verdict {
 		switch {
 		case blocked:
 			stuck++
+			if p.Lasting {
+				lasting++
+			}
 			fmt.Fprintf(&b, "Pool %s cannot make %s: %s ", short(p.key), p.one(d.seen.Now), sentence(p.Blocked))
 		case starting > 0:
 			fmt.Fprintf(&b, "Pool %s has no worker with room for it yet; %d %s starting. ", short(p.key), starting, verb(starting, "is", "are"))
 		case going > 0:
 			fmt.Fprintf(&b, "Pool %s replaces %s; the model comes back on the next one%s. ", short(p.key), count(going, "worker"), p.stillRuns(m.key))
 		case p.barred() != "":
+			lasting++
 			fmt.Fprintf(&b, "Pool %s makes no workers: %s ", short(p.key), sentence(p.barred()))
 		case len(p.present(d.seen.Now)) > 0:
-			fmt.Fprintf(&b, "No worker of pool %s can be reached now (%d of at most %d). ", short(p.key), len(p.present(d.seen.Now)), p.limit())
+			fmt.Fprintf(&b, "No worker of pool %s can be used now (%d of at most %d).%s ", short(p.key), len(p.present(d.seen.Now)), p.limit(), d.ails(m))
 		default:
+			if p.limit() == 0 {
+				lasting++
+			}
 			fmt.Fprintf(&b, "Pool %s has no worker and may have %d; raise spec.workers.max. ", short(p.key), p.limit())
 			v.Progressing = false
 		}
 	}
-	v.Progressing = v.Progressing && stuck < len(pools)
+	v.Stalled = len(pools) > 0 && lasting == len(pools)
+	v.Progressing = v.Progressing && stuck < len(pools) && !v.Stalled
 	v.Message = strings.TrimSpace(b.String())
 	return v
 }
@@ -645,12 +657,14 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 			s.ReadyWorkers++
 		}
 		s.Devices += int32(len(w.Report.Devices))
-		for _, device := range w.Report.Devices {
-			capacity += device.CapacityBytes
-			used += device.UsedBytes
+		for i := range w.Report.Devices {
+			if device := &w.Report.Devices[i]; !device.Lost() {
+				capacity += device.CapacityBytes
+				used += device.UsedBytes
+			}
 		}
 		if w.current() && len(w.Report.Devices) > 0 {
-			size := quantity(w.Report.Devices[0].CapacityBytes)
+			size := quantity(w.Report.Devices[0].Whole())
 			s.Device = v1alpha1.DeviceStatus{Memory: &size, Template: w.Hash}
 		}
 	}
@@ -658,7 +672,11 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 	s.Models = int32(len(models))
 	s.Memory = v1alpha1.MemoryStatus{Capacity: quantity(capacity), Allocated: quantity(used)}
 	s.Summary = v1alpha1.PoolSummary{Workers: fmt.Sprintf("%d/%d", s.ReadyWorkers, s.Workers), Memory: brief(used) + " / " + brief(capacity)}
-	s.Conditions = p.withBrake(d.poolVerdict(p, s)).Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
+	s.Accelerators = d.accelerators(p)
+	s.Summary.Utilization, s.Summary.Power = drawn(s.Accelerators)
+	v := p.withBrake(d.poolVerdict(p, s))
+	v.Degraded = d.degradation(p)
+	s.Conditions = v.Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
 	return s
 }
 

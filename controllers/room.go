@@ -191,7 +191,7 @@ func (d *decision) claim() {
 	for _, m := range d.models {
 		r, waits := d.seen.Memory.Rooms[m.key]
 		s := d.byName[r.Worker]
-		if !waits || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || m.on(s.Name) != nil {
+		if !waits || m.off() != "" || m.trial != nil || m.lacks() == 0 || s == nil || !s.usable || len(r.Devices) != 1 || s.losing(r.Devices) || m.on(s.Name) != nil {
 			continue
 		}
 		need, fits := known(m)[s.pool.key]

@@ -31,6 +31,8 @@ import (
 //	die WORKER                          the process ends and starts again
 //	mute WORKER / speak WORKER          its reports stop and go on
 //	stale WORKER                        its reports are as before the last assignment, for one tick
+//	ail WORKER [state=Degraded|Lost reason=XID79]   its device is so; without a state it is in order
+//	strangers WORKER gib=N              other processes take so much of its device
 //	remove WORKER                       someone deletes the pod
 //	hold / free [WORKER]                new pods do not start / do again, or one of them does
 //	delete MODEL
@@ -88,6 +90,8 @@ type pod struct {
 	muted   bool
 	stale   int
 	running map[string]int
+	health  worker.Health
+	outside int // GiB that other processes take
 }
 
 func (s *story) run(t *testing.T, d *datadriven.TestData) string {
@@ -195,6 +199,13 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		s.pod(name).muted = false
 	case "stale":
 		s.pod(name).stale = num("n", 1)
+	case "ail":
+		s.pod(name).health = worker.Health{State: worker.DeviceHealthy, Since: s.now}
+		if d.HasArg("state") {
+			s.pod(name).health = worker.Health{State: worker.HealthState(text("state", "")), Reason: text("reason", ""), Message: "something is wrong; mend it", Since: s.now}
+		}
+	case "strangers":
+		s.pod(name).outside = num("gib", 0)
 	case "cordon":
 		s.pod(name).Leaving = "node n1 is cordoned"
 	case "remove":
@@ -446,7 +457,7 @@ func (s *story) carryOut(plan Plan) {
 func (s *story) conditions(what string, before, after []metav1.Condition) {
 	for _, c := range status.Transitions(before, after) {
 		s.braked = s.braked || c.Reason == v1alpha1.ReasonWaitingForConfirmation
-		if c.Type == v1alpha1.ConditionReady || c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue {
+		if c.Type == v1alpha1.ConditionReady || c.Type == v1alpha1.ConditionStalled && c.Status == metav1.ConditionTrue || c.Type == v1alpha1.ConditionDegraded {
 			s.say("%s %s=%s %s: %s", what, c.Type, c.Status, c.Reason, c.Message)
 		}
 	}
@@ -462,7 +473,7 @@ func (s *story) show() {
 		s.say("model %s %d/%d %+v", m.Name, m.Status.ReadyReplicas, m.Status.Replicas, m.Status.Summary)
 	}
 	for _, p := range s.pools {
-		s.say("pool %s %+v %d models", p.Name, p.Status.Summary, p.Status.Models)
+		s.say("pool %s {Workers:%s Memory:%s} %d models", p.Name, p.Status.Summary.Workers, p.Status.Summary.Memory, p.Status.Models)
 	}
 	for _, p := range s.pods {
 		s.say("worker %s holds %v", p.Name, sortedKeys(p.homes))
@@ -491,6 +502,11 @@ func (p *pod) work(s *story) {
 		return
 	}
 	instance := fmt.Sprintf("%s/%d", p.Name, p.process)
+	if p.health.State == worker.DeviceLost {
+		for _, h := range p.homes {
+			h.Phase, h.Reason, h.Message, h.Tier = worker.PhaseRefused, worker.ReasonDeviceLost, "Device gpu-0 is lost.", worker.TierDisk
+		}
+	}
 	for _, h := range p.homes { // what was loading is loaded now
 		if h.Phase == worker.PhaseLoading {
 			h.Phase, h.Tier = worker.PhaseResident, worker.TierDevice
@@ -512,6 +528,7 @@ func (p *pod) work(s *story) {
 			h.Phase = worker.PhaseDraining
 		case h.Phase == worker.PhaseResident && !told.Resident && s.now.Sub(p.used[told.Model]).Seconds() >= told.IdleSeconds:
 			h.Phase, h.Tier = worker.PhaseIdle, worker.TierDisk // nobody has asked for it long enough
+		case p.health.State == worker.DeviceLost:
 		case h.Phase == worker.PhaseRefused || h.Phase == worker.PhaseIdle || h.Phase == worker.PhaseDraining && h.Tier == worker.TierDisk:
 			h.Phase, h.Reason = worker.PhaseIdle, ""
 			if told.Resident || p.asked(s, told.Model) > 0 || s.held[told.Model] > 0 && s.routes[told.Model] == nil {
@@ -531,7 +548,7 @@ func (p *pod) work(s *story) {
 		p.stale--
 	}
 	r := &worker.State{Worker: p.Name, Pool: p.Pool, Instance: instance, Time: s.now, Epoch: p.held.Epoch, Generation: p.held.Generation, Draining: p.held.Drain,
-		Devices: []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: int64(s.capacity) * gib}}}
+		Devices: []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: int64(s.capacity) * gib, Health: p.health}}}
 	p.wear(s)
 	for _, key := range sortedKeys(p.homes) {
 		h := *p.homes[key]
@@ -548,6 +565,10 @@ func (p *pod) work(s *story) {
 			r.Devices[0].UsedBytes += h.Footprint.Total()
 		}
 		r.Homes = append(r.Homes, h)
+	}
+	if at := &r.Devices[0]; p.outside > 0 {
+		at.ClaimBytes, at.Limit = at.CapacityBytes, "Other processes hold some of it."
+		at.CapacityBytes = max(at.CapacityBytes-int64(p.outside)*gib, at.UsedBytes)
 	}
 	p.Report, p.Heard, p.Connected = r, s.now, true
 	if a, ok := s.sent[p.Name]; ok && (a.Instance != instance || a.Generation == p.held.Generation && a.Epoch == p.held.Epoch) {
@@ -610,7 +631,7 @@ func (p *pod) asked(s *story, model string) int {
 
 // admit loads a home if it fits, or if those that nobody asks for make room; else it is refused.
 func (p *pod) admit(s *story, h *worker.HomeState) {
-	free := int64(s.capacity) * gib
+	free := int64(s.capacity-p.outside) * gib
 	var idle []*worker.HomeState
 	for _, key := range sortedKeys(p.homes) {
 		o := p.homes[key]
@@ -632,6 +653,10 @@ func (p *pod) admit(s *story, h *worker.HomeState) {
 	}
 	if free < h.Footprint.Total() {
 		h.Phase, h.Reason, h.Message = worker.PhaseRefused, worker.ReasonDoesNotFit, fmt.Sprintf("needs %d GiB, %d GiB is free", h.Footprint.Total()/gib, free/gib)
+		return
+	}
+	if p.health.State == worker.DeviceLost {
+		h.Phase, h.Reason, h.Message = worker.PhaseRefused, worker.ReasonDeviceLost, "Device gpu-0 is lost."
 		return
 	}
 	h.Phase = worker.PhaseLoading

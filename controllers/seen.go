@@ -59,9 +59,15 @@ type Pool struct {
 	Taken string `json:"taken,omitzero"`
 	// Blocked says why the last pod could not be made (a quota, for example).
 	Blocked string `json:"blocked,omitzero"`
+	// Lasting: it is Blocked until somebody changes a spec or starts the process with more, whoever else goes.
+	Lasting bool `json:"lasting,omitzero"`
 	// Divided is how many bytes its workers divide among them, as those of one process do: with more workers each has
 	// less. 0: each worker brings its own.
 	Divided int64 `json:"dividedBytes,omitzero"`
+	// Most is what Divided could be made by a flag of that process, and Limit that of its control group, which ends it
+	// there (0: the machine has no more). Most 0: nobody knows.
+	Most  int64 `json:"mostBytes,omitzero"`
+	Limit int64 `json:"limitBytes,omitzero"`
 	// MadeUp: no manifest has the pool; there is one since there has to be.
 	MadeUp bool `json:"madeUp,omitzero"`
 }
@@ -219,6 +225,7 @@ type WorkerMemory struct {
 	Assigned  worker.Assignment `json:"assigned,omitzero"`
 	IdleSince time.Time         `json:"idleSince,omitzero"` // nothing has been resident or running since; zero: not idle
 
+	Fit          bool      `json:"fit,omitzero"`          // some device of this process has not been lost
 	Pool         string    `json:"pool,omitzero"`         // "namespace/name", if a successor is to be made when the worker is gone
 	Extra        bool      `json:"extra,omitzero"`        // it has not reported, and nobody served in its place
 	Unscheduled  time.Time `json:"unscheduled,omitzero"`  // the pod waits for a node since; zero: it does not

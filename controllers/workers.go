@@ -184,6 +184,7 @@ func (p *pool) starting() (n int) {
 func (d *decision) resizePool(p *pool) {
 	spec := d.bounds(p)
 	d.relieve(p)
+	d.abandon(p)
 	workers, serving := d.asWorkers(p)
 	todo := scaling.Workers(d.seen.Now, spec, workers, p.need)
 	if !todo.Again.IsZero() {
@@ -273,7 +274,7 @@ func (d *decision) replacing(p *pool) int {
 			if s := d.byName[name]; s != nil {
 				s.memory.Pool = "" // counted
 			}
-			if memory.Going == "" || memory.Going == scaling.OutOfDate || memory.Going == draining {
+			if memory.Going == "" || memory.Going == scaling.OutOfDate || memory.Going == draining || memory.Going == devicesLost {
 				n++
 			}
 		}

@@ -22,7 +22,7 @@ func serveCommand() *cobra.Command {
 		Long: `Serve runs the operator's decisions, a gateway and workers in one process, on the
 same manifests that a cluster takes. The files are watched. Without an
 InferencePool among them there is one, "default", that may read whatever this
-user may read.`,
+user may read.` + kernelsHelp,
 		Example: `  estiba serve -f models.yaml
   estiba serve -f manifests/ --listen 127.0.0.1:9000 --memory 2Gi`,
 		Args: none,
@@ -31,8 +31,13 @@ user may read.`,
 	cmd.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the gateway")
 	cmd.Flags().StringVar(&memory, "memory", "", "memory that models may use, over all pools (default: 80 % of what is available)")
 	cmd.Flags().StringVar(&o.CacheDir, "cache-dir", "", "where fetched models are kept (default: estiba in the user's cache folder)")
+	cmd.Flags().StringVar(&o.Emulate, "emulate", "", emulateHelp)
 	cmd.Flags().DurationVar(&o.Drain, "drain", 30*time.Second, "how long running requests may go on after SIGTERM or Ctrl-C; a second one ends at once")
+	threadsFlag(cmd, &o.Threads)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkThreads(o.Threads); err != nil {
+			return err
+		}
 		if len(o.Paths) == 0 {
 			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}
 		}

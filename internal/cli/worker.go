@@ -29,6 +29,8 @@ type workerOptions struct {
 	cacheSize, memory, headroom             string
 	modelRoots                              []string
 	drain                                   time.Duration
+	emulate                                 string
+	threads                                 int
 }
 
 func workerCommand() *cobra.Command {
@@ -38,7 +40,7 @@ func workerCommand() *cobra.Command {
 		Short: "Hold models on this machine's devices and serve them",
 		Long: `Worker takes its assignment from the operator, loads models onto its devices,
 serves them to gateways and reports what is so. The operator starts one in each
-pod of an InferencePool. SIGTERM lets running requests end.`,
+pod of an InferencePool. SIGTERM lets running requests end.` + kernelsHelp,
 		Example: `  estiba worker --pool default/cpu --token-file token --model-root /models`,
 		Args:    none,
 	}
@@ -55,7 +57,9 @@ pod of an InferencePool. SIGTERM lets running requests end.`,
 	cmd.Flags().StringVar(&o.cacheSize, "cache-size", "10Gi", "bound of that folder")
 	cmd.Flags().StringVar(&o.memory, "memory", "", "memory that models may use, before headroom, if there is so much (default: what the control group or the machine allows)")
 	cmd.Flags().StringVar(&o.headroom, "headroom", "5%", "share of the memory that stays free")
+	cmd.Flags().StringVar(&o.emulate, "emulate", os.Getenv("ESTIBA_EMULATE"), emulateHelp+" (default: what ESTIBA_EMULATE names)")
 	cmd.Flags().DurationVar(&o.drain, "drain", 5*time.Minute, "how long running requests may go on when a model, or the worker, has to go")
+	threadsFlag(cmd, &o.threads)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log := slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil)).With("worker", o.name)
 		return runWorker(cmd.Context(), o, log, nil)
@@ -65,6 +69,9 @@ pod of an InferencePool. SIGTERM lets running requests end.`,
 
 // runWorker is a worker until ctx ends. listening, if not nil, is told the address that was taken.
 func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening func(net.Addr)) error {
+	if err := checkThreads(o.threads); err != nil {
+		return err
+	}
 	claim, err := o.claim()
 	if err != nil {
 		return err
@@ -91,18 +98,26 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 			return usageError{fmt.Errorf("--model-root %q: write an absolute path, as in /models", root)}
 		}
 	}
-	cpu, err := device.CPU(claim)
+	var w *worker.Worker // which the monitor asks, once it is there
+	devices, monitor, err := o.devices(claim, func(uuid string) int64 {
+		if w == nil {
+			return 0
+		}
+		return w.Held(uuid)
+	}, log)
 	if err != nil {
 		return err
 	}
-	log.Info("device claimed", "device", cpu.Name, "capacityBytes", cpu.Capacity, "extentBytes", cpu.Extent, "from", cpu.Description)
+	for _, d := range devices {
+		log.Info("device claimed", "device", d.Name, "capacityBytes", d.Capacity, "extentBytes", d.Extent, "from", d.Description)
+	}
 	store := &source.Store{Roots: o.modelRoots, CacheDir: o.cacheDir, CacheSize: cacheSize}
 	if err := os.MkdirAll(o.cacheDir, 0o700); err != nil {
 		return fmt.Errorf("make --cache-dir: %w", err)
 	}
-	w, err := worker.New(worker.Options{
-		Name: o.name, Pool: o.pool, Version: Version(), Devices: []device.Device{cpu},
-		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: o.drain, Log: log,
+	w, err = worker.New(worker.Options{
+		Name: o.name, Pool: o.pool, Version: Version(), Devices: devices, Monitor: monitor, Emulated: o.emulate != "",
+		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: o.drain, Threads: o.threads, Log: log,
 		Journal: filepath.Join(o.cacheDir, "at-work.json"), // where a pod keeps it when its container starts anew
 	})
 	if err != nil {

@@ -38,6 +38,8 @@ func TestWorkerUsage(t *testing.T) {
 		"cache":                 {append(good, "--cache-size", "-1"), 2, "2Gi"},
 		"root":                  {append(good, "--model-root", "models"), 2, "absolute path"},
 		"arguments":             {append(good, "more"), 2, ""},
+		"no such GPUs":          {append(good, "--emulate", token+"x"), 1, "read emulated devices"},
+		"no GPUs":               {append(good, "--emulate", token), 1, "read emulated devices"},
 		"address is taken":      {append(good, "--listen", "256.0.0.1:1"), 1, "--listen"},
 	} {
 		var stderr strings.Builder

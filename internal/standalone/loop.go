@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -189,8 +190,8 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 // pool is p, with what keeps another worker of it from being made.
 func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) controllers.Pool {
 	is := controllers.Pool{InferencePool: p, Hash: hashOf(p), MadeUp: madeUp(p)}
-	if asked(p) == 0 {
-		is.Divided = l.budget.total
+	if asked(p) == 0 && l.server.o.Emulate == "" {
+		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
 	key := is.Key()
 	if _, err := controllers.MemoryLimit(&p); err != nil {
@@ -199,7 +200,8 @@ func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) cont
 	}
 	leaving := func(name string) bool { _, stays := l.started[name]; return !stays }
 	if _, err := l.budget.want(p, all, leaving); err != nil {
-		is.Blocked, is.Divided = err.Error(), l.budget.total
+		is.Blocked, is.Lasting = err.Error(), !errors.Is(err, errTaken)
+		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
 	if f, ok := l.failed[key]; ok && is.Blocked == "" {
 		if f.hash == is.Hash && time.Since(f.at) < failureLasts {
@@ -256,11 +258,12 @@ func (l *loop) announce(kind, name string, before, after []metav1.Condition) {
 		was := meta.FindStatusCondition(before, is.Type)
 		same := was != nil && was.Reason == is.Reason && was.Status == is.Status
 		stalled := is.Type == v1alpha1.ConditionStalled && is.Status == metav1.ConditionTrue
-		if same || is.Type != v1alpha1.ConditionReady && !stalled {
+		degraded := is.Type == v1alpha1.ConditionDegraded && (was != nil || is.Status == metav1.ConditionTrue)
+		if same || is.Type != v1alpha1.ConditionReady && !stalled && !degraded {
 			continue
 		}
 		level := slog.LevelInfo
-		if stalled {
+		if stalled || degraded && is.Status == metav1.ConditionTrue {
 			level = slog.LevelWarn
 		}
 		l.server.o.Log.Log(context.Background(), level, kind, kind, name,
@@ -347,6 +350,27 @@ func hashOf(p v1alpha1.InferencePool) string {
 type budget struct {
 	total int64
 	taken map[string]int64 // worker -> bytes
+	most  int64            // that --memory could make of total; 0: nobody knows
+	limit int64            // of the control group, that ends it there; 0: the machine has no more
+}
+
+// errTaken: what a worker wants may be free when others have gone.
+var errTaken = errors.New("other workers have it")
+
+// taken says that others have what a worker wants.
+type taken struct{ error }
+
+func (taken) Unwrap() error { return errTaken }
+
+// raise names what has to be raised for so many bytes in all.
+func (b *budget) raise(total int64) string {
+	switch {
+	case b.most == 0 || total <= b.most:
+		return "raise --memory"
+	case b.limit > 0:
+		return fmt.Sprintf("raise the memory limit of the control group of this process (its container's, for example), which is %s", quantity(b.limit))
+	}
+	return fmt.Sprintf("take a machine with more memory, as this one can give %s", quantity(b.most))
 }
 
 // take gives a new worker what it wants.
@@ -381,14 +405,15 @@ func (b *budget) want(p v1alpha1.InferencePool, pools []v1alpha1.InferencePool, 
 		}
 		want = rest / max(shares, 1)
 	}
-	const lower = "lower spec.device.memory, or the memory limit of its container, or raise --memory"
+	const lower = "lower spec.device.memory, or the memory limit of its container"
 	switch {
 	case want == 0:
-		return 0, fmt.Errorf("the pools that say how much memory their workers want may take all %s: lower their spec.workers.max, or raise --memory", quantity(b.total))
+		return 0, fmt.Errorf("the pools that say how much memory their workers want may take all %s: lower their spec.workers.max, or %s", quantity(b.total), b.raise(b.total+1))
 	case want > b.total:
-		return 0, fmt.Errorf("a worker wants %s, and there are %s for models: %s", quantity(want), quantity(b.total), lower)
+		return 0, fmt.Errorf("a worker wants %s, and there are %s for models: %s, or %s", quantity(want), quantity(b.total), lower, b.raise(want))
 	case want > free:
-		return 0, fmt.Errorf("a worker wants %s, and %s of %s are free: %s, or lower spec.workers.max", quantity(want), quantity(free), quantity(b.total), lower)
+		return 0, taken{fmt.Errorf("a worker wants %s, and %s of %s are free: %s, or spec.workers.max, or %s",
+			quantity(want), quantity(free), quantity(b.total), lower, b.raise(b.total+want-free))}
 	}
 	return want, nil
 }

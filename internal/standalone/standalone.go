@@ -36,10 +36,15 @@ type Options struct {
 	Listen   string        // address of the gateway
 	Drain    time.Duration // how long running requests may go on after ctx ends; 0 means 30 s
 	Memory   int64         // bytes that models may use, over all pools; 0: what the machine can give
+	Threads  int           // of each worker, that compute; 0: as many as the processor and the CPU quota allow
 	Version  string        // of the program
 	CacheDir string        // where fetched models are kept; empty: the user's cache folder
+	Emulate  string        // file that describes GPUs which are not there, and which every worker has; empty: the processor is the device
 	Log      *slog.Logger
 }
+
+// emulatedMemory is that of the machine for workers whose devices bring their own: more than they ask for.
+const emulatedMemory = 1 << 50
 
 // defaultEnd is how long running requests may go on when the process ends.
 const defaultEnd = 30 * time.Second
@@ -75,6 +80,13 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	o.Memory = machine.Capacity
+	most, limit := device.Most(nil) // before models take it
+	if o.Emulate != "" {
+		if _, err := device.Emulated(o.Emulate, nil, o.Log); err != nil {
+			return err
+		}
+		o.Memory = emulatedMemory
+	}
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w; choose another address with --listen", err)
@@ -97,6 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	gateways := fleet.NewGateways(client, fleet.Options{Log: o.Log})
 	gateways.Sync([]fleet.Target{{Worker: gatewayName, URL: "http://" + gatewayName + ":80", Token: fleet.GatewayToken(key)}})
 	s.loop = newLoop(s, hosts, workers, routes, gateways, key, metrics)
+	s.loop.budget.most, s.loop.budget.limit = most, limit
 
 	srv := &http.Server{Handler: s.handler(metrics), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
 	served := make(chan error, 1)

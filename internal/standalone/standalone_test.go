@@ -155,6 +155,48 @@ func TestServeSaysWhyNot(t *testing.T) {
 	})
 }
 
+// TestServeRefusesAtOnce: a request for what no worker could ever hold is not held until somebody changes that.
+func TestServeRefusesAtOnce(t *testing.T) {
+	folder := t.TempDir()
+	huge := fixture.HugeModel(t, t.TempDir())
+	const pool = "---\napiVersion: estiba.dev/v1alpha1\nkind: InferencePool\nmetadata: {name: %s, labels: {tier: %[1]s}}\nspec: %s\n"
+	const asleep = "  autoscaling: {min: 0, max: 1}\n"
+	in := func(pool string) string { return "  poolSelector: {matchLabels: {tier: " + pool + "}}\n" }
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "huge", huge)+in("small")+
+		"---\n"+fmt.Sprintf(model, "huge-asleep", huge)+in("small")+asleep+
+		"---\n"+fmt.Sprintf(model, "elsewhere", fixture.Model("stories260K/hf-f32"))+in("large")+asleep+
+		"---\n"+fmt.Sprintf(model, "closed", fixture.Model("stories260K/hf-f32"))+in("closed")+asleep+
+		"---\n"+fmt.Sprintf(model, "grows", fixture.Model("stories260K/hf-f32"))+in("grows")+asleep+
+		fmt.Sprintf(pool, "small", "{workers: {min: 1, max: 1}, device: {memory: 1Gi}}")+
+		fmt.Sprintf(pool, "large", "{workers: {min: 0, max: 1}, device: {memory: 80Gi}}")+
+		fmt.Sprintf(pool, "closed", "{workers: {min: 0, max: 2}, replicas: 0, device: {memory: 16Mi}}")+
+		fmt.Sprintf(pool, "grows", "{workers: {min: 0, max: 1}, device: {memory: 64Mi}}"))
+	url := serve(t, folder, 1280<<20)
+	eventually(t, "reasons", func() error { return reason(url, "huge-asleep", v1alpha1.ReasonDoesNotFit) })
+	for name, says := range map[string]string{
+		"huge":        "DoesNotFit: Needs 95",
+		"huge-asleep": "DoesNotFit: Needs 95",
+		"elsewhere":   "WaitingForWorker: Pool large cannot make a worker: a worker wants 80Gi, and there are 1280Mi for models",
+		"closed":      "WaitingForWorker: Pool closed has no worker and may have 0; raise spec.workers.max.",
+	} {
+		began := time.Now()
+		body, _ := json.Marshal(map[string]any{"model": name, "prompt": "Once", "max_tokens": 1})
+		resp, err := http.Post(url+"/v1/completions", "application/json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if took := time.Since(began); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(text), says) || took > 5*time.Second {
+			t.Errorf("%s: %s after %v: %s", name, resp.Status, took, text)
+		}
+	}
+	// A pool that may grow gets a worker, and the request that is held for it its answer.
+	if got := complete(t, url, "grows", 3); got == "" {
+		t.Error("no answer from a pool that grows")
+	}
+}
+
 func TestReadNoFile(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
@@ -239,8 +281,10 @@ func TestBudget(t *testing.T) {
 		"too much":                        {of: huge, says: "a worker wants 1Ei, and there are 900Mi"},
 		"others want all":                 {of: plain, others: []v1alpha1.InferencePool{pool("all", "{device: {memory: 450Mi}, workers: {max: 2}}")}, says: "may take all 900Mi"},
 		"others have it":                  {of: limited, taken: 600 * mib, says: "a worker wants 304Mi, and 300Mi of 900Mi are free"},
+		"the flag may help":               {of: pool("more", "{device: {memory: 1000Mi}}"), says: "or raise --memory"},
+		"the group has no more":           {of: pool("more", "{device: {memory: 1001Mi}}"), says: "or raise the memory limit of the control group of this process (its container's, for example), which is 1100Mi"},
 	} {
-		b := budget{total: 900 * mib, taken: map[string]int64{"other": c.taken}}
+		b := budget{total: 900 * mib, most: 1000 * mib, limit: 1100 * mib, taken: map[string]int64{"other": c.taken}}
 		got, err := b.take("w", c.of, append(c.others, c.of))
 		if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %d, %v; want %d, %q", name, got, err, c.want, c.says)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,7 +31,14 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 	if err != nil {
 		return nil, fmt.Errorf("spec.memory.headroom: %w", err)
 	}
-	cpu, err := device.CPU(device.Options{Memory: memory, Headroom: headroom})
+	log := l.server.o.Log.With("worker", name)
+	var w *worker.Worker // which the monitor asks, once it is there
+	devices, monitor, err := l.devices(device.Options{Memory: memory, Headroom: headroom}, func(uuid string) int64 {
+		if w == nil {
+			return 0
+		}
+		return w.Held(uuid)
+	}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -43,10 +51,9 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 	if p.Spec.Update.Drain != nil {
 		drain = p.Spec.Update.Drain.Duration
 	}
-	log := l.server.o.Log.With("worker", name)
-	w, err := worker.New(worker.Options{
-		Name: name, Pool: pool, Version: l.server.o.Version, Devices: []device.Device{cpu},
-		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: drain, Log: log,
+	w, err = worker.New(worker.Options{
+		Name: name, Pool: pool, Version: l.server.o.Version, Devices: devices, Monitor: monitor, Emulated: l.server.o.Emulate != "",
+		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: drain, Threads: l.server.o.Threads, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -65,6 +72,22 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 		}
 	}()
 	return &host{listener: listener, stop: func() { stop(); <-ended; l.metrics.forget(name) }}, nil
+}
+
+// devices of a worker, and who watches them: nobody, if that is nil. Each worker has the
+// emulated ones to itself.
+func (l *loop) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
+	file := l.server.o.Emulate
+	if file == "" {
+		cpu, err := device.CPU(claim)
+		return []device.Device{cpu}, nil, err
+	}
+	m, err := device.Emulated(file, held, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := device.Claim(m, "cuda", 0, device.Options{Headroom: claim.Headroom})
+	return all, m, err
 }
 
 // store keeps the sources of a pool's models.

@@ -179,7 +179,7 @@ func (s Stowage) write(w io.Writer) error {
 	if n > most {
 		fmt.Fprintf(w, "  and %d more; --json shows all\n", n-most)
 	}
-	_, err := fmt.Fprintln(w, "\n# on the device   > on its way   - asleep   . free   ? looks for a home")
+	_, err := fmt.Fprintln(w, "\n# on the device   > on its way   - asleep   . free   x other processes   ? looks for a home")
 	return err
 }
 

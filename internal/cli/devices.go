@@ -1,0 +1,26 @@
+package cli
+
+import (
+	"log/slog"
+
+	"github.com/estiba/estiba/runtime/device"
+)
+
+// emulateHelp is that of --emulate.
+const emulateHelp = "file that describes GPUs which are not there (memory, other processes, power, heat, XIDs; read again when it changes): " +
+	"to try how models are packed on them; the processor computes"
+
+// devices are those of the worker, and who watches them: nobody, if that is nil. held is how many
+// bytes models hold of the device with a UUID.
+func (o workerOptions) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
+	if o.emulate == "" {
+		cpu, err := device.CPU(claim)
+		return []device.Device{cpu}, nil, err
+	}
+	m, err := device.Emulated(o.emulate, held, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := device.Claim(m, "cuda", 0, device.Options{Headroom: claim.Headroom})
+	return all, m, err
+}
