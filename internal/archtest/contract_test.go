@@ -4,15 +4,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
 )
 
-var series = regexp.MustCompile(`\b(?:estiba_(?:gateway|operator|worker|model)_[a-z_]+|vllm:[a-z_]+)`)
+var series = regexp.MustCompile(`\b(?:estiba_(?:gateway|operator|worker|model|device|energy)_[a-z_]+|vllm:[a-z_]+)`)
 
 // TestContractMetrics compares the series that the sources export with those
 // that the contract page promises.
@@ -54,6 +56,36 @@ func TestContractReasons(t *testing.T) {
 	for _, r := range reasons {
 		if !strings.Contains(page, "`"+r[1]+"`") {
 			t.Errorf("docs/contract.md does not say what to do about the reason %s", r[1])
+		}
+	}
+}
+
+// TestContractDevices compares the table of what workers report of devices with the types.
+func TestContractDevices(t *testing.T) {
+	page := read(t, filepath.Join(fixture.Root(), "docs/contract.md"))
+	_, table, _ := strings.Cut(page, "<!-- devices -->")
+	table, _, ok := strings.Cut(table, "<!-- end of devices -->")
+	if !ok {
+		t.Fatal("docs/contract.md has no table of devices")
+	}
+	promised := map[string]bool{}
+	for _, field := range regexp.MustCompile("`([A-Z][A-Za-z]+\\.[a-zA-Z]+)`").FindAllStringSubmatch(table, -1) {
+		promised[field[1]] = true
+	}
+	has := map[string]bool{}
+	for _, v := range []any{worker.Device{}, worker.Health{}, worker.Readings{}, worker.HomeState{}} {
+		of := reflect.TypeOf(v)
+		for i := range of.NumField() {
+			tag, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			name := of.Name() + "." + tag
+			if has[name] = true; !promised[name] && of.Name() != "HomeState" {
+				t.Errorf("docs/contract.md does not explain %s", name)
+			}
+		}
+	}
+	for name := range promised {
+		if !has[name] {
+			t.Errorf("docs/contract.md explains %s, which workers do not report", name)
 		}
 	}
 }
