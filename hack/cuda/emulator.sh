@@ -3,17 +3,17 @@
 # in the cache, and print its folder. Objects are kept by what they are made of, so only what changed is compiled.
 #
 #   --asan     with the address and undefined-behaviour sanitizers
-#   --planted  build and run the emulator's own test: kernels with planted bugs, each of which it must catch
+#   --test     build and run the emulator's own test: kernels with planted bugs, each of which it must catch
 #
 # ESTIBA_SKIP_BROKEN=1 leaves out files that do not compile, and says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-asan= planted=
+asan= test=
 for argument; do
 	case $argument in
 	--asan) asan=-asan ;;
-	--planted) planted=1 ;;
-	*) echo "usage: hack/cuda/emulator.sh [--asan] [--planted]" >&2 && exit 2 ;;
+	--test) test=1 ;;
+	*) echo "usage: hack/cuda/emulator.sh [--asan] [--test]" >&2 && exit 2 ;;
 	esac
 done
 
@@ -21,7 +21,7 @@ for cxx in "${CXX:-}" g++ clang++ clang++-19; do
 	[ -z "$cxx" ] || ! command -v "$cxx" >/dev/null || break
 	cxx=
 done
-[ -n "$cxx" ] || { echo "emulator: no C++ compiler is here: install g++, or name one in CXX" >&2; exit 1; }
+[ -n "$cxx" ] || { echo "emulator: no C++ compiler is here: install g++, name one in CXX, or let hack/cuda/env.sh --emulated get one" >&2; exit 1; }
 
 flags=(-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -pthread -Wall -Wextra -Werror)
 flags+=(-Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -Wno-psabi)
@@ -34,8 +34,8 @@ mkdir -p "$cache/objects"
 headers=$(cat kernels/cuda/*.cuh kernels/cuda/emulator/*.h runtime/backend/cuda/driver/include/*.h 2>/dev/null | cat - <("$cxx" --version) <(echo "${flags[@]}") | sha256sum)
 
 sources=(kernels/cuda/emulator/sim.cpp)
-if [ -n "$planted" ]; then
-	sources+=(kernels/cuda/emulator/planted.cu kernels/cuda/emulator/planted.cpp)
+if [ -n "$test" ]; then
+	sources+=(kernels/cuda/emulator/planted.cu kernels/cuda/emulator/test.cpp)
 else
 	sources+=(kernels/cuda/*.cu)
 	[ ! -e kernels/cuda/emulator/libcuda.cpp ] || sources+=(kernels/cuda/emulator/libcuda.cpp)
@@ -55,6 +55,7 @@ for source in "${sources[@]}"; do
 	(
 		defines=()
 		[[ $source != *.cu ]] || defines=(-DESTIBA_EMULATED)
+		[[ $source != *libcuda.cpp ]] || defines=(-fvisibility=default -fexceptions -frtti)
 		"$cxx" "${flags[@]}" "${defines[@]}" -Ikernels/cuda -Iruntime/backend/cuda/driver/include -x c++ -c "$source" -o "$object.$$" && mv "$object.$$" "$object"
 	) &
 	compiling+=($!)
@@ -74,9 +75,9 @@ if [ ${#failed[@]} -gt 0 ]; then
 fi
 
 out=$cache/$(echo "${made[@]}" | sha256sum | cut -c1-24)$asan
-if [ -n "$planted" ]; then
-	"$cxx" "${flags[@]}" "${made[@]}" -lm -o "$out.planted"
-	exec "$out.planted"
+if [ -n "$test" ]; then
+	"$cxx" "${flags[@]}" "${made[@]}" -lm -o "$out.test"
+	exec "$out.test"
 fi
 if [ ! -e "$out/libcuda.so.1" ]; then
 	mkdir -p "$out"

@@ -170,6 +170,7 @@ struct Machine {
 	Fiber fibers[maxThreads];
 	u32 ready; // fibers that have a stack
 	u32 current, done, atBarrier;
+	bool running; // a fiber, not the thread's own stack
 	u32 atWarp[maxThreads / lanes];
 	u8* room; // static arrays, then dynamic memory, each with a margin
 	u8* dynamic;
@@ -248,7 +249,9 @@ void resume(Machine* m, u32 thread) {
 #ifdef ESTIBA_ASAN
 	__sanitizer_start_switch_fiber(&m->fake, f.stack, stackSize);
 #endif
+	m->running = true;
 	simSwitch(&m->stackPointer, f.stackPointer);
+	m->running = false;
 #ifdef ESTIBA_ASAN
 	__sanitizer_finish_switch_fiber(m->fake, nullptr, nullptr);
 #endif
@@ -431,10 +434,12 @@ void* work(void*) {
 	return nullptr;
 }
 
-// startWorkers has so many, who take no signals: those are for the program's own threads. The lock is held.
+// startWorkers has so many, who take no signals but for faults: others are for the program's own threads. The lock is held.
 void startWorkers(int n) {
 	sigset_t all, before;
 	sigfillset(&all);
+	sigdelset(&all, SIGSEGV); // a fault that is masked ends the process
+	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	for (; workers < n; workers++) {
 		pthread_t t;
@@ -660,6 +665,13 @@ void aligned(const void* p, u32 n, const char* what, At at) {
 	char text[100];
 	snprintf(text, sizeof text, "%s of an address that is no multiple of %u", what, n);
 	broken(machine, machine->current, at, text);
+}
+
+bool fault(const void* address) {
+	Machine* m = machine;
+	if (!m || !m->running) return false;
+	report(m->launch, "thread %u: illegal address %p", m->current, address);
+	stop(m);
 }
 
 Registered::Registered(const char* n, uint32_t size, uint32_t t, void (*r)(const void*)) : KernelEntry{n, size, t, r, kernels} {

@@ -36,6 +36,10 @@ void configure(Schedule, int workers);
 // broke a rule; memory is then as the kernel left it. Any thread may call it.
 bool runKernel(const KernelEntry*, const uint32_t grid[3], uint32_t threads, uint32_t sharedBytes, const void* params, char* error, size_t size);
 
+// fault is for who handles SIGSEGV and SIGBUS, with SA_NODEFER. If a kernel runs on this thread it ends the launch, which
+// then failed with an "illegal address", and does not return; otherwise it is false.
+bool fault(const void* address);
+
 } // namespace sim
 
 #ifdef ESTIBA_EMULATED // from here on for kernels: gpu.cuh says what each thing is
