@@ -44,10 +44,6 @@
 #include <thread>
 #include <vector>
 
-namespace sim {
-bool fault(const void* address) __attribute__((weak));
-}
-
 namespace {
 
 constexpr uintptr_t page = 4096;
@@ -226,6 +222,7 @@ struct Device {
 };
 
 struct Physical {
+	CUcontext maker;
 	int device;
 	size_t offset, size;
 	int mappings = 0;
@@ -259,13 +256,13 @@ World& world() {
 }
 
 thread_local CUcontext current;
-// Where a bad address leads to, while this thread copies.
-thread_local sigjmp_buf* rescue __attribute__((tls_model("initial-exec")));
+// Where a bad address leads to, while this thread copies. Volatile, since compilers know that memset does not look at it.
+thread_local sigjmp_buf* volatile rescue __attribute__((tls_model("initial-exec")));
 struct sigaction before[2]; // who handled SIGSEGV and SIGBUS
 
 void onFault(int signal, siginfo_t* info, void* context) {
 	if (rescue) siglongjmp(*rescue, 1);
-	if (sim::fault && sim::fault(info->si_addr)) return; // it does not return if it was a kernel
+	if (sim::fault(info->si_addr)) return; // it does not return if it was a kernel
 	const struct sigaction& other = before[signal == SIGBUS];
 	if (other.sa_flags & SA_SIGINFO)
 		other.sa_sigaction(signal, info, context);
@@ -444,6 +441,29 @@ void forget(World& w, Physical* p) {
 	w.devices[p->device].used -= p->size;
 	w.physical.erase(p);
 	delete p;
+}
+
+void unmap(World& w, std::map<uintptr_t, Mapping>::iterator m) {
+	mmap((void*)m->first, m->second.size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	Physical* p = m->second.physical;
+	w.mappings.erase(m);
+	p->mappings--;
+	forget(w, p);
+}
+
+// bury gives back what a context that is dead can give back no more. A driver does so when the process ends.
+void bury(World& w, CUcontext c) {
+	for (auto m = w.mappings.begin(); m != w.mappings.end();) {
+		auto next = std::next(m);
+		if (m->second.physical && m->second.physical->maker == c) unmap(w, m);
+		m = next;
+	}
+	for (auto p = w.physical.begin(); p != w.physical.end();) {
+		Physical* each = *p++;
+		if (each->maker != c) continue;
+		each->released = true;
+		forget(w, each);
+	}
 }
 
 bool room(World& w, int device, size_t n) { return w.devices[device].used + w.settings.others + n <= w.settings.memory; }
@@ -647,6 +667,7 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
 		s->queue->more.notify_one();
 	}
 	for (CUdeviceptr at : c->allocations) unallocate(w, at);
+	if (state(c)) bury(w, c);
 	w.live.erase(c); // kept, since threads may still look at it
 	return CUDA_SUCCESS;
 }
@@ -1120,7 +1141,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t size, const CU
 	Device& d = w.devices[device];
 	if (d.file < 0) d.file = memfd_create("emulated device", MFD_CLOEXEC);
 	if (d.file < 0 || ftruncate(d.file, off_t(d.end + size))) return CUDA_ERROR_OPERATING_SYSTEM;
-	Physical* p = new Physical{device, d.end, size};
+	Physical* p = new Physical{c, device, d.end, size};
 	d.end += size;
 	d.used += size;
 	w.physical.insert(p);
@@ -1171,11 +1192,7 @@ CUresult cuMemUnmap(CUdeviceptr at, size_t size) {
 	ENTER;
 	auto m = w.mappings.find(at);
 	if (m == w.mappings.end() || !m->second.physical || m->second.size != size) return CUDA_ERROR_INVALID_VALUE;
-	if (mmap((void*)at, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) return CUDA_ERROR_OPERATING_SYSTEM;
-	Physical* p = m->second.physical;
-	w.mappings.erase(m);
-	p->mappings--;
-	forget(w, p);
+	unmap(w, m);
 	return CUDA_SUCCESS;
 }
 
