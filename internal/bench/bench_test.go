@@ -147,6 +147,14 @@ func TestThreads(t *testing.T) {
 	}
 }
 
+func TestRoofSize(t *testing.T) {
+	for left, want := range map[int64]int{0: roofBytes, 8 << 30: roofBytes, 1 << 30: 256 << 20, 100 << 20: 16 << 20, 1: leastRoof} {
+		if got := (&roof{left: left}).size(); got != want {
+			t.Errorf("with %d bytes left: %d, want %d", left, got, want)
+		}
+	}
+}
+
 func TestNoRoom(t *testing.T) {
 	best, err := kernels.Best()
 	if err != nil {

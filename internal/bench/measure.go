@@ -55,6 +55,9 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	}
 	watch := startWatch()
 	say("how fast memory can be read, by %s", count(r.Threads, "thread"))
+	if size := roof.size(); size < coldRoof {
+		say("there is memory for %s to read only: it may come from the processor's cache", residency.Bytes(int64(size)))
+	}
 	if err := roof.measure(); err != nil {
 		return Result{}, err
 	}

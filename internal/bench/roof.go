@@ -21,18 +21,24 @@ type roof struct {
 const (
 	// roofBytes are read: many times what caches hold.
 	roofBytes = 512 << 20
-	// leastRoof is read where there is little memory.
-	leastRoof = 64 << 20
+	// leastRoof is read where there is little memory, and less than coldRoof may come from a cache.
+	leastRoof, coldRoof = 8 << 20, 64 << 20
 	// roofPasses are those of one measurement; the best one counts, as others disturb.
 	roofPasses = 8
 )
 
-// measure reads memory of its own, in huge pages, which it gives back.
-func (r *roof) measure() error {
+// size is how much is read at a time.
+func (r *roof) size() int {
 	size := roofBytes
 	for r.left > 0 && size > leastRoof && int64(size) > r.left/4 {
 		size /= 2
 	}
+	return size
+}
+
+// measure reads memory of its own, in huge pages, which it gives back.
+func (r *roof) measure() error {
+	size := r.size()
 	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		return fmt.Errorf("claim %s to find out how fast memory can be read: %w", residency.Bytes(int64(size)), err)
