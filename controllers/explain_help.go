@@ -483,7 +483,7 @@ func (d *decision) adviseMemory(m *model, e Explanation) []Action {
 // divide says how p's workers come to divide so many bytes: by a flag, after what keeps the flag from it has grown.
 func (p *pool) divide(total int64) string {
 	start := "start estiba serve with --memory " + flag(total)
-	beyond := total - p.Most
+	beyond := flagged(total) - p.Most
 	switch {
 	case p.Most == 0 || beyond <= 0:
 		return start
@@ -496,12 +496,25 @@ func (p *pool) divide(total int64) string {
 
 // flag is at least so many bytes as a flag takes them: 363Mi, 123Gi.
 func flag(n int64) string {
-	const mebi = 1 << 20
-	if n < 16*1024*mebi {
-		return fmt.Sprintf("%dMi", (n+mebi-1)/mebi)
+	if n < manyMebi {
+		return fmt.Sprintf("%dMi", flagged(n)/mebi)
 	}
-	return fmt.Sprintf("%dGi", (n+1024*mebi-1)/(1024*mebi))
+	return fmt.Sprintf("%dGi", flagged(n)/(1024*mebi))
 }
+
+// flagged is how many bytes a flag of n is.
+func flagged(n int64) int64 {
+	unit := int64(mebi)
+	if n >= manyMebi {
+		unit *= 1024
+	}
+	return (n + unit - 1) / unit * unit
+}
+
+const (
+	mebi     = 1 << 20
+	manyMebi = 16 * 1024 * mebi // from here on a flag has Gi
+)
 
 // short is how many bytes each worker of p would need more for m to fit the device that has the most free; 0: unknown.
 func (d *decision) short(m *model, p *pool) int64 {
