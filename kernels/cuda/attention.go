@@ -1,0 +1,176 @@
+package cuda
+
+import "fmt"
+
+// AttentionParams of y = softmax(cap(scale q·k)) v over a paged cache of halves: query head h attends with key head
+// h / (Heads/KVHeads) to the positions up to its token's own. The keys and values of the step's tokens are in the
+// cache already. What lies in blocks beyond a span's context may be anything.
+//
+// Decode, and AttentionSlow, compute with f32 queries and weights; prefill, and BidirectionalAttention, with
+// queries (times Scale, or Scale/SoftCap) and weights rounded to halves, so that a score may be off by 2^-12 of each of its products.
+// A query there that is not a number stays one; a key or a value that is not one makes neighbours of its span in
+// a tile of 64 so too.
+type AttentionParams struct {
+	Q, Y Address // f32 [T, Heads*HeadDim]; they may not be the same
+	// Position 0 of block 0 in the layer: block b is BlockStride*b bytes on, its position i KVHeads*HeadDim halves times i.
+	Keys, Values Address
+	SpanFirst    Address // i32 [spans+1]: first row of each span
+	SpanOf       Address // i32 [T]: span of each row
+	Context      Address // i32 [spans]: positions in the cache, the step's own too
+	Tables       Address // i32 [spans, TableStride]: block numbers
+	Scratch      Address // as many bytes as AttentionScratch says, or BidirectionalScratch
+	BlockStride  int64   // bytes
+	blockInverse int64
+	TableStride  int32
+	BlockTokens  int32 // times the longest context below 2^32
+	Heads        int32
+	KVHeads      int32 // divides Heads
+	HeadDim      int32
+	Window       int32 // a query attends to so many positions up to its own; 0: to all
+	Scale        float32
+	SoftCap      float32 // scores become SoftCap * tanh(score/SoftCap); 0: they stay
+	splits       int32
+	spans        int32
+	least        int32
+	bidirectional int32
+}
+
+// AttentionStep is what must be known of a step before it is launched. In a graph that is captured for many steps, all
+// spans have one token, and Context is the longest that there may be.
+type AttentionStep struct {
+	Tokens, Spans int // at most 65535 spans
+	Single        int // spans of one token
+	Context       int // the longest
+	Processors    int // of the device
+}
+
+// maxHeadDim of the kernels but attend.
+const maxHeadDim = 256
+
+// odd says that only attend can do it.
+func (p *AttentionParams) odd() bool {
+	return p.HeadDim%8 != 0 || p.HeadDim > maxHeadDim || p.BlockStride%16 != 0
+}
+
+// together is how many query heads of a key head attendDecode takes at once.
+func (p *AttentionParams) together() int {
+	for _, n := range []int{1, 2, 4} {
+		if int(p.Heads/p.KVHeads) <= n {
+			return n
+		}
+	}
+	return 8
+}
+
+// smallPart is the least part of a context that a block of attendDecode is for.
+const smallPart = 256
+
+// divide says in how many parts a context is at most: so many that each processor has some blocks.
+func (p *AttentionParams) divide(s AttentionStep) int {
+	const perProcessor = 4
+	pieces := int(blocks(int(p.Heads/p.KVHeads), p.together()))
+	want := int(blocks(perProcessor*s.Processors, max(1, s.Spans*int(p.KVHeads)*pieces)))
+	longest := s.Context
+	if p.Window > 0 {
+		longest = min(longest, int(p.Window))
+	}
+	return max(1, min(want, int(blocks(longest, smallPart)), 256))
+}
+
+// AttentionScratch is how many bytes Attention needs for such a step, or a smaller one.
+func AttentionScratch(p AttentionParams, s AttentionStep) int64 {
+	if p.odd() {
+		return 0
+	}
+	// With fewer spans there may be more parts, so that the product stays below this.
+	blocksAtMost := int64(4*s.Processors) + int64(s.Spans)*int64(p.KVHeads*int32(blocks(int(p.Heads/p.KVHeads), p.together())))
+	rows := blocksAtMost * int64(p.together())
+	return 4 * rows * int64(p.HeadDim+2)
+}
+
+// Attention of a step. It panics if no kernel has such heads.
+func Attention(p AttentionParams, s AttentionStep) []Launch {
+	p.check()
+	if p.odd() {
+		return []Launch{AttentionSlow(p, s)}
+	}
+	p.blockInverse = inverse(p.BlockTokens)
+	p.spans = int32(s.Spans)
+	var all []Launch
+	if s.Single > 0 {
+		p := p
+		p.splits = int32(p.divide(s))
+		together := p.together()
+		lanes := 8
+		for lanes*8 < int(p.HeadDim) {
+			lanes *= 2
+		}
+		pieces := blocks(int(p.Heads/p.KVHeads), together)
+		grid := [3]uint32{uint32(p.splits), uint32(p.KVHeads) * pieces, uint32(s.Spans)}
+		shared := uint32(4 * together * (4*(lanes*8+2) + lanes*8)) // [warps][heads][dimensions, largest, sum], queries
+		all = append(all, launch(fmt.Sprintf("attendDecode%dx%d", lanes*8, together), grid, 128, shared, &p))
+		if p.splits > 1 {
+			all = append(all, launch("attendCombine", [3]uint32{uint32(p.Heads), uint32(s.Spans), 1}, 128, 0, &p))
+		}
+	}
+	if s.Single < s.Spans {
+		p := p
+		p.least = 2
+		all = append(all, p.prefill(s.Tokens, s.Spans))
+	}
+	return all
+}
+
+// AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to 7000.
+func AttentionSlow(p AttentionParams, s AttentionStep) Launch {
+	p.check()
+	p.blockInverse = inverse(p.BlockTokens)
+	return launch("attend", [3]uint32{uint32(s.Tokens), blocks(int(p.Heads), 4), 1}, 128, uint32(4*4*2*p.HeadDim), &p)
+}
+
+// BidirectionalScratch is how many bytes BidirectionalAttention needs for so many tokens.
+func BidirectionalScratch(p AttentionParams, tokens int) int64 {
+	return 2 * 2 * int64(tokens) * int64(p.KVHeads*p.HeadDim)
+}
+
+// BidirectionalAttention is for encoders: each query attends to all tokens of its span. Keys and Values are those of the
+// step, f32 [T, KVHeads*HeadDim], which become halves on the way; what Attention reads of a cache, and the
+// window, are not used.
+func BidirectionalAttention(p AttentionParams, tokens, spans int) []Launch {
+	p.check()
+	n := int64(tokens) * int64(p.KVHeads*p.HeadDim)
+	narrow := struct {
+		keys, values, halves Address
+		n                    int64
+	}{p.Keys, p.Values, p.Scratch, n}
+	p.Keys, p.Values = p.Scratch, p.Scratch+Address(2*n)
+	p.bidirectional, p.spans, p.BlockStride, p.BlockTokens = 1, int32(spans), 0, 1
+	halves := launch("attendNarrow", [3]uint32{min(blocks(int(2*n), 256), 4096), 1, 1}, 256, 0, &narrow)
+	// values begin at a multiple of 16 bytes where heads have one
+	if p.odd() {
+		return []Launch{halves, AttentionSlow(p, AttentionStep{Tokens: tokens, Spans: spans})}
+	}
+	return []Launch{halves, p.prefill(tokens, spans)}
+}
+
+func (p AttentionParams) prefill(tokens, spans int) Launch {
+	dim := 0
+	for _, d := range []int{64, 96, 128, 256} {
+		if dim < int(p.HeadDim) {
+			dim = d
+		}
+	}
+	// Queries, keys and values of a tile, their rows padded by 8 halves; starts of two tiles' rows.
+	shared := 3*64*2*(dim+8) + 2*64*8
+	tiles := (tokens*int(p.Heads/p.KVHeads) + 63*spans) / 64 // at most: each span rounds up
+	return launch(fmt.Sprintf("attendPrefill%d", dim), [3]uint32{uint32(tiles), uint32(p.KVHeads), 1}, 128, uint32(shared), &p)
+}
+
+func (p *AttentionParams) check() {
+	if p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.HeadDim > 7000 {
+		panic(fmt.Sprintf("cuda: attention of %d heads of %d with %d heads of keys", p.Heads, p.HeadDim, p.KVHeads))
+	}
+}
+
+// inverse of n, in 2^-32, rounded up: x*inverse>>32 is x/n while x*n is below 2^32.
+func inverse(n int32) int64 { return (1<<32 + int64(n) - 1) / int64(n) }
