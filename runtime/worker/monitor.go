@@ -259,7 +259,7 @@ func (w *Worker) deviceState(d *claimed, load float64) api.Device {
 	}
 	if t := d.watched; t != nil {
 		s.ClaimBytes, s.Limit, s.Health = d.Capacity, w.limit(d), t.fitness.Health
-		if t.read {
+		if t.read && t.fitness.State != api.DeviceLost {
 			s.Readings = t.readings()
 		}
 	}

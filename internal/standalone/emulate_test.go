@@ -1,0 +1,86 @@
+package standalone
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fixture"
+)
+
+// TestEmulate serves on GPUs that a file describes. One falls off the bus: the model that was on it gets
+// its home on the other one, of the same worker, and answers.
+func TestEmulate(t *testing.T) {
+	folder := t.TempDir()
+	gpus := filepath.Join(folder, "gpus")
+	describe := func(first string) {
+		t.Helper()
+		text := "devices: [{memory: 24Gi, power: 70" + first + "}, {memory: 80Gi, power: 90, utilization: 0.5}]"
+		if err := os.WriteFile(gpus, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe("")
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: gpus, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	url := "http://" + address
+	at := func(device string) func() error {
+		return func() error {
+			var models v1alpha1.ModelList
+			if err := get(url+"/apis/estiba.dev/v1alpha1/models", &models); err != nil {
+				return err
+			}
+			if p := models.Items[0].Status.Placements; len(p) != 1 || p[0].Devices[0] != device || p[0].State != v1alpha1.PlacementResident {
+				return fmt.Errorf("it is at %+v", p)
+			}
+			return nil
+		}
+	}
+	eventually(t, "it is on the smaller device", at("gpu-0"))
+	if got := complete(t, url, "stories", 3); got == "" {
+		t.Error("no answer")
+	}
+	describe(", xids: [79]")
+	eventually(t, "it is on the other one", at("gpu-1"))
+	if got := complete(t, url, "stories", 3); got == "" {
+		t.Error("no answer")
+	}
+	eventually(t, "the pool says so", func() error {
+		var pools v1alpha1.InferencePoolList
+		if err := get(url+"/apis/estiba.dev/v1alpha1/inferencepools", &pools); err != nil {
+			return err
+		}
+		s := pools.Items[0].Status
+		if !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionDegraded) || len(s.Accelerators) != 2 || s.Accelerators[0].State != "Lost" || s.Accelerators[0].Reason != "XID79" ||
+			s.Accelerators[1].Power == nil || *s.Accelerators[1].Power != 90 || s.Summary.Utilization != "50%" || s.Summary.Power != "90W" {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	if err := Run(t.Context(), Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: filepath.Join(folder, "none"), Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("it serves on devices that nothing describes")
+	}
+}
