@@ -13,25 +13,25 @@ import "fmt"
 type AttentionParams struct {
 	Q, Y Address // f32 [T, Heads*HeadDim]; they may not be the same
 	// Position 0 of block 0 in the layer: block b is BlockStride*b bytes on, its position i KVHeads*HeadDim halves times i.
-	Keys, Values Address
-	SpanFirst    Address // i32 [spans+1]: first row of each span
-	SpanOf       Address // i32 [T]: span of each row
-	Context      Address // i32 [spans]: positions in the cache, the step's own too
-	Tables       Address // i32 [spans, TableStride]: block numbers
-	Scratch      Address // as many bytes as AttentionScratch says, or BidirectionalScratch
-	BlockStride  int64   // bytes
-	blockInverse int64
-	TableStride  int32
-	BlockTokens  int32 // times the longest context below 2^32
-	Heads        int32
-	KVHeads      int32 // divides Heads
-	HeadDim      int32
-	Window       int32 // a query attends to so many positions up to its own; 0: to all
-	Scale        float32
-	SoftCap      float32 // scores become SoftCap * tanh(score/SoftCap); 0: they stay
-	splits       int32
-	spans        int32
-	least        int32
+	Keys, Values  Address
+	SpanFirst     Address // i32 [spans+1]: first row of each span
+	SpanOf        Address // i32 [T]: span of each row
+	Context       Address // i32 [spans]: positions in the cache, the step's own too
+	Tables        Address // i32 [spans, TableStride]: block numbers
+	Scratch       Address // as many bytes as AttentionScratch says, or BidirectionalScratch
+	BlockStride   int64   // bytes
+	blockInverse  int64
+	TableStride   int32
+	BlockTokens   int32 // times the longest context below 2^32
+	Heads         int32
+	KVHeads       int32 // divides Heads
+	HeadDim       int32
+	Window        int32 // a query attends to so many positions up to its own; 0: to all
+	Scale         float32
+	SoftCap       float32 // scores become SoftCap * tanh(score/SoftCap); 0: they stay
+	splits        int32
+	spans         int32
+	least         int32
 	bidirectional int32
 }
 

@@ -331,10 +331,10 @@ func TestAttentionNotANumber(t *testing.T) {
 	d := open(t)
 	c := attentionCase{heads: 2, kvHeads: 1, dim: 32, blockTokens: 16, size: 1, processors: 1, tokens: []int{1, 1, 10, 1}, context: []int{20, 5, 30, 7}}
 	s := newAttentionStep(c, rand.New(rand.NewPCG(5, 5)))
-	s.q[3] = float32(math.NaN())                             // row 0, head 0
-	s.q[(4*s.heads+1)*s.dim+7] = float32(math.NaN())         // row 4, head 1
-	s.q[(6*s.heads+1)*s.dim+2] = 1e30                        // row 6
-	s.q[(12*s.heads)*s.dim+2] = 1e30                         // row 12: one key alone counts
+	s.q[3] = float32(math.NaN())                                                    // row 0, head 0
+	s.q[(4*s.heads+1)*s.dim+7] = float32(math.NaN())                                // row 4, head 1
+	s.q[(6*s.heads+1)*s.dim+2] = 1e30                                               // row 6
+	s.q[(12*s.heads)*s.dim+2] = 1e30                                                // row 12: one key alone counts
 	s.halves[s.layer*2*16*32+int(s.tables[s.tableStride])*s.stride()+3*32] = 0x7e00 // a key of span 1
 	want, _, _ := s.want()
 	p := s.params(d)
