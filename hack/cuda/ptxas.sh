@@ -6,7 +6,7 @@ set -euo pipefail
 version=12.4.131
 cache=${ESTIBA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/estiba}/ptxas-$version
 
-is() { "$1" --version 2>/dev/null | grep -q "V$version"; }
+is() { [[ $("$1" --version 2>/dev/null) == *"V$version"* ]]; }
 
 ptxas=${PTXAS:-$cache/ptxas}
 if ! is "$ptxas"; then

@@ -4,7 +4,7 @@
 set -euo pipefail
 version=19.1.7
 
-is() { "$1" --version 2>/dev/null | grep -q "clang version $version"; }
+is() { [[ $("$1" --version 2>/dev/null) == *"clang version $version"* ]]; }
 
 clang=${CLANG:-clang-19}
 if ! is "$clang"; then

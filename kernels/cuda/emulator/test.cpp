@@ -1,5 +1,6 @@
-// planted.cpp: runs planted.cu's kernels under each schedule. The right ones must give the right
+// test.cpp: runs planted.cu's kernels under each schedule. The right ones must give the right
 // numbers under all, and each wrong one must be told of, or give a wrong number, under one at least.
+// And it compares gpu.cuh's functions with those of the host.
 #define ESTIBA_EMULATED
 #include "../gpu.cuh"
 #include "planted.h"
@@ -76,6 +77,51 @@ bool right(const char* name) { // the wrong ones have the names of their bugs be
 	return true;
 }
 
+// A function, its double, where it is compared, and by how many units in the last place it may differ.
+struct Function {
+	const char* name;
+	f32 (*ours)(f32);
+	f64 (*theirs)(f64);
+	f32 from, to, ulp;
+};
+
+const Function functions[] = {
+	{"exp", exp, [](f64 v) { return __builtin_exp(v); }, -110, 95, 2},
+	{"log", log, [](f64 v) { return __builtin_log(v); }, 0, 3e38f, 2},
+	{"tanh", tanh, [](f64 v) { return __builtin_tanh(v); }, -12, 12, 2},
+	{"erf", erf, [](f64 v) { return __builtin_erf(v); }, -5, 5, 2},
+	{"erfc", erfc, [](f64 v) { return __builtin_erfc(v); }, -5, 9, 8},
+};
+
+// far is how many units in the last place f is off.
+f32 far(const Function& f, f32 at) {
+	const f32 got = f.ours(at);
+	const f64 want = f.theirs(at);
+	if (got == f32(want) || (got != got && want != want)) return 0;
+	const u32 exponent = f32ToBits(f32(want)) >> 23 & 255;
+	const f64 unit = bitsToF32(exponent > 23 ? (exponent - 23) << 23 : exponent > 0 ? 1u << (exponent - 1) : 1); // the smaller ones are subnormal
+	return f32(__builtin_fabs(got - want) / unit);
+}
+
+// Every number in 997 of the floats, and in between, of a range.
+bool compare(const Function& f) {
+	f32 worst = 0, where = 0;
+	const auto look = [&](f32 at) {
+		const f32 by = far(f, at);
+		if (!(by <= worst)) worst = by, where = at;
+	};
+	for (u64 bits = 0; bits < 1ull << 32; bits += 997) {
+		const f32 at = bitsToF32(u32(bits));
+		if (at != at || (at >= f.from && at <= f.to)) look(at);
+	}
+	const f32 specials[] = {0.0f, -0.0f, 1.0f, infinity(), -infinity()};
+	for (f32 special : specials)
+		if (f.from < 0 || special >= 0) look(special);
+	for (i32 i = 0; i <= 1000000; i++) look(f.from + (f.to - f.from) * f32(i) / 1000000);
+	printf("%s: within %.3g units in the last place, at %g\n", f.name, worst, where);
+	return worst <= f.ulp;
+}
+
 } // namespace
 
 int main() {
@@ -107,6 +153,11 @@ int main() {
 			bad++;
 		}
 	}
+	for (const Function& f : functions)
+		if (!compare(f)) {
+			printf("FAIL: %s is off by more than %g units in the last place\n", f.name, f.ulp);
+			bad++;
+		}
 	if (!bad) printf("ok: %zu kernels\n", sizeof cases / sizeof cases[0]);
 	return bad > 0;
 }
