@@ -4,6 +4,10 @@
 image: ## pack bin/images/estiba.tar and the demo models' image, without Docker
 	@hack/image.sh
 
+.PHONY: image-cuda
+image-cuda: ## pack bin/images/estiba-cuda.tar, the image for GPUs: glibc and no CUDA toolkit
+	@hack/image.sh cuda
+
 .PHONY: test-kubernetes
 test-kubernetes: ## end to end, in a real cluster built from source; needs root on Linux
 	@hack/test-kubernetes.sh
