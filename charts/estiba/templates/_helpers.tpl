@@ -6,6 +6,14 @@
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{- define "estiba.workerImage" -}}
+{{- if .Values.workerImage.repository -}}
+{{ .Values.workerImage.repository }}:{{ .Values.workerImage.tag | default .Chart.AppVersion }}
+{{- else -}}
+{{ include "estiba.image" . }}
+{{- end }}
+{{- end }}
+
 {{- /* Labels of everything in the release. */ -}}
 {{- define "estiba.labels" -}}
 app.kubernetes.io/name: estiba
