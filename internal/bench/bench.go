@@ -22,6 +22,8 @@ type Options struct {
 	Batch    []int // numbers of sequences that are continued together
 	Repeat   int   // how many times each is measured; at least 1
 	JSON     bool
+
+	little bool // reading memory takes little of it, and of the time of tests
 }
 
 // Result is what --json prints. Rates are the medians of all repetitions.

@@ -21,7 +21,7 @@ import (
 
 func TestRun(t *testing.T) {
 	path := fixture.Model("stories260K/hf-f32")
-	o := Options{Threads: 2, Prompt: 600, Generate: 20, Batch: []int{1, 3}, Repeat: 2, JSON: true}
+	o := Options{Threads: 2, Prompt: 600, Generate: 20, Batch: []int{1, 3}, Repeat: 2, JSON: true, little: true}
 	var stdout, stderr bytes.Buffer
 	if err := Run(context.Background(), &stdout, &stderr, path, o); err != nil {
 		t.Fatal(err)
@@ -58,9 +58,9 @@ func TestRun(t *testing.T) {
 func TestParts(t *testing.T) {
 	path := fixture.Model("stories260K/stories260K-f16.gguf")
 	for want, o := range map[string]Options{
-		"Prompt of 5": {Prompt: 5, Repeat: 1},
-		"Decode 5":    {Generate: 5, Repeat: 1},
-		"Batch of 4":  {Generate: 1, Batch: []int{4}, Repeat: 1},
+		"Prompt of 5": {Prompt: 5, Repeat: 1, little: true},
+		"Decode 5":    {Generate: 5, Repeat: 1, little: true},
+		"Batch of 4":  {Generate: 1, Batch: []int{4}, Repeat: 1, little: true},
 	} {
 		var stdout bytes.Buffer
 		if err := Run(context.Background(), &stdout, io.Discard, path, o); err != nil {
@@ -78,7 +78,7 @@ func TestParts(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := Run(ctx, io.Discard, io.Discard, path, Options{Prompt: 5, Repeat: 1}); err == nil || err.Error() != "interrupted" {
+	if err := Run(ctx, io.Discard, io.Discard, path, Options{Prompt: 5, Repeat: 1, little: true}); err == nil || err.Error() != "interrupted" {
 		t.Error(err)
 	}
 }
@@ -90,8 +90,8 @@ func TestNotMeasured(t *testing.T) {
 		o       Options
 		without string
 	}{
-		{Options{Generate: 3, Batch: []int{2}, Repeat: 1}, "prefill_tokens_per_second prefill_spread"},
-		{Options{Prompt: 3, Batch: []int{2}, Repeat: 1}, "decode_tokens_per_second decode_spread bytes_per_token bandwidth_fraction"},
+		{Options{Generate: 3, Batch: []int{2}, Repeat: 1, little: true}, "prefill_tokens_per_second prefill_spread"},
+		{Options{Prompt: 3, Batch: []int{2}, Repeat: 1, little: true}, "decode_tokens_per_second decode_spread bytes_per_token bandwidth_fraction"},
 	} {
 		c.o.JSON = true
 		var stdout bytes.Buffer
@@ -123,7 +123,7 @@ func TestDamaged(t *testing.T) {
 	}
 	header := 8 + int(binary.LittleEndian.Uint64(data))
 	fixture.WriteFile(t, file, append(data[:header:header], bytes.Repeat([]byte{0xff}, len(data)-header)...))
-	for _, o := range []Options{{Prompt: 4, Repeat: 1, JSON: true}, {Threads: 999, Generate: 2, Repeat: 1}} {
+	for _, o := range []Options{{Prompt: 4, Repeat: 1, JSON: true, little: true}, {Threads: 999, Generate: 2, Repeat: 1, little: true}} {
 		var stdout, stderr bytes.Buffer
 		if err := Run(t.Context(), &stdout, &stderr, path, o); err != nil {
 			t.Fatal(err)
@@ -164,7 +164,7 @@ func TestNoRoom(t *testing.T) {
 		t.Skip("SKIPPED: this path leaves weights in their files")
 	}
 	path := fixture.HugeModel(t, t.TempDir())
-	err = Run(t.Context(), io.Discard, io.Discard, path, Options{Generate: 1, Repeat: 1})
+	err = Run(t.Context(), io.Discard, io.Discard, path, Options{Generate: 1, Repeat: 1, little: true})
 	if err == nil || !strings.HasPrefix(err.Error(), path+" needs ") || !strings.Contains(err.Error(), "can be had (") || !strings.Contains(err.Error(), "give a smaller --prompt") {
 		t.Errorf("got %v", err)
 	}

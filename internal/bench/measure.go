@@ -38,6 +38,9 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	}
 	left := device.Free(nil)
 	roof := roof{threads: o.Threads, left: left.Bytes}
+	if o.little {
+		roof.left = 1
+	}
 	if left.Bytes > 0 {
 		left.Bytes = max(left.Bytes-leastRoof, 1) // memory is read beside the model, too
 	}

@@ -265,8 +265,10 @@ func TestPromptAlone(t *testing.T) {
 // slow is a reader that is behind, as one whose terminal is.
 type slow struct{}
 
+const slowly = 150 * time.Millisecond // long enough that a busy machine computes in less
+
 func (slow) Write(p []byte) (int, error) {
-	time.Sleep(30 * time.Millisecond)
+	time.Sleep(slowly)
 	return len(p), nil
 }
 
@@ -287,8 +289,8 @@ func TestFigures(t *testing.T) {
 		return prefill, decode, line
 	}
 	ids := []int32{1, 403, 407, 261, 378}
-	// Seven tokens in 8 pauses of 30 ms would be 29 a second; read all at once, they would be millions.
-	if prefill, decode, line := figures(slow{}, run.Options{IDs: ids, MaxTokens: 8}); decode < 50 || decode > 100_000 || prefill > 100_000 {
+	// Seven tokens in 8 pauses would be 6 a second; read all at once, they would be millions.
+	if prefill, decode, line := figures(slow{}, run.Options{IDs: ids, MaxTokens: 8}); decode < 2/slowly.Seconds() || decode > 100_000 || prefill > 100_000 {
 		t.Errorf("read slowly: %s", line)
 	}
 	for n, says := range []string{"decode: 0 tokens; ended", "decode: 1 token; ended"} {
