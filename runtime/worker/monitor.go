@@ -24,6 +24,8 @@ const (
 	// recovers is how long a device must have been in a better state before it is in it: what is hot
 	// is throttled now and then.
 	recovers = 30 * time.Second
+	// patient is how long a driver may take to answer.
+	patient = 30 * time.Second
 	// gone is why a device is lost of which no more is known than that it does not answer.
 	gone = "Gone"
 	// mostEvents of a device are remembered, and all that it does not survive.
@@ -36,9 +38,10 @@ type watched struct {
 	claim    residency.Claim
 	overhead int64 // what was neither others' nor claimed at the first reading: headroom, the driver's own
 	reading  device.Reading
-	read     bool // there is a reading
-	gone     bool // the device does not answer
-	failing  bool // it could not be read the last time
+	read     bool      // there is a reading
+	gone     bool      // the device does not answer
+	failing  bool      // it could not be read the last time
+	asked    time.Time // the driver, which has not answered yet; zero: it has
 	events   []device.Event
 	fitness  fitness
 	meter    energy.Account
@@ -85,13 +88,18 @@ func (f fitness) see(h device.Health, now time.Time) fitness {
 	return fitness{Health: is}
 }
 
-// watch reads the devices until ctx ends.
+// watch reads the devices until ctx ends, each by itself: a driver that is asked for a sick one may
+// never answer. Nobody waits for that.
 func (w *Worker) watch(ctx context.Context) {
 	w.meet()
+	for _, d := range w.devices {
+		if d.watched != nil {
+			go w.follow(ctx, d)
+		}
+	}
 	events := w.o.Monitor.Events(ctx)
 	tick := time.NewTicker(looks)
 	defer tick.Stop()
-	w.look()
 	for {
 		select {
 		case <-ctx.Done():
@@ -103,7 +111,42 @@ func (w *Worker) watch(ctx context.Context) {
 			}
 			w.hear(e)
 		case <-tick.C:
-			w.look()
+			w.listen()
+		}
+	}
+}
+
+// follow reads a device once a second until ctx ends.
+func (w *Worker) follow(ctx context.Context, d *claimed) {
+	tick := time.NewTicker(looks)
+	defer tick.Stop()
+	for {
+		w.mu.Lock()
+		d.watched.asked = time.Now()
+		w.mu.Unlock()
+		r, err := w.o.Monitor.Read(d.UUID)
+		w.mu.Lock()
+		d.watched.asked = time.Time{}
+		if w.see(d, r, err, time.Now()) {
+			w.settle()
+			w.changedAll()
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// listen finds devices of which the driver has said nothing for too long.
+func (w *Worker) listen() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.devices {
+		if d.watched != nil && d.watched.silent(time.Now()) && w.judge(d, time.Now()) {
+			w.changedAll()
 		}
 	}
 }
@@ -143,37 +186,6 @@ func (w *Worker) hear(e device.Event) {
 	w.changedAll()
 }
 
-// look reads all devices once.
-func (w *Worker) look() {
-	type said struct {
-		reading device.Reading
-		err     error
-	}
-	readings := make([]said, len(w.devices)) // without the lock: a driver may take its time
-	for i, d := range w.devices {
-		if d.watched != nil {
-			readings[i].reading, readings[i].err = w.o.Monitor.Read(d.UUID)
-		}
-	}
-	now := time.Now()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	news := false
-	for i, d := range w.devices {
-		if d.watched == nil {
-			continue
-		}
-		if w.see(d, readings[i].reading, readings[i].err, now) {
-			news = true
-		}
-	}
-	w.meter(now)
-	if news {
-		w.settle()
-		w.changedAll()
-	}
-}
-
 // see takes a reading of a device, and reports whether it changes what the device is good for. w.mu is held.
 func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (news bool) {
 	t := d.watched
@@ -193,6 +205,7 @@ func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (ne
 		t.overhead = max(r.Total-r.Others-t.claim.Whole, 0)
 	}
 	t.reading, t.read = r, true
+	w.meter(d)
 	before := t.claim.Now
 	room, _ := r.Room(0, t.overhead)
 	if t.claim = t.claim.See(room, now); t.claim.Now != before {
@@ -209,6 +222,9 @@ func (w *Worker) judge(d *claimed, now time.Time) bool {
 	if t.gone && h.State != device.Lost {
 		h = device.Health{State: device.Lost, Reason: gone, Message: "the driver says that the device does not answer any more; look for XIDs in the kernel's log and reset the device"}
 	}
+	if t.silent(now) && h.State == device.Healthy {
+		h = device.Health{State: device.Degraded, Reason: "Silent", Message: fmt.Sprintf("the driver has not answered for %v; look for XIDs in the kernel's log", patient)}
+	}
 	was := t.fitness.Health
 	t.fitness = t.fitness.see(h, now)
 	if t.fitness.Health == was {
@@ -219,6 +235,9 @@ func (w *Worker) judge(d *claimed, now time.Time) bool {
 	}
 	return true
 }
+
+// silent: the driver has been asked for long, and has not answered.
+func (t *watched) silent(now time.Time) bool { return !t.asked.IsZero() && now.Sub(t.asked) >= patient }
 
 // capacity is what models may use of a device now: never less than what is admitted. w.mu is held.
 func (w *Worker) capacity(d *claimed) int64 {
@@ -290,40 +309,43 @@ func (t *watched) readings() *api.Readings {
 	return s
 }
 
-// Held is how many bytes models hold of the device that a monitor knows by a UUID.
+// Held is how many bytes the worker holds of the device that a monitor knows by a UUID: its whole claim, which
+// its backend has taken from the start, or of a device that is not there what models have of it.
 func (w *Worker) Held(uuid string) int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, d := range w.devices {
-		if d.UUID == uuid {
+		switch {
+		case d.UUID != uuid:
+		case w.o.Emulated:
 			return w.used(d.Name)
+		default:
+			return d.Capacity
 		}
 	}
 	return 0
 }
 
-// meter divides the energy that devices have used among the models that computed on them. w.mu is held.
-func (w *Worker) meter(now time.Time) {
+// meter divides the energy that a device has used among the models that computed on it. w.mu is held.
+func (w *Worker) meter(d *claimed) {
+	t := d.watched
 	for model, c := range w.counters {
 		done := w.worked(model)
 		is := energy.Use{Busy: time.Duration(done.BusySeconds * float64(time.Second)), Tokens: done.tokens()}
-		if d := w.device(c.device); d != nil && d.watched != nil { // what it did on another one before is that one's
-			u := d.watched.use[model]
-			d.watched.use[model] = energy.Use{Busy: u.Busy + max(is.Busy-c.metered.Busy, 0), Tokens: u.Tokens + max(is.Tokens-c.metered.Tokens, 0)}
+		if on := w.device(c.device); on != nil && on.watched != nil { // what it did on another one before is that one's
+			u := on.watched.use[model]
+			on.watched.use[model] = energy.Use{Busy: u.Busy + max(is.Busy-c.metered.Busy, 0), Tokens: u.Tokens + max(is.Tokens-c.metered.Tokens, 0)}
 		}
 		c.metered = is
 	}
-	for _, d := range w.devices {
-		t := d.watched
-		if t == nil || !t.read || !t.reading.EnergyJoules.Known {
-			continue
-		}
-		t.meter.Add(energy.Sample{At: now, Joules: t.reading.EnergyJoules.Value, Use: t.use})
-		t.models, t.idle = t.meter.Joules()
-		t.joules = t.idle + t.gave
-		for _, joules := range t.models {
-			t.joules += joules
-		}
+	if !t.reading.EnergyJoules.Known {
+		return
+	}
+	t.meter.Add(energy.Sample{At: t.reading.Time, Joules: t.reading.EnergyJoules.Value, Use: t.use})
+	t.models, t.idle = t.meter.Joules()
+	t.joules = t.idle + t.gave
+	for _, joules := range t.models {
+		t.joules += joules
 	}
 }
 

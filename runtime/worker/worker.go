@@ -211,7 +211,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		})
 	}
 	if w.o.Monitor != nil {
-		engines.Go(func() { w.watch(steps) })
+		go w.watch(steps)
 	}
 	var err error
 	select {
