@@ -14,17 +14,29 @@ struct Params {
 	i32 pad;
 };
 
-// map has f(i, a[i]) make y[i]; a thread has four neighbours.
+// map has f(a[i]) make y[i], map2 f(a[i], b[i]); a thread has four neighbours.
 template <typename F> DEVICE void map(const Params& p, F f) {
 	const i64 at = (i64(blockIdx.x) * 256 + threadIdx.x) * 4;
 	if (at + 4 <= p.n) {
 		f32 v[4];
 		piece::load(v, p.a + at);
-		for (i32 e = 0; e < 4; e++) v[e] = f(at + e, v[e]);
+		for (i32 e = 0; e < 4; e++) v[e] = f(v[e]);
 		piece::store(p.y + at, v);
 		return;
 	}
-	for (i64 i = at; i < p.n; i++) p.y[i] = f(i, p.a[i]);
+	for (i64 i = at; i < p.n; i++) p.y[i] = f(p.a[i]);
+}
+template <typename F> DEVICE void map2(const Params& p, F f) {
+	const i64 at = (i64(blockIdx.x) * 256 + threadIdx.x) * 4;
+	if (at + 4 <= p.n) {
+		f32 v[4], w[4];
+		piece::load(v, p.a + at);
+		piece::load(w, p.b + at);
+		for (i32 e = 0; e < 4; e++) v[e] = f(v[e], w[e]);
+		piece::store(p.y + at, v);
+		return;
+	}
+	for (i64 i = at; i < p.n; i++) p.y[i] = f(p.a[i], p.b[i]);
 }
 
 // gelu is x times the normal distribution's share below x, or with tanh its approximation, x * sigmoid(2u).
@@ -36,24 +48,28 @@ DEVICE f32 gelu(f32 x, bool tanh) {
 
 } // namespace elementwise
 
+// bias has a thread for a column of every gridDim.y-th row.
 KERNEL(bias, elementwise::Params, 256) {
-	elementwise::map(p, [&](i64 i, f32 x) { return x + p.b[u64(i) % u32(p.width)]; });
+	const i32 column = blockIdx.x * 256 + threadIdx.x;
+	if (column >= p.width) return;
+	const f32 b = p.b[column];
+	for (i64 i = i64(blockIdx.y) * p.width + column; i < p.n; i += i64(gridDim.y) * p.width) p.y[i] = p.a[i] + b;
 }
 KERNEL(add, elementwise::Params, 256) {
-	elementwise::map(p, [&](i64 i, f32 x) { return x + p.b[i]; });
+	elementwise::map2(p, [](f32 x, f32 y) { return x + y; });
 }
 KERNEL(swiglu, elementwise::Params, 256) { // arXiv:2002.05202, and geglu
-	elementwise::map(p, [&](i64 i, f32 x) { return x / (1 + exp(-x)) * p.b[i]; });
+	elementwise::map2(p, [](f32 gate, f32 up) { return gate / (1 + exp(-gate)) * up; });
 }
 KERNEL(geglu, elementwise::Params, 256) {
-	elementwise::map(p, [&](i64 i, f32 x) { return elementwise::gelu(x, p.tanh) * p.b[i]; });
+	elementwise::map2(p, [&](f32 gate, f32 up) { return elementwise::gelu(gate, p.tanh) * up; });
 }
 KERNEL(gelu, elementwise::Params, 256) {
-	elementwise::map(p, [&](i64, f32 x) { return elementwise::gelu(x, p.tanh); });
+	elementwise::map(p, [&](f32 x) { return elementwise::gelu(x, p.tanh); });
 }
 KERNEL(scale, elementwise::Params, 256) {
-	elementwise::map(p, [&](i64, f32 x) { return p.value * x; });
+	elementwise::map(p, [&](f32 x) { return p.value * x; });
 }
 KERNEL(softCap, elementwise::Params, 256) { // arXiv:2408.00118
-	elementwise::map(p, [&](i64, f32 x) { return p.value * tanh(x / p.value); });
+	elementwise::map(p, [&](f32 x) { return p.value * tanh(x / p.value); });
 }

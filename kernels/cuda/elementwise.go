@@ -15,7 +15,8 @@ func elementwise(kernel string, p elementwiseParams) Launch {
 
 // Bias: y = x + w, of x [rows, width] and w [width]. y may be x.
 func Bias(y, x, w Address, rows, width int) Launch {
-	return elementwise("bias", elementwiseParams{y: y, a: x, b: w, n: int64(rows) * int64(width), width: int32(width)})
+	p := &elementwiseParams{y: y, a: x, b: w, n: int64(rows) * int64(width), width: int32(width)}
+	return launch("bias", [3]uint32{blocks(width, 256), uint32(min(rows, 1024)), 1}, 256, 0, p)
 }
 
 // Add: z = x + y [n]. z may be either.

@@ -234,7 +234,7 @@ func TestElementwise(t *testing.T) {
 			}
 		}
 	}
-	for _, c := range []struct{ rows, width int }{{1, 1}, {3, 5}, {7, 1026}, {2, 64}} {
+	for _, c := range []struct{ rows, width int }{{1, 1}, {3, 5}, {7, 1026}, {2, 64}, {1025, 3}} {
 		x, w := normal(r, c.rows*c.width, 1), normal(r, c.width, 1)
 		y := upload(d, x)
 		d.run(t, cuda.Bias(y, y, upload(d, w), c.rows, c.width))
