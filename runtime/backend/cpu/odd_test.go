@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"runtime"
@@ -18,7 +19,8 @@ import (
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
-// eachProgram compiles a model of each kind on each path, with three threads, exactly and as it is served.
+// eachProgram compiles a model of each kind on each path, with three threads, exactly and as it is served. Its weights
+// are random, of one format; Invalid: they are no numbers.
 func eachProgram(t *testing.T, d tensor.DType, check func(t *testing.T, g *graph.Graph, p backend.Program)) {
 	t.Helper()
 	for name, c := range map[string]arch.Config{
@@ -28,6 +30,10 @@ func eachProgram(t *testing.T, d tensor.DType, check func(t *testing.T, g *graph
 		g, err := arch.Build(c)
 		if err != nil {
 			t.Fatal(err)
+		}
+		weights := noNumbers(g)
+		if d != tensor.Invalid {
+			weights = backendtest.Random(g, d, 7)
 		}
 		for _, path := range kernels.Available() {
 			b, err := New("cpu-0", Options{Threads: 3, Path: &path})
@@ -40,7 +46,7 @@ func eachProgram(t *testing.T, d tensor.DType, check func(t *testing.T, g *graph
 					kind = "exact"
 				}
 				t.Run(name+", "+kind, func(t *testing.T) {
-					p, err := b.Compile(t.Context(), g, backendtest.Random(g, d, 7), backend.Limits{MaxTokens: 24, MaxRows: 24, BlockTokens: 8, Blocks: 8, Exact: exact})
+					p, err := b.Compile(t.Context(), g, weights, backend.Limits{MaxTokens: 24, MaxRows: 24, BlockTokens: 8, Blocks: 8, Exact: exact})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -104,6 +110,37 @@ func TestNoRows(t *testing.T) {
 				t.Errorf("after silent steps %d logits %.3f..., want %d, %.3f...", len(got), got[:min(3, len(got))], len(want), want[:3])
 			}
 		})
+	}
+}
+
+// TestNoNumbers: weights that are no numbers, in which nothing is likeliest and no expert the best, make logits that are none.
+func TestNoNumbers(t *testing.T) {
+	eachProgram(t, tensor.Invalid, func(t *testing.T, g *graph.Graph, p backend.Program) {
+		for _, rows := range []int{1, 3, 20} {
+			var out backend.Out
+			batch := batching.Batch{Spans: []batching.Span{{Tokens: prompt(rows), Blocks: []int32{0, 1, 2}, Rows: batching.AllRows}}}
+			if err := p.Run(t.Context(), batch, &out); err != nil {
+				t.Fatal(err)
+			}
+			for i, x := range out.Logits {
+				if x == x {
+					t.Fatalf("of %d tokens, logit %d is %v", rows, i, x)
+				}
+			}
+		}
+	})
+}
+
+// noNumbers are weights of float32 that are no numbers.
+func noNumbers(g *graph.Graph) backend.Weights {
+	return func(name string) (tensor.Tensor, error) {
+		for _, w := range g.Weights {
+			if w.Name == name {
+				n, _ := w.Shape.Elements()
+				return tensor.Tensor{Name: name, DType: tensor.F32, Shape: w.Shape, Data: bytes.Repeat([]byte{0xff}, int(4*n))}, nil
+			}
+		}
+		return tensor.Tensor{}, errors.New("no such weight")
 	}
 }
 
