@@ -2,15 +2,11 @@ package cpu_test
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -23,8 +19,6 @@ import (
 	"github.com/estiba/estiba/runtime/backend/backendtest"
 	"github.com/estiba/estiba/runtime/backend/cpu"
 	"github.com/estiba/estiba/runtime/batching"
-	"github.com/estiba/estiba/runtime/graph"
-	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -77,7 +71,7 @@ func TestConformance(t *testing.T) {
 
 func TestConformanceOfATrainedModel(t *testing.T) {
 	for name, d := range map[string]tensor.DType{"hf-f32": tensor.F32, "hf-bf16": tensor.BF16, "stories260K-q8_0.gguf": tensor.Q8_0, "stories260K-q4_0.gguf": tensor.Q4_0} {
-		g, w := load(t, fixture.Shared(t, "models/stories260K/"+name))
+		g, w := backendtest.Load(t, fixture.Shared(t, "models/stories260K/"+name))
 		backendtest.Model(t, processor(t, 2), g, w)
 		for _, path := range kernels.Available() {
 			t.Run(fmt.Sprintf("%s, %v", name, path), func(t *testing.T) {
@@ -96,139 +90,8 @@ func TestConformanceOfATrainedModel(t *testing.T) {
 	}
 }
 
-// TestGolden compares every logit with those of independent programs.
-func TestGolden(t *testing.T) {
-	for _, c := range []struct{ model, golden string }{
-		{"models/stories260K/hf-f32", "models/stories260K/logits.safetensors"},
-		{"golden/llama-mha-untied", ""},
-		{"golden/llama-gqa-llama3rope", ""},
-		{"golden/qwen2-tied", ""},
-		{"golden/qwen3-headdim", ""},
-		{"golden/mistral-window", ""},
-		{"golden/mixtral-top2", ""},
-		{"golden/phi3-fused", ""},
-	} {
-		greedy := map[string]map[string][]int32{} // model -> prompt -> ids
-		if c.golden == "" {
-			c.golden = c.model + "/golden.safetensors"
-			greedy[c.model] = greedyIDs(t, fixture.Shared(t, c.model+"/golden.json"))
-		}
-		g, w := load(t, fixture.Shared(t, c.model))
-		golden := safetensors(t, fixture.Shared(t, c.golden))
-		cases := 0
-		for name := range golden {
-			prompt, ok := strings.CutSuffix(name, ".logits")
-			if !ok {
-				continue
-			}
-			cases++
-			want, tokens := floats(golden[name]), ids(golden[prompt+".input_ids"])
-			p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: len(tokens), MaxRows: len(tokens), BlockTokens: 16, Blocks: 8, Exact: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			blocks := []int32{3, 1, 2, 0, 4, 5, 6, 7}
-			run := func(start int, tokens []int32) []float32 {
-				var out backend.Out
-				spans := []batching.Span{{Tokens: tokens, Start: start, Blocks: blocks, Rows: batching.AllRows}}
-				if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
-					t.Fatal(err)
-				}
-				return out.Logits
-			}
-			got := run(0, tokens)
-			if off := worst(t, got, want); !(off <= 1e-4) {
-				t.Errorf("%s of %s: a logit is off by %g", prompt, c.model, off)
-			} else {
-				t.Logf("%s of %s: off by at most %.2g", prompt, c.model, off)
-			}
-			got = slices.Clone(got)
-			var single []float32
-			for i := range tokens {
-				single = append(single, run(i, tokens[i:i+1])...)
-			}
-			if !slices.Equal(single, got) {
-				t.Errorf("%s of %s: token by token, the logits differ from those of one pass", prompt, c.model)
-			}
-			var ids []int32
-			row := got[len(got)-g.Vocabulary():]
-			for len(ids) < len(greedy[c.model][prompt]) {
-				ids = append(ids, int32(slices.Index(row, slices.Max(row))))
-				row = run(len(tokens)+len(ids)-1, ids[len(ids)-1:])
-			}
-			if want := greedy[c.model][prompt]; !slices.Equal(ids, want) {
-				t.Errorf("%s of %s: goes on with %v, want %v", prompt, c.model, ids, want)
-			}
-		}
-		if cases == 0 {
-			t.Errorf("%s has no cases", c.golden)
-		}
-	}
-}
-
-// greedyIDs are the likeliest tokens after each prompt, one after the other.
-func greedyIDs(t *testing.T, path string) map[string][]int32 {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var golden struct {
-		Prompts map[string]struct {
-			Greedy []int32 `json:"greedy_ids"`
-		} `json:"prompts"`
-	}
-	if err := json.Unmarshal(text, &golden); err != nil {
-		t.Fatal(err)
-	}
-	all := map[string][]int32{}
-	for name, p := range golden.Prompts {
-		if all[name] = p.Greedy; len(p.Greedy) == 0 {
-			t.Errorf("%s: no ids after %s", path, name)
-		}
-	}
-	return all
-}
-
-// TestGoldenEncoder compares every number of the last hidden states.
-func TestGoldenEncoder(t *testing.T) {
-	g, w := load(t, fixture.Shared(t, "golden/bert-embedding"))
-	golden := safetensors(t, fixture.Shared(t, "golden/bert-embedding/golden.safetensors"))
-	p, err := processor(t, 2).Compile(context.Background(), g, w, backend.Limits{MaxTokens: 64, MaxRows: 64, Exact: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var spans []batching.Span
-	var want []float32
-	for _, prompt := range []string{"p0", "p1"} {
-		spans = append(spans, batching.Span{Tokens: ids(golden[prompt+".input_ids"]), Rows: batching.AllRows})
-		want = append(want, floats(golden[prompt+".hidden"])...)
-	}
-	out := backend.Out{WantHidden: true}
-	if err := p.Run(context.Background(), batching.Batch{Spans: spans}, &out); err != nil {
-		t.Fatal(err)
-	}
-	off := worst(t, out.Hidden, want)
-	if !(off <= 1e-5) {
-		t.Errorf("a hidden state is off by %g", off)
-	}
-	t.Logf("off by at most %.2g", off)
-}
-
-// worst is the largest difference.
-func worst(t *testing.T, got, want []float32) float64 {
-	t.Helper()
-	if len(got) != len(want) || len(want) == 0 {
-		t.Fatalf("%d numbers, want %d", len(got), len(want))
-	}
-	off := 0.0
-	for i := range want {
-		if d := math.Abs(float64(got[i] - want[i])); !(d <= off) {
-			off = d
-		}
-	}
-	return off
-}
+// TestGolden compares with independent programs.
+func TestGolden(t *testing.T) { backendtest.Golden(t, processor(t, 2), true) }
 
 // TestTruncatedFile cuts the mapped file short under a program: its steps end in an error, the
 // process and a neighbour on the same goroutines live on.
@@ -348,57 +211,4 @@ func TestProgramsAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-}
-
-// load opens a model for its graph and weights.
-func load(t *testing.T, path string) (*graph.Graph, backend.Weights) {
-	t.Helper()
-	m, err := model.OpenForIDs(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	return m.Graph, m.Weights
-}
-
-func safetensors(t *testing.T, path string) map[string]tensor.Tensor {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 8 + binary.LittleEndian.Uint64(data)
-	var header map[string]struct {
-		DType   string       `json:"dtype"`
-		Shape   tensor.Shape `json:"shape"`
-		Offsets []int        `json:"data_offsets"`
-	}
-	if err := json.Unmarshal(data[8:n], &header); err != nil {
-		t.Fatal(err)
-	}
-	all := map[string]tensor.Tensor{}
-	for name, h := range header {
-		if name != "__metadata__" {
-			d := map[string]tensor.DType{"F32": tensor.F32, "F16": tensor.F16, "BF16": tensor.BF16}[h.DType]
-			all[name] = tensor.Tensor{Name: name, DType: d, Shape: h.Shape, Data: data[n:][h.Offsets[0]:h.Offsets[1]]}
-		}
-	}
-	return all
-}
-
-func floats(t tensor.Tensor) []float32 {
-	var x []float32
-	for i := 0; i < len(t.Data); i += 4 {
-		x = append(x, math.Float32frombits(binary.LittleEndian.Uint32(t.Data[i:])))
-	}
-	return x
-}
-
-func ids(t tensor.Tensor) []int32 {
-	width := len(t.Data) / t.Shape[len(t.Shape)-1]
-	var x []int32
-	for i := 0; i < len(t.Data); i += width {
-		x = append(x, int32(binary.LittleEndian.Uint32(t.Data[i:])))
-	}
-	return x
 }
