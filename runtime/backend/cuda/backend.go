@@ -38,7 +38,7 @@ const (
 )
 
 // Devices are the CUDA devices of this machine as a worker may claim them: what is free on each, less overhead and
-// headroom, and Memory of each at most. They are opened for that, and stay so, since opening one takes long.
+// headroom, and Memory of each at most. They are opened for that, and stay so for New, since opening one takes long.
 // The error is an ErrNone where there is no driver, or no device that it gives to this process.
 func Devices(o device.Options) ([]device.Device, error) {
 	infos, err := driver.Devices()
@@ -47,7 +47,7 @@ func Devices(o device.Options) ([]device.Device, error) {
 	}
 	var all []device.Device
 	for _, info := range infos {
-		c, err := driver.Open(info.Ordinal)
+		c, err := found.open(info.Ordinal)
 		if err != nil {
 			return nil, fmt.Errorf("open device %s (%s): %w", Name(info.Ordinal), info.Name, err)
 		}
@@ -70,6 +70,35 @@ func Devices(o device.Options) ([]device.Device, error) {
 		all = append(all, d)
 	}
 	return all, nil
+}
+
+// found are devices that Devices has opened and that no backend has taken yet, by number.
+var found = contexts{all: map[int]*driver.Context{}}
+
+type contexts struct {
+	sync.Mutex
+	all map[int]*driver.Context
+}
+
+// open a device, which stays among those that are found.
+func (f *contexts) open(ordinal int) (c *driver.Context, err error) {
+	f.Lock()
+	defer f.Unlock()
+	if c = f.all[ordinal]; c == nil {
+		if c, err = driver.Open(ordinal); err == nil {
+			f.all[ordinal] = c
+		}
+	}
+	return c, err
+}
+
+// take a device, which is the caller's to close.
+func (f *contexts) take(ordinal int) (*driver.Context, error) {
+	c, err := f.open(ordinal)
+	f.Lock()
+	defer f.Unlock()
+	delete(f.all, ordinal)
+	return c, err
 }
 
 func none(err error) error {
@@ -131,7 +160,7 @@ func open(d device.Device, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.context, err = driver.Open(b.info.Ordinal); err != nil {
+	if b.context, err = found.take(b.info.Ordinal); err != nil {
 		return nil, err
 	}
 	if err := b.start(d, o, image); err != nil {

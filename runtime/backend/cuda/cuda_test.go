@@ -3,11 +3,27 @@
 package cuda
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/backendtest"
+	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/backend/cuda/driver/emulated"
+	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -31,7 +47,7 @@ func opened(t *testing.T, extents int) *Backend {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
+		if err := b.Close(); err != nil && !t.Failed() {
 			t.Error(err)
 		}
 	})
@@ -54,3 +70,453 @@ var served = backendtest.Served{
 }
 
 func TestConformance(t *testing.T) { backendtest.RunServed(t, opened(t, 400), served) }
+
+func TestGolden(t *testing.T) { backendtest.Golden(t, opened(t, 400), false) }
+
+// TestGreedy goes on with a trained model as the processor does with exact arithmetic.
+func TestGreedy(t *testing.T) {
+	b := opened(t, 32)
+	judge, err := cpu.New("cpu-0", cpu.Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer judge.Close()
+	for _, name := range []string{"hf-f32", "hf-bf16", "stories260K-q8_0.gguf"} {
+		g, w := backendtest.Load(t, fixture.Shared(t, "models/stories260K/"+name))
+		limits := backend.Limits{MaxTokens: 16, MaxRows: 4, BlockTokens: 16, Blocks: 8}
+		got := greedy(t, b, g, w, limits, 60)
+		limits.Exact = true
+		if want := greedy(t, judge, g, w, limits, 60); !slices.Equal(got, want) {
+			t.Errorf("%s goes on with\n%v, want\n%v", name, got, want)
+		}
+	}
+}
+
+// greedy is the likeliest tokens of a model, one after the other.
+func greedy(t *testing.T, b backend.Backend, g *graph.Graph, w backend.Weights, l backend.Limits, n int) (ids []int32) {
+	t.Helper()
+	p, err := b.Compile(t.Context(), g, w, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	tokens := []int32{1, 403, 407, 261, 378}
+	var out backend.Out
+	at := 0
+	for len(ids) < n {
+		run(t, p, &out, at, tokens, []int32{5, 1, 7, 0, 2, 3, 4, 6})
+		at += len(tokens)
+		tokens = []int32{int32(slices.Index(out.Logits, slices.Max(out.Logits)))}
+		ids = append(ids, tokens[0])
+	}
+	return ids
+}
+
+func run(t *testing.T, p backend.Program, out *backend.Out, start int, tokens, blocks []int32) {
+	t.Helper()
+	if err := step(p, out, start, tokens, blocks); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func step(p backend.Program, out *backend.Out, start int, tokens, blocks []int32) error {
+	spans := []batching.Span{{Tokens: tokens, Start: start, Blocks: blocks, Rows: batching.LastRow}}
+	return p.Run(context.Background(), batching.Batch{Spans: spans}, out)
+}
+
+// small is a model of some 4 extents, by default.
+func small(t *testing.T, wider int) *graph.Graph {
+	t.Helper()
+	g, err := arch.Build(arch.Config{
+		Architecture: "llama", Layers: 2, Hidden: 256 * wider, FFN: 512, Heads: 4 * wider, KVHeads: 2 * wider, HeadDim: 64, TiedOutput: true,
+		Vocabulary: 300, MaxPositions: 256, NormEps: 1e-5, RopeTheta: 10000, BOS: -1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// inSlab are limits of programs whose KV blocks are the slab's.
+var inSlab = backend.Limits{MaxTokens: 32, MaxRows: 4, BlockTokens: 16, PerExtent: 16}
+
+// TestModelsAtOnce loads and runs several models from goroutines of their own, whose texts are what they are alone.
+func TestModelsAtOnce(t *testing.T) {
+	b := opened(t, 120)
+	g := small(t, 1)
+	text := func(seed uint64) ([]float32, error) {
+		p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, seed), inSlab)
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close()
+		var all []float32
+		var out backend.Out
+		blocks := []int32{int32(seed) * 16, int32(seed)*16 + 40, int32(seed)*16 + 3}
+		for at, n := range []int{0: 9, 9: 1, 10: 1, 11: 5, 16: 1, 17: 1} {
+			if n == 0 {
+				continue
+			}
+			tokens := make([]int32, n)
+			for i := range tokens {
+				tokens[i] = int32(at+i) * 7 % 300
+			}
+			if err := step(p, &out, at, tokens, blocks); err != nil {
+				return nil, err
+			}
+			all = append(all, out.Logits...)
+		}
+		return all, nil
+	}
+	var alone [][]float32
+	for seed := range uint64(6) {
+		x, err := text(seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alone = append(alone, x)
+	}
+	var wg sync.WaitGroup
+	for seed := range uint64(6) {
+		wg.Go(func() {
+			if x, err := text(seed); err != nil || !slices.Equal(x, alone[seed]) {
+				t.Errorf("model %d: other logits in company, or %v", seed, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestEviction: what programs and KV extents give back is there for the next, wherever it lies.
+func TestEviction(t *testing.T) {
+	b := opened(t, 40)
+	g, w := small(t, 1), backendtest.Random(small(t, 1), tensor.F32, 1)
+	before, _ := b.Held()
+	var all []backend.Program
+	for {
+		p, err := b.Compile(t.Context(), g, w, inSlab)
+		if err != nil {
+			if !errors.Is(err, errFull) {
+				t.Fatal(err)
+			}
+			break
+		}
+		all = append(all, p)
+	}
+	if len(all) < 4 {
+		t.Fatalf("%d programs have room", len(all))
+	}
+	var out backend.Out
+	run(t, all[0], &out, 0, []int32{1, 2, 3}, []int32{0})
+	want := slices.Clone(out.Logits)
+	for i := 1; i < len(all); i += 2 { // leaves holes
+		if err := all[i].Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wide := small(t, 2)
+	p, err := b.Compile(t.Context(), wide, backendtest.Random(wide, tensor.F32, 1), inSlab)
+	if err != nil {
+		t.Fatalf("the room of small ones is not a large one's: %v", err)
+	}
+	run(t, p, &out, 0, []int32{1, 2, 3}, []int32{300})
+	run(t, all[0], &out, 0, []int32{1, 2, 3}, []int32{16})
+	if !slices.Equal(out.Logits, want) {
+		t.Error("other logits in another extent")
+	}
+	if _, kv := b.Held(); kv != 3*Extent {
+		t.Errorf("%d bytes are behind KV extents", kv)
+	}
+	b.Discard([]int32{0, 1, 18, 5})
+	if _, kv := b.Held(); kv != 0 {
+		t.Errorf("%d bytes are still behind KV extents", kv)
+	}
+	run(t, all[0], &out, 0, []int32{1, 2, 3}, []int32{0})
+	if !slices.Equal(out.Logits, want) {
+		t.Error("other logits in an extent that came back")
+	}
+	b.Discard([]int32{0})
+	for i := 0; i < len(all); i += 2 {
+		if err := all[i].Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after, kv := b.Held(); after > before+Extent || kv != 0 { // the scrap stays
+		t.Errorf("%d bytes more are held, and %d of KV extents", after-before, kv)
+	}
+}
+
+// TestOutOfMemory: what a device has no memory for is an error of who asked, and of nobody else.
+func TestOutOfMemory(t *testing.T) {
+	emulated.Set(t, "memory=256Mi")
+	g := small(t, 1)
+	d := claim(t, 40)
+	d.Capacity = 400 << 20
+	if _, err := New(d, Options{}); err == nil || !strings.Contains(err.Error(), "claim") {
+		t.Errorf("more than the device has: got %v", err)
+	}
+	lazy, err := New(d, Options{Lazy: true}) // and the memory is missing when it is needed
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lazy.Close()
+	limits := inSlab
+	limits.PerExtent, limits.Blocks = 0, 4
+	w := backendtest.Random(g, tensor.F32, 1)
+	first, err := lazy.Compile(t.Context(), g, w, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	var out backend.Out
+	run(t, first, &out, 0, []int32{1, 2, 3}, []int32{0})
+	want := slices.Clone(out.Logits)
+	for {
+		p, err := lazy.Compile(t.Context(), g, w, limits)
+		if err != nil {
+			if _, broken := errors.AsType[*backend.DeviceError](err); broken {
+				t.Errorf("no memory, and the device is blamed: %v", err)
+			}
+			break
+		}
+		defer p.Close()
+	}
+	run(t, first, &out, 0, []int32{1, 2, 3}, []int32{0})
+	if !slices.Equal(out.Logits, want) {
+		t.Error("other logits after a load that had no room")
+	}
+}
+
+// TestDeviceErrors: which of the driver's errors are a step's, and which the device's.
+func TestDeviceErrors(t *testing.T) {
+	g := small(t, 1)
+	w := backendtest.Random(g, tensor.F16, 1)
+	for _, c := range []struct {
+		name, settings string
+		broken, lost   bool
+	}{
+		{"a launch that is refused", "fail=launch:1:701", false, false},
+		{"a copy that is refused", "fail=copy:1:1", false, false},
+		{"an illegal address", "fail=launch:2:700", true, false},
+		{"a device that is gone", "fail=launch:2:999", true, true}, // last: its streams may have something to do still
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			emulated.Set(t, "")
+			b, err := New(claim(t, 40), Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close() // which fails as the device does
+			p, err := b.Compile(t.Context(), g, w, inSlab)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			var out backend.Out
+			prompt := []int32{1, 2, 3}
+			run(t, p, &out, 0, prompt, []int32{0})
+			want := slices.Clone(out.Logits)
+			emulated.Set(t, c.settings)
+			err = step(p, &out, 0, prompt, []int32{0})
+			if err == nil {
+				t.Fatal("the step succeeded")
+			}
+			e, broken := errors.AsType[*backend.DeviceError](err)
+			if broken != c.broken || broken && e.Lost != c.lost {
+				t.Errorf("got %v, of the device: %v", err, broken)
+			}
+			err = step(p, &out, 0, prompt, []int32{0})
+			if c.broken {
+				if _, still := errors.AsType[*backend.DeviceError](err); !still {
+					t.Errorf("the next step: got %v", err)
+				}
+				if _, err := b.Compile(t.Context(), g, w, inSlab); err == nil {
+					t.Error("a load on a broken device")
+				}
+				return
+			}
+			if err != nil || !slices.Equal(out.Logits, want) {
+				t.Errorf("the next step: other logits, or %v", err)
+			}
+		})
+	}
+}
+
+// TestExact is refused with what to do.
+func TestExact(t *testing.T) {
+	b := opened(t, 16)
+	g := small(t, 1)
+	limits := inSlab
+	limits.Exact = true
+	if _, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F32, 1), limits); err == nil || !strings.Contains(err.Error(), "--device cpu") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestLoad reads weights from a mapped file while a neighbour decodes; it tells how far it is, stops when its context
+// does, and fails where the file was cut short.
+func TestLoad(t *testing.T) {
+	b := opened(t, 60)
+	g := small(t, 3)
+	memory := backendtest.Random(g, tensor.Q8_0, 1)
+	var data []byte
+	at := map[string]int{}
+	for _, w := range g.Weights {
+		x, _ := memory(w.Name)
+		at[w.Name] = len(data)
+		data = append(data, x.Data...)
+	}
+	path := filepath.Join(t.TempDir(), "weights")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	mapped, err := unix.Mmap(int(file.Fd()), 0, len(data), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	fromFile := func(name string) (tensor.Tensor, error) {
+		x, err := memory(name)
+		x.Data, x.Mapped = mapped[at[name]:][:len(x.Data)], true
+		return x, err
+	}
+	before, _ := b.Held()
+	load := func(ctx context.Context, w backend.Weights, progress func(float64)) (backend.Program, error) {
+		limits := inSlab
+		limits.Progress, limits.PerExtent = progress, 8
+		return b.Compile(ctx, g, w, limits)
+	}
+	tokens := []int32{1, 2, 3, 4, 5}
+	var out backend.Out
+
+	neighbour, err := load(t.Context(), memory, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, neighbour, &out, 0, tokens, []int32{0})
+	want := slices.Clone(out.Logits)
+	last := 0.0
+	p, err := load(t.Context(), fromFile, func(done float64) {
+		if done < last || done > 1 {
+			t.Errorf("progress from %v to %v", last, done)
+		}
+		if last = done; done < 0.9 {
+			var out backend.Out
+			if err := step(neighbour, &out, 0, tokens, []int32{0}); err != nil || !slices.Equal(out.Logits, want) {
+				t.Errorf("the neighbour of a load: other logits, or %v", err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last != 1 {
+		t.Errorf("progress ended at %v", last)
+	}
+	run(t, p, &out, 0, tokens, []int32{8})
+	if !slices.Equal(out.Logits, want) {
+		t.Error("from the mapped file: other logits")
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := load(ctx, fromFile, func(float64) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a load that is no longer wanted: got %v", err)
+	}
+	cancel()
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := load(t.Context(), fromFile, nil); !errors.Is(err, backend.ErrFault) {
+			t.Errorf("from the truncated file: got %v", err)
+		}
+	}
+	run(t, neighbour, &out, 0, tokens, []int32{0})
+	if !slices.Equal(out.Logits, want) {
+		t.Error("the neighbour of loads that failed: other logits")
+	}
+	if err := neighbour.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.Discard([]int32{0, 1})
+	if after, _ := b.Held(); after > before+Extent {
+		t.Errorf("%d bytes more are held", after-before)
+	}
+	if err := step(neighbour, &out, 0, tokens, []int32{0}); err == nil {
+		t.Error("a closed program runs")
+	}
+}
+
+// TestLongContext grows tables beyond those that steps were captured with.
+func TestLongContext(t *testing.T) {
+	b := opened(t, 40)
+	c := arch.Config{
+		Architecture: "llama", Layers: 1, Hidden: 32, FFN: 32, Heads: 2, KVHeads: 1, HeadDim: 16, TiedOutput: true,
+		Vocabulary: 30, MaxPositions: 4096, NormEps: 1e-5, RopeTheta: 10000, BOS: -1,
+	}
+	g, err := arch.Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := backendtest.Random(g, tensor.F32, 3)
+	const n = leastStride*4 + 20 // tokens
+	tokens := make([]int32, n)
+	for i := range tokens {
+		tokens[i] = int32(i * 11 % 30)
+	}
+	want, _, err := backendtest.Reference(g, w, tokens)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := b.Compile(t.Context(), g, w, backend.Limits{MaxTokens: 64, MaxRows: 4, BlockTokens: 4, Blocks: n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	blocks := make([]int32, (n+3)/4)
+	for i := range blocks {
+		blocks[i] = int32(len(blocks) - 1 - i)
+	}
+	var out backend.Out
+	for at := 0; at < n; {
+		part := 64
+		if at >= leastStride*4-64 {
+			part = 1 // decode across the border
+		}
+		part = min(part, n-at)
+		run(t, p, &out, at, tokens[at:at+part], blocks)
+		at += part
+		row := want[(at-1)*30 : at*30]
+		for i, x := range out.Logits {
+			if d := x - row[i]; !(d < 0.02 && d > -0.02) {
+				t.Fatalf("position %d: logit %d is %v, want %v", at-1, i, x, row[i])
+			}
+		}
+	}
+	if got := len(p.(*program).graphs); got != 2 {
+		t.Errorf("%d graphs were captured", got)
+	}
+}
+
+// TestNames of devices.
+func TestNames(t *testing.T) {
+	for _, name := range []string{"gpu", "gpu-", "gpu--1", "gpu-01", "cpu-0", "0"} {
+		if n, err := ordinal(name); err == nil {
+			t.Errorf("%q is device %d", name, n)
+		}
+	}
+	if n, err := ordinal(fmt.Sprint(Name(12))); n != 12 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+}

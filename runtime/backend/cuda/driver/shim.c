@@ -14,7 +14,7 @@ CUresult estiba_device_id(CUdevice device, CUuuid *uuid, char *pci, int pciSize)
 }
 
 CUresult estiba_enter(estiba_context c) {
-	static __thread uint64_t current;
+	static __thread uint64_t current __attribute__((tls_model("initial-exec"))); // the general model would need more than libc
 	if (current == c.opening) return CUDA_SUCCESS;
 	CUresult r = cuCtxSetCurrent(c.context);
 	if (r == CUDA_SUCCESS) current = c.opening;

@@ -198,3 +198,19 @@ func TestSampleMask(t *testing.T) {
 		sampleRows(t, d, rows, true)
 	}
 }
+
+// TestSampleLarge is of vocabularies with more slices than one, of more parts than the least.
+func TestSampleLarge(t *testing.T) {
+	d := open(t)
+	r := rand.New(rand.NewPCG(13, 13))
+	const n = 300_001
+	logits := randomRow(r, n, 3)
+	var rows []drawnRow
+	for _, p := range []sampling.Params{
+		{Logprobs: true}, {Temperature: 1, Logprobs: true}, {Temperature: 0.7, TopK: 40, TopP: 0.95}, {Temperature: 1.5, TopP: 0.9}, {Temperature: 1, MinP: 0.05},
+	} {
+		p.Seed = r.Uint64()
+		rows = append(rows, drawnRow{logits: logits, params: p})
+	}
+	sampleRows(t, d, rows, true)
+}
