@@ -15,6 +15,10 @@ help: ## list the targets
 build: ## build bin/estiba
 	@$(GO) build -o bin/estiba ./cmd/estiba
 
+.PHONY: build-cuda
+build-cuda: ## build bin/estiba-cuda, which uses GPUs where there are any
+	@source <(hack/cuda/env.sh) && $(GO) build -tags cuda -o bin/estiba-cuda ./cmd/estiba
+
 .PHONY: demo
 demo: ## serve the bundled tiny model on this machine and ask it something
 	@echo 'building bin/estiba; the first time fetches and compiles its modules, which takes minutes' >&2
@@ -23,6 +27,10 @@ demo: ## serve the bundled tiny model on this machine and ask it something
 .PHONY: test
 test: ## everything that needs only Go
 	@hack/test.sh
+
+.PHONY: test-cuda
+test-cuda: ## what runs on GPUs, on emulated ones
+	@hack/cuda/test.sh
 
 .PHONY: test-arm64
 test-arm64: ## build for arm64, and test what computes under qemu

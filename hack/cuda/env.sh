@@ -28,7 +28,7 @@ if ! have "$CC" || ! have "$CXX"; then
 	cache=${ESTIBA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/estiba}/cgo
 	CC=$cache/cc CXX=$cache/c++
 	if [ ! -x "$CXX" ]; then
-		echo "env: there is no C compiler; unpacking Debian's gcc into $cache (50 MB to fetch, 200 MB on disk)" >&2
+		echo "env: there is no C compiler; unpacking Debian's gcc into $cache (60 MB to fetch, 240 MB on disk)" >&2
 		hack/cuda/fetch-gcc.sh "$cache" || { echo "env: install gcc and g++, or name compilers in CC and CXX" >&2; exit 1; }
 	fi
 fi

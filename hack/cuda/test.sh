@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# test.sh: test the CUDA backend and the reading of NVML without a GPU: the emulator, kernels on it in both orders of
+# threads, the driver and the backend over the emulated driver with the race detector, and NVML over the
+# emulated one. Nothing of NVIDIA's is needed; where there is no C compiler, env.sh gets one.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source <(hack/cuda/env.sh --emulated)
+step() { echo "test-cuda: $*" >&2; }
+
+step "the emulator: planted bugs"
+hack/cuda/emulator.sh --test
+step "go vet"
+tagged=(./kernels/cuda ./runtime/backend/cuda/... ./runtime/device)
+go vet -tags cuda "${tagged[@]}" ./cmd/estiba
+for schedule in inorder greedy; do
+	step "kernels, schedule $schedule"
+	ESTIBA_EMULATED_CUDA=schedule=$schedule go test -tags cuda -count 1 -timeout 15m ./kernels/cuda ./runtime/backend/cuda/kerneltest
+done
+step "the driver and the backend, with the race detector"
+go test -race -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda ./runtime/backend/cuda/driver
+step "NVML, with the race detector"
+hack/cuda/nvml-test.sh -race
