@@ -33,10 +33,13 @@ type Model struct {
 	Created time.Time
 
 	Suspended bool   // requests are refused
-	Stalled   bool   // only a change of the spec helps: requests are not held
+	Stalled   bool   // only a change of a spec, or of files, helps: requests are not held
 	Reason    string // of its Ready condition, as is Message
 	Message   string
 }
+
+// vain says that holding a request is in vain: as long as nobody changes something, no home will take it.
+func (m Model) vain() bool { return m.Stalled || m.Reason == worker.ReasonSourceUnavailable }
 
 // Options of a Gateway. The zero value works.
 type Options struct {
@@ -160,7 +163,7 @@ func (g *Gateway) SetModels(models []Model) {
 	g.known = true
 	g.refresh(g.fleet.Workers())
 	for key, m := range old {
-		if g.models[key] == nil || m.spec.Suspended || m.spec.Stalled {
+		if g.models[key] == nil || m.spec.Suspended || m.spec.vain() {
 			m.dismiss()
 		}
 	}

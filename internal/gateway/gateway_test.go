@@ -619,18 +619,23 @@ func TestRefusesAtOnce(t *testing.T) {
 		serves := Model{Key: "ns/m", Names: []string{"m"}, Stalled: true, Reason: "NameConflict"}
 		suspended := Model{Key: "ns/s", Names: []string{"s"}, Suspended: true, Reason: "Suspended", Message: "Set spec.suspend to false."}
 		held := Model{Key: "ns/h", Names: []string{"h"}}
-		removed := Model{Key: "ns/r", Names: []string{"r"}}
-		w.models(stalled, serves, suspended, held, removed)
+		removed, large, lost := Model{Key: "ns/r", Names: []string{"r"}}, Model{Key: "ns/l", Names: []string{"l"}}, Model{Key: "ns/u", Names: []string{"u"}}
+		w.models(stalled, serves, suspended, held, removed, large, lost)
 		w.wants(w.post(`{"model":"x"}`), 503, "model_unavailable", "InvalidModel: model.safetensors")
 		w.wants(w.post(`{"model":"s"}`), 503, "model_unavailable", "is suspended. Suspended: Set")
 		w.wants(w.post(`{"model":"m"}`), 200, "", "a")
 
 		// Those that are held are told as soon as it is known.
 		one, two := w.later(w.Context(), `{"model":"h"}`), w.later(w.Context(), `{"model":"r"}`)
+		three, four := w.later(w.Context(), `{"model":"l"}`), w.later(w.Context(), `{"model":"u"}`)
 		held.Suspended = true
-		w.models(stalled, serves, suspended, held)
+		large.Stalled, large.Reason, large.Message = true, "DoesNotFit", "Needs 100 GiB; the largest device of its pools has 80 GiB."
+		lost.Reason, lost.Message = "SourceUnavailable", "The files cannot be read."
+		w.models(stalled, serves, suspended, held, large, lost)
 		w.wants(<-one, 503, "model_unavailable", "is suspended")
 		w.wants(<-two, 404, "model_not_found", "removed")
+		w.wants(<-three, 503, "model_unavailable", "DoesNotFit: Needs 100 GiB; the largest device of its pools has 80 GiB.")
+		w.wants(<-four, 503, "model_unavailable", "SourceUnavailable: The files cannot be read.")
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/policy/routing"
 )
 
@@ -62,7 +61,7 @@ func (g *Gateway) acquire(ctx context.Context, q *request) (*home, *refusal) {
 				return h, nil
 			}
 		}
-		if m.spec.Stalled || m.spec.Reason == worker.ReasonSourceUnavailable {
+		if m.spec.vain() {
 			refused := unavailable(m.spec, 60, "cannot be served")
 			g.mu.Unlock()
 			return nil, refused
