@@ -135,6 +135,14 @@ func TestDevices(t *testing.T) {
 		`estiba_device_health{device="gpu-2",state="Lost",worker="`+pod.Name+`"} 1`, `estiba_energy_joules_total{device="gpu-0",model="`+s.namespace+`/gpus-40",`,
 		`estiba_energy_idle_joules_total{device="gpu-1",`)
 
+	s.eventually("usage has joules, through the gateway", func() string {
+		status, answer, err := s.request(context.Background(), "POST", "/v1/completions", []byte(`{"model": "gpus-40", "prompt": "Once", "max_tokens": 8, "temperature": 0, "include_energy": true}`))
+		if err != nil || status != 200 || !regexp.MustCompile(`"energy":{"joules":[0-9.e+-]+,"joules_per_token":[0-9.e+-]+}`).Match(answer) {
+			return fmt.Sprintf("%d %s %v", status, answer, err)
+		}
+		return ""
+	})
+
 	s.kubectl("delete", "model", "gpus-50", patiently)
 	on("gpus-60", "gpu-1")
 	describe(dead, dead, dead)
