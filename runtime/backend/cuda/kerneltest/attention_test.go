@@ -285,6 +285,7 @@ func TestAttentionPrefill(t *testing.T) {
 		{heads: 8, kvHeads: 1, dim: 128, blockTokens: 16, tokens: []int{17}, context: []int{130}},
 		{heads: 2, kvHeads: 2, dim: 96, blockTokens: 32, tokens: []int{70}, context: []int{140}, window: 30},
 		{heads: 2, kvHeads: 1, dim: 80, blockTokens: 16, tokens: []int{64}, context: []int{64}, window: 1},
+		{heads: 2, kvHeads: 2, dim: 64, blockTokens: 16, tokens: []int{70}, context: []int{300}, window: 100},
 		{heads: 2, kvHeads: 1, dim: 256, blockTokens: 16, tokens: []int{33}, context: []int{70}, softCap: 5, size: 4},
 		{heads: 2, kvHeads: 2, dim: 192, blockTokens: 16, tokens: []int{3}, context: []int{66}},
 		{heads: 5, kvHeads: 1, dim: 72, blockTokens: 16, tokens: []int{2, 2, 2, 1, 1, 2}, context: []int{2, 3, 64, 65, 1, 66}},
