@@ -160,8 +160,8 @@ func TestNoRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if best == kernels.PlainGo {
-		t.Skip("SKIPPED: this path leaves weights in their files")
+	if best == kernels.PlainGo || device.Free(nil).Bytes > 900<<30 {
+		t.Skip("SKIPPED: this path leaves weights in their files, or this machine has room for them")
 	}
 	path := fixture.HugeModel(t, t.TempDir())
 	err = Run(t.Context(), io.Discard, io.Discard, path, Options{Generate: 1, Repeat: 1, little: true})

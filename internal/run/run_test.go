@@ -21,6 +21,7 @@ import (
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/internal/run"
 	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/device"
 )
 
 // reference is a case of stories260K/cases.json.
@@ -389,8 +390,8 @@ func TestNoRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if best == kernels.PlainGo {
-		t.Skip("SKIPPED: this path leaves weights in their files")
+	if best == kernels.PlainGo || device.Free(nil).Bytes > 900<<30 {
+		t.Skip("SKIPPED: this path leaves weights in their files, or this machine has room for them")
 	}
 	for what, err := range map[string]error{
 		"fewer --max-tokens": run.Run(t.Context(), io.Discard, io.Discard, path, run.Options{IDs: []int32{1, 403}, MaxTokens: 4}),
