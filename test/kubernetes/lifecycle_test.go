@@ -314,7 +314,11 @@ func TestChart(t *testing.T) {
 	if !regexp.MustCompile(`(?s)--history-dir=(\S+).*mountPath: (\S+)}.*name: history\s+emptyDir:\s+sizeLimit: 300Mi`).Match(out) || err != nil {
 		t.Errorf("the operator's decisions have no volume: %v\n%s", err, out)
 	}
-	for _, flag := range []string{"gateway.replicas=many", "networkpolicy.enabled=true"} {
+	out, err = the.command("helm", "template", filepath.Join(fixture.Root(), "charts", "estiba"), "--set", "workerImage.repository=r/estiba-cuda,workerImage.tag=t").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--worker-image=r/estiba-cuda:t\n") || strings.Contains(string(out), "image: r/estiba-cuda") {
+		t.Errorf("worker pods have no image of their own: %v\n%s", err, out)
+	}
+	for _, flag := range []string{"gateway.replicas=many", "networkpolicy.enabled=true", "workerImage.name=x"} {
 		if out, err := the.command("helm", "template", filepath.Join(fixture.Root(), "charts", "estiba"), "--set", flag).CombinedOutput(); err == nil {
 			t.Errorf("--set %s is accepted:\n%s", flag, out)
 		}
