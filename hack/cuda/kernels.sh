@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # kernels.sh: compile kernels/cuda/*.cu, one translation unit, to PTX, and assemble it for sm_80 and sm_90,
-# into kernels/cuda, with registers.txt: what each kernel takes of a processor. A kernel that spills
+# into kernels/cuda, packed, with registers.txt: what each kernel takes of a processor. A kernel that spills
 # registers to memory fails, unless it is in spills below.
 #
 # With -verify nothing is written, and what differs from the sources fails; where the assembler cannot be
@@ -35,12 +35,19 @@ includes=$(for f in "${files[@]}"; do dirname "$f"; done | sort -u | sed 's/^/-I
 	$includes -I$folder -S "$work/kernels.cu" -o "$work/estiba_compute80.ptx"
 hash=$(sha256sum "$work/estiba_compute80.ptx" | cut -d' ' -f1)
 
+# same FILE as what is in the folder, packed or not.
+same() {
+	case $1 in
+	registers.txt) cmp -s "$work/$1" "$folder/$1" ;;
+	*) gzip -dc "$folder/$1.gz" 2>/dev/null | cmp -s "$work/$1" - ;;
+	esac
+}
 differ() {
 	echo "kernels: $1; run make kernels and commit what it makes" >&2
 	exit 1
 }
 if [ -n "$verify" ]; then
-	cmp -s "$work/estiba_compute80.ptx" $folder/estiba_compute80.ptx || differ "$folder/estiba_compute80.ptx is not what the sources give"
+	same estiba_compute80.ptx || differ "$folder/estiba_compute80.ptx is not what the sources give"
 	if ! ptxas=$(hack/cuda/ptxas.sh); then
 		grep -q "^# PTX $hash\$" $folder/registers.txt || differ "the machine code in $folder was made of other PTX"
 		echo "kernels: the assembler cannot be had here; the machine code is by its record of the sources' PTX" >&2
@@ -100,11 +107,11 @@ if [ "$try" -gt 0 ]; then
 	exit
 fi
 [ -z "$bad" ] || exit 1
-made=(estiba_compute80.ptx estiba_sm80.cubin estiba_sm90.cubin registers.txt)
-for f in "${made[@]}"; do
-	if [ -n "$verify" ]; then
-		cmp -s "$work/$f" "$folder/$f" || differ "$folder/$f is not what the sources give"
-	else
-		cp "$work/$f" "$folder/$f"
-	fi
+for f in estiba_compute80.ptx estiba_sm80.cubin estiba_sm90.cubin registers.txt; do
+	same "$f" && continue
+	[ -z "$verify" ] || differ "$folder/$f is not what the sources give"
+	case $f in
+	registers.txt) cp "$work/$f" "$folder/$f" ;;
+	*) gzip -9n <"$work/$f" >"$folder/$f.gz" ;;
+	esac
 done

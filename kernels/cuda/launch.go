@@ -7,8 +7,11 @@
 package cuda
 
 import (
+	"bytes"
+	"compress/gzip"
 	_ "embed"
 	"fmt"
+	"io"
 	"unsafe"
 )
 
@@ -30,26 +33,38 @@ func launch[P any](kernel string, grid [3]uint32, threads, shared uint32, p *P) 
 }
 
 var (
-	//go:embed estiba_sm80.cubin
+	//go:embed estiba_sm80.cubin.gz
 	sm80 []byte
-	//go:embed estiba_sm90.cubin
+	//go:embed estiba_sm90.cubin.gz
 	sm90 []byte
-	//go:embed estiba_compute80.ptx
+	//go:embed estiba_compute80.ptx.gz
 	compute80 []byte
 )
 
 // Module is the image of all kernels for a device of a compute capability: machine code for 8.x and for
 // 9.0, otherwise PTX, which the driver compiles when it loads the image.
 func Module(major, minor int) ([]byte, error) {
+	packed := compute80
 	switch {
 	case major < 8:
 		return nil, fmt.Errorf("the device has compute capability %d.%d; kernels need 8.0 (Ampere) or newer", major, minor)
 	case major == 8:
-		return sm80, nil
+		packed = sm80
 	case major == 9 && minor == 0:
-		return sm90, nil
+		packed = sm90
 	}
-	return append(compute80[:len(compute80):len(compute80)], 0), nil // the driver wants a C string
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, fmt.Errorf("unpack the image of kernels for compute capability %d.%d: %w", major, minor, err)
+	}
+	image, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("unpack the image of kernels for compute capability %d.%d: %w", major, minor, err)
+	}
+	if bytes.HasPrefix(image, []byte("\x7fELF")) {
+		return image, nil
+	}
+	return append(image, 0), nil // of PTX the driver wants a C string
 }
 
 // blocks is how many blocks of size it takes to cover n.
