@@ -1,0 +1,477 @@
+// matmul.cu: y = x wᵀ of many rows of x, on tensor cores where weights have 16 bits or fewer. A block makes a
+// tile of y; along the columns of x and w it goes in steps, whose pieces of x and w are in shared memory, several
+// steps on their way at a time (cp.async). Of packed weights the step after the next is loaded into registers while
+// this one is multiplied, then decoded to bf16.
+//
+// Products are exact; their sums are f32 (of the tensor core's own rounding). What is rounded before: x to bf16,
+// to f16 where weights are F16 (a row divided by a power of two), packed weights to bf16.
+//
+// A row of a step in shared memory is 4 or 8 chunks of 16 bytes, permuted such that the 8 rows that ldmatrix
+// reads at once, and those that 8 threads write at once, are in different banks.
+//
+// With a gate, w and up lie interleaved in the tile, 8 rows of each in turn: so a thread has the sums of both at
+// the same place. Experts' rows are put together by groupRows, in tiles that have one expert each.
+#include "product.cuh"
+
+namespace matmul {
+using namespace quant;
+
+struct Params {
+	const u16* x;         // [rows, stride], from columns on filled up with zeros; matmulF32: f32 [rows, columns]
+	const f32* xScales;   // null, or by what the products of a row are multiplied
+	Weights w;
+	const u8* up;         // with a gate: of the same format and shape as w
+	f32* y;               // [rows, yStride]
+	const f32 *bias, *residual; // null, [w.rows]; null, as y
+	f32* partial;         // null, or [splits, rows, gridDim.y*tile] for addParts
+	const i32* tiles;     // null, or groupRows's: [gridDim.x, 4] expert, first in list, rows
+	const i32* list;      // pairs of a row and one of its experts, by expert
+	i64 expertBytes;
+	i32 rows, stride, yStride;
+	i32 span;             // columns of a split, a multiple of the step
+	i32 gate;
+	i32 divide;           // a pair's row of x is its number divided by this; of y, its number
+};
+
+// Tile is what a block makes of y, in which steps, with how many warps.
+template <i32 Rows, i32 Columns, i32 Step, i32 WarpsDown, i32 WarpsAcross, i32 Stages> struct Tile {
+	static constexpr i32 rows = Rows, columns = Columns, step = Step, across = WarpsAcross, stages = Stages;
+	static constexpr i32 threads = 32 * WarpsDown * WarpsAcross;
+	static constexpr i32 warpRows = Rows / WarpsDown, warpColumns = Columns / WarpsAcross;
+};
+// As in product.go.
+typedef Tile<32, 64, 64, 1, 4, 4> Tile32;
+typedef Tile<64, 64, 64, 2, 2, 3> Tile64;
+typedef Tile<128, 128, 32, 2, 4, 4> Tile128;
+
+// at is where chunk c of a row of a step is, in bytes.
+template <i32 Step> DEVICE i32 at(i32 row, i32 c) { return row * Step * 2 + (Step == 64 ? c ^ (row & 7) : c ^ (row >> 1 & 3)) * 16; }
+
+// Place of a row of the tile in x and y; source is negative where there is none.
+struct Place {
+	i32 source, target;
+};
+
+// Block is which part of the work this block has.
+struct Block {
+	i32 first, count; // rows of the tile, in list or in x
+	i64 weights;      // bytes to its expert's
+	i32 from, to;     // columns
+};
+
+DEVICE Place placeOf(const Params& p, const Block& b, i32 row) {
+	if (row >= b.count) return {-1, -1};
+	if (!p.tiles) return {b.first + row, b.first + row};
+	const i32 pair = p.list[b.first + row];
+	return {pair / p.divide, pair};
+}
+
+// weightRow is which row of w, or of up, lies in a row of the tile.
+struct WeightRow {
+	i32 row;
+	bool up;
+};
+DEVICE WeightRow weightRow(const Params& p, i32 columns, i32 row) {
+	if (p.gate == product::NoGate) return {i32(blockIdx.y) * columns + row, false};
+	return {i32(blockIdx.y) * (columns / 2) + row / 16 * 8 + row % 8, row / 8 % 2 != 0};
+}
+
+// Raw is 16 columns of a packed row: the first 8, or the last 8, of each half of a group.
+struct Raw {
+	u32 bits[4];
+	u32x2 above;
+	u32 scale, block;
+	bool valid;
+};
+
+DEVICE Raw loadRaw(const Params& p, const Planes& w, const Planes& up, i32 columns, i32 row, i32 column, i32 half) {
+	const WeightRow from = weightRow(p, columns, row);
+	const i32 f = p.w.format;
+	Raw raw = {{0, 0, 0, 0}, {0, 0}, 0, 0, from.row < p.w.rows && column < p.w.cols};
+	if (!raw.valid) return raw;
+	Planes planes = w;
+	if (from.up) planes = up;
+	const i64 group = i64(from.row) * (p.w.cols / 32) + column / 32;
+	const u8* bits = planes.bits + group * bitsBytes(f) + half * 8;
+	const u32x2 first = load64(bits);
+	raw.bits[0] = first.x, raw.bits[1] = first.y;
+	if (f == Q8_0) {
+		const u32x2 last = load64(bits + 16);
+		raw.bits[2] = last.x, raw.bits[3] = last.y;
+	}
+	raw.above = aboveWords(f, planes, group);
+	raw.scale = scaleWord(f, planes, group);
+	raw.block = blockWord(f, planes, group / 8);
+	return raw;
+}
+
+// decode turns four bytes into numbers, exactly, and two times two of them into bf16. base is 2^23 and the offset.
+DEVICE u32x2 decode(u32 bytes, f32 base, f32 scale, f32 least) {
+	f32 v[4];
+#pragma unroll
+	for (i32 i = 0; i < 4; i++) v[i] = fmaf(scale, bitsToF32(0x4b000000 | (bytes >> 8 * i & 255)) - base, least); // 2^23 + the byte
+	return {toBF16x2(v[0], v[1]), toBF16x2(v[2], v[3])};
+}
+
+// storeRaw decodes to the two chunks c and c+2 of a row.
+template <i32 Step> DEVICE void storeRaw(i32 f, const Raw& raw, u8* to, i32 row, i32 c, i32 half) {
+	u32x4 first = {0, 0, 0, 0}, last = first;
+	if (raw.valid) {
+		const Scale s = scaleOf(f, raw.scale, raw.block);
+		const f32 base = 8388608.0f + f32(offset(f));
+		u32 low[2], high[2];
+#pragma unroll
+		for (i32 i = 0; i < 2; i++) {
+			if (f == Q8_0) {
+				low[i] = raw.bits[i] ^ 0x80808080, high[i] = raw.bits[2 + i] ^ 0x80808080;
+			} else {
+				low[i] = lowBits(f, raw.bits[i], raw.above, 2 * half + i);
+				high[i] = highBits(f, raw.bits[i], raw.above, 2 * half + i);
+			}
+		}
+		const u32x2 a = decode(low[0], base, s.low, s.least), b = decode(low[1], base, s.low, s.least);
+		const u32x2 d = decode(high[0], base, s.high, s.least), e = decode(high[1], base, s.high, s.least);
+		first = {a.x, a.y, b.x, b.y}, last = {d.x, d.y, e.x, e.y};
+	}
+	store128(to + at<Step>(row, c), first);
+	store128(to + at<Step>(row, c + 2), last);
+}
+
+// put writes up to four neighbouring numbers of a row of y, of which column is the first.
+DEVICE void put(const Params& p, i32 row, i32 column, f32 (&v)[4], i32 count) {
+	const i64 at = i64(row) * p.yStride + column;
+	count = product::smaller(count, p.w.rows - column);
+#pragma unroll
+	for (i32 i = 0; i < 4; i++) {
+		if (i < count && p.bias) v[i] += p.bias[column + i];
+		if (i < count && p.residual) v[i] += p.residual[at + i];
+	}
+	if (count == 4 && u64(p.y + at) % 16 == 0) {
+		store128(p.y + at, {f32ToBits(v[0]), f32ToBits(v[1]), f32ToBits(v[2]), f32ToBits(v[3])});
+		return;
+	}
+#pragma unroll
+	for (i32 i = 0; i < 4; i++)
+		if (i < count) p.y[at + i] = v[i];
+}
+
+// blockOf is false where there is no work.
+DEVICE bool blockOf(const Params& p, i32 tileRows, Block& b) {
+	b.first = i32(blockIdx.x) * tileRows;
+	b.count = product::smaller(tileRows, p.rows - b.first);
+	b.weights = 0;
+	if (p.tiles) {
+		const i32* tile = p.tiles + 4 * blockIdx.x;
+		b.weights = tile[0] * p.expertBytes, b.first = tile[1], b.count = tile[2];
+	}
+	b.from = i32(blockIdx.z) * p.span;
+	b.to = product::smaller(b.from + p.span, p.w.cols);
+	return b.count > 0;
+}
+
+// F is F16 or BF16, or 0: a packed format, which p names.
+template <i32 F, typename T> DEVICE void multiply(const Params& p) {
+	constexpr i32 xBytes = T::rows * T::step * 2, wBytes = T::columns * T::step * 2;
+	constexpr i32 chunks = T::step / 8; // of a row
+	constexpr i32 xEach = T::rows * chunks / T::threads, wEach = T::columns * chunks / T::threads, rawEach = wEach / 2;
+	constexpr i32 wStages = F ? T::stages : 2;
+	constexpr i32 down = T::warpRows / 16, across = T::warpColumns / 8; // tensor core tiles of a warp
+	u8* const xShared = dynamicShared();
+	u8* const wShared = xShared + T::stages * xBytes;
+	const i32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+	Block block;
+	if (!blockOf(p, T::rows, block)) return;
+	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
+
+	// What this thread copies in each step.
+	const u16* xFrom[xEach];
+	i32 xTo[xEach];
+	bool xValid[xEach];
+#pragma unroll
+	for (i32 i = 0; i < xEach; i++) {
+		const i32 id = thread + i * T::threads, row = id / chunks, c = id % chunks;
+		const Place place = placeOf(p, block, row);
+		xValid[i] = place.source >= 0;
+		xFrom[i] = p.x + i64(xValid[i] ? place.source : 0) * p.stride + block.from + c * 8;
+		xTo[i] = at<T::step>(row, c);
+	}
+	const u8* const w = p.w.data + block.weights;
+	const u8* const up = p.up + block.weights;
+	const u16* wFrom[wEach];
+	bool wValid[wEach];
+	const i32 wStride = i32(rowNumbers(F16, p.w.cols));
+	if constexpr (F != 0) {
+#pragma unroll
+		for (i32 i = 0; i < wEach; i++) {
+			const i32 id = thread + i * T::threads;
+			const WeightRow from = weightRow(p, T::columns, id / chunks);
+			wValid[i] = from.row < p.w.rows;
+			wFrom[i] = (const u16*)(from.up ? up : w) + i64(wValid[i] ? from.row : 0) * wStride;
+		}
+	}
+	const auto copy = [&](i32 step) __attribute__((always_inline)) {
+		if (step < steps) {
+			u8* const xs = xShared + step % T::stages * xBytes;
+#pragma unroll
+			for (i32 i = 0; i < xEach; i++) copyAsync16(xs + xTo[i], xFrom[i] + step * T::step, xValid[i]);
+			if constexpr (F != 0) {
+				u8* const ws = wShared + step % T::stages * wBytes;
+#pragma unroll
+				for (i32 i = 0; i < wEach; i++) {
+					const i32 id = thread + i * T::threads, c = id % chunks, column = block.from + step * T::step + c * 8;
+					const bool valid = wValid[i] && column < wStride;
+					copyAsync16(ws + at<T::step>(id / chunks, c), wFrom[i] + (valid ? column : 0), valid);
+				}
+			}
+		}
+		commitAsync();
+	};
+
+	// Packed weights: what is on its way in registers. A piece is 16 columns.
+	Raw raw[rawEach];
+	Planes wPlanes, upPlanes;
+	if constexpr (F == 0) {
+		wPlanes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
+		upPlanes = planesOf(up, p.w.format, p.w.rows, p.w.cols);
+	}
+	const auto load = [&](i32 step) __attribute__((always_inline)) {
+#pragma unroll
+		for (i32 i = 0; i < rawEach; i++) {
+			const i32 id = thread + i * T::threads, part = id % (chunks / 2);
+			raw[i] = loadRaw(p, wPlanes, upPlanes, T::columns, id / (chunks / 2), block.from + step * T::step + part / 2 * 32, part % 2);
+		}
+	};
+	const auto store = [&](i32 step) __attribute__((always_inline)) {
+		u8* const ws = wShared + step % wStages * wBytes;
+#pragma unroll
+		for (i32 i = 0; i < rawEach; i++) {
+			const i32 id = thread + i * T::threads, part = id % (chunks / 2);
+			storeRaw<T::step>(p.w.format, raw[i], ws, id / (chunks / 2), part / 2 * 4 + part % 2, part % 2);
+		}
+	};
+
+	f32 sums[down][across][4];
+#pragma unroll
+	for (i32 i = 0; i < down; i++)
+#pragma unroll
+		for (i32 j = 0; j < across; j++)
+#pragma unroll
+			for (i32 k = 0; k < 4; k++) sums[i][j][k] = 0;
+	const i32 rowAt = warp / T::across * T::warpRows, columnAt = warp % T::across * T::warpColumns;
+
+#pragma unroll
+	for (i32 s = 0; s < T::stages - 1; s++) copy(s);
+	if constexpr (F == 0) {
+		load(0);
+		store(0);
+		if (steps > 1) load(1);
+	}
+	for (i32 s = 0; s < steps; s++) {
+		waitAsync<T::stages - 2>();
+		barrier(); // step s is there, and nobody reads step s-1 any more, whose place the next copies take
+		copy(s + T::stages - 1);
+		if constexpr (F == 0) {
+			if (s + 1 < steps) store(s + 1);
+			if (s + 2 < steps) load(s + 2);
+		}
+		const u8* const xs = xShared + s % T::stages * xBytes;
+		const u8* const ws = wShared + s % wStages * wBytes;
+#pragma unroll
+		for (i32 k = 0; k < T::step / 16; k++) {
+			u32 a[down][4];
+#pragma unroll
+			for (i32 i = 0; i < down; i++) ldmatrix4(a[i], xs + at<T::step>(rowAt + i * 16 + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+			for (i32 j = 0; j < across; j += 2) {
+				u32 b[4];
+				ldmatrix4(b, ws + at<T::step>(columnAt + j * 8 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+				const u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+				for (i32 i = 0; i < down; i++) {
+					if constexpr (F == F16) {
+						mmaF16(sums[i][j], a[i], first);
+						mmaF16(sums[i][j + 1], a[i], second);
+					} else {
+						mmaBF16(sums[i][j], a[i], first);
+						mmaBF16(sums[i][j + 1], a[i], second);
+					}
+				}
+			}
+		}
+	}
+
+	// The tile goes to shared memory, permuted such that 16 lanes write to different banks, and on in whole rows.
+	f32* const tile = (f32*)xShared;
+	const auto in = [&](i32 row, i32 column) __attribute__((always_inline)) { return row * T::columns + (column ^ (row & 3) * 8); };
+	waitAsync<0>();
+	barrier();
+#pragma unroll
+	for (i32 i = 0; i < down; i++)
+#pragma unroll
+		for (i32 h = 0; h < 4; h += 2)
+#pragma unroll
+			for (i32 j = 0; j < across; j++)
+				*(f32x2*)(tile + in(rowAt + i * 16 + lane / 4 + h * 4, columnAt + j * 8 + lane % 4 * 2)) = {sums[i][j][h], sums[i][j][h + 1]};
+	barrier();
+	const i32 width = p.gate == product::NoGate || p.partial ? T::columns : T::columns / 2; // of y
+#pragma unroll 1
+	for (i32 id = thread * 4; id < T::rows * width; id += T::threads * 4) {
+		const i32 row = id / width, column = id % width;
+		const Place place = placeOf(p, block, row);
+		if (place.source < 0) break; // the rest has none either
+		const f32 scale = p.xScales ? p.xScales[place.source] : 1;
+		const f32x4 a = loadf4(tile + in(row, width == T::columns ? column : column / 8 * 16 + column % 8));
+		f32 v[4] = {a.x * scale, a.y * scale, a.z * scale, a.w * scale};
+		if (p.partial) {
+			f32* to = p.partial + (i64(blockIdx.z) * p.rows + place.target) * (gridDim.y * T::columns) + i64(blockIdx.y) * T::columns + column;
+			store128(to, {f32ToBits(v[0]), f32ToBits(v[1]), f32ToBits(v[2]), f32ToBits(v[3])});
+			continue;
+		}
+		if (p.gate != product::NoGate) {
+			const f32x4 b = loadf4(tile + in(row, column / 8 * 16 + 8 + column % 8));
+			const f32 up[4] = {b.x * scale, b.y * scale, b.z * scale, b.w * scale};
+#pragma unroll
+			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
+		}
+		put(p, place.target, i32(blockIdx.y) * width + column, v, 4);
+	}
+}
+
+struct PartsParams {
+	f32* y;             // [rows, yStride]
+	const f32* partial; // [splits, rows, width]
+	const f32 *bias, *residual;
+	i32 splits, rows, width, columns, yStride, gate; // columns of y
+};
+
+struct GroupParams {
+	const f32* route; // [rows, 2*topK] experts' numbers, then shares
+	i32* list;        // [rows*topK]
+	i32* tiles;       // [most, 4]
+	i32 pairs, topK, experts, tileRows, most, pad;
+};
+
+} // namespace matmul
+
+#define MATMUL(name, format) \
+	KERNEL(matmul##name##t32, matmul::Params, matmul::Tile32::threads) { matmul::multiply<format, matmul::Tile32>(p); } \
+	KERNEL(matmul##name##t64, matmul::Params, matmul::Tile64::threads) { matmul::multiply<format, matmul::Tile64>(p); } \
+	KERNEL(matmul##name##t128, matmul::Params, matmul::Tile128::threads) { matmul::multiply<format, matmul::Tile128>(p); }
+MATMUL(F16, quant::F16)
+MATMUL(BF16, quant::BF16)
+MATMUL(Packed, 0)
+#undef MATMUL
+
+// matmulF32 multiplies numbers as they are, each product and sum rounded once: tiles of 64 by 64, a thread has 4 by 4.
+// With a gate, two rows of w and two of up take turns in the tile.
+KERNEL(matmulF32, matmul::Params, 256) {
+	using namespace matmul;
+	SHARED(f32, xs, [16][68]);
+	SHARED(f32, ws, [16][68]);
+	Block block;
+	if (!blockOf(p, 64, block)) return;
+	const i32 thread = threadIdx.x, cols = p.w.cols, gated = p.gate != product::NoGate;
+	const i32 row = thread / 4, k4 = thread % 4 * 4; // that this thread copies
+	const Place from = placeOf(p, block, row);
+	const f32* x = (const f32*)p.x + i64(from.source < 0 ? 0 : from.source) * cols;
+	const i32 wRow = gated ? i32(blockIdx.y) * 32 + row / 4 * 2 + row % 2 : i32(blockIdx.y) * 64 + row;
+	const bool wValid = wRow < p.w.rows;
+	const f32* w = (const f32*)((gated && row % 4 >= 2 ? p.up : p.w.data) + block.weights) + (wValid ? wRow : 0) * rowNumbers(F32, cols);
+	const i32 down = thread / 16 * 4, across = thread % 16 * 4;
+
+	f32 sums[4][4];
+#pragma unroll
+	for (i32 i = 0; i < 16; i++) sums[i / 4][i % 4] = 0;
+	for (i32 k = 0; k < cols; k += 16) {
+#pragma unroll
+		for (i32 i = 0; i < 4; i++) {
+			const i32 column = k + k4 + i;
+			xs[k4 + i][row] = from.source >= 0 && column < cols ? x[column] : 0;
+			ws[k4 + i][row] = wValid && column < cols ? w[column] : 0;
+		}
+		barrier();
+#pragma unroll
+		for (i32 i = 0; i < 16; i++) {
+			const f32x4 a = loadf4(&xs[i][down]), b = loadf4(&ws[i][across]);
+			const f32 left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+			for (i32 j = 0; j < 16; j++) sums[j / 4][j % 4] = fmaf(left[j / 4], right[j % 4], sums[j / 4][j % 4]);
+		}
+		barrier();
+	}
+#pragma unroll
+	for (i32 i = 0; i < 4; i++) {
+		const Place to = placeOf(p, block, down + i);
+		if (to.source < 0) continue;
+		if (gated) {
+			f32 v[4] = {product::gated(p.gate, sums[i][0], sums[i][2]), product::gated(p.gate, sums[i][1], sums[i][3]), 0, 0};
+			put(p, to.target, i32(blockIdx.y) * 32 + across / 2, v, 2);
+		} else {
+			put(p, to.target, i32(blockIdx.y) * 64 + across, sums[i], 4);
+		}
+	}
+}
+
+// addParts adds the parts of y in order, which blocks with some of the columns have made.
+KERNEL(addParts, matmul::PartsParams, 256) {
+	const i32 column = blockIdx.x * 256 + threadIdx.x, row = blockIdx.y;
+	if (column >= p.columns) return;
+	const i32 at = p.gate == product::NoGate ? column : column / 8 * 16 + column % 8;
+	f32 sum = 0, up = 0;
+	for (i32 s = 0; s < p.splits; s++) {
+		const f32* part = p.partial + (i64(s) * p.rows + row) * p.width + at;
+		sum += part[0];
+		if (p.gate != product::NoGate) up += part[8];
+	}
+	if (p.gate != product::NoGate) sum = product::gated(p.gate, sum, up);
+	const i64 to = i64(row) * p.yStride + column;
+	if (p.bias) sum += p.bias[column];
+	if (p.residual) sum += p.residual[to];
+	p.y[to] = sum;
+}
+
+// groupRows lists the pairs of a row and one of its experts by expert, those of an expert ascending, and divides them
+// into tiles; tiles that are not needed have no rows. One block; a warp finds an expert's pairs, 32 at a time.
+KERNEL(groupRows, matmul::GroupParams, 1024) {
+	i32* const begins = (i32*)dynamicShared(); // [experts+1] in list; counts first
+	i32* const tileBegins = begins + p.experts + 1; // [experts+1]
+	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+	for (i32 e = warp; e < p.experts; e += 32) {
+		i32 count = 0;
+		for (i32 i = 0; i < p.pairs; i += 32) {
+			const bool its = i + lane < p.pairs && product::expertOf(p.route, p.topK, p.experts, i + lane) == e;
+			count += __builtin_popcount(ballot(its));
+		}
+		if (lane == 0) begins[e] = count;
+	}
+	barrier();
+	if (threadIdx.x == 0) {
+		i32 pairs = 0, tiles = 0;
+		for (i32 e = 0; e <= p.experts; e++) {
+			const i32 count = e < p.experts ? begins[e] : 0;
+			begins[e] = pairs, tileBegins[e] = tiles;
+			pairs += count, tiles += (count + p.tileRows - 1) / p.tileRows;
+		}
+	}
+	barrier();
+	for (i32 e = warp; e < p.experts; e += 32) {
+		i32 next = begins[e];
+		for (i32 i = 0; i < p.pairs; i += 32) {
+			const bool its = i + lane < p.pairs && product::expertOf(p.route, p.topK, p.experts, i + lane) == e;
+			const u32 all = ballot(its);
+			if (its) p.list[next + __builtin_popcount(all & ((1u << lane) - 1))] = i + lane;
+			next += __builtin_popcount(all);
+		}
+	}
+	for (i32 e = threadIdx.x; e < p.experts; e += 1024) {
+		for (i32 t = tileBegins[e]; t < tileBegins[e + 1]; t++) {
+			const i32 first = begins[e] + (t - tileBegins[e]) * p.tileRows;
+			i32* tile = p.tiles + 4 * t;
+			tile[0] = e, tile[1] = first, tile[2] = product::smaller(p.tileRows, begins[e + 1] - first), tile[3] = 0;
+		}
+	}
+	for (i32 t = tileBegins[p.experts] + threadIdx.x; t < p.most; t += 1024) {
+		i32* tile = p.tiles + 4 * t;
+		tile[0] = tile[1] = tile[2] = tile[3] = 0;
+	}
+}
