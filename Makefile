@@ -65,8 +65,8 @@ generate: ## deepcopy, CRDs and what is copied from them
 	@hack/generate.sh
 
 .PHONY: kernels
-kernels: ## compile kernels/cpu/c to Go assembly
-	@hack/kernels.sh
+kernels: ## compile kernels/cpu/c to Go assembly, kernels/cuda to images for GPUs
+	@hack/kernels.sh && hack/cuda/kernels.sh
 
 .PHONY: verify-kernels
 verify-kernels: ## fail where kernels differ from what kernels/cpu/c gives
