@@ -151,7 +151,7 @@ func (w *Worker) listen() {
 	}
 }
 
-// meet finds out which GPUs the devices are parts of.
+// meet finds out which GPUs the devices are parts of. One that the monitor does not know is not watched.
 func (w *Worker) meet() {
 	units, err := w.o.Monitor.Devices()
 	if err != nil {
@@ -160,12 +160,17 @@ func (w *Worker) meet() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, u := range units {
-		for _, d := range w.devices {
-			if d.watched != nil && d.UUID == u.UUID {
-				d.watched.parent = u.Parent
-			}
+	for _, d := range w.devices {
+		if d.watched == nil {
+			continue
 		}
+		i := slices.IndexFunc(units, func(u device.Unit) bool { return u.UUID == d.UUID })
+		if i < 0 {
+			w.log.Warn("device is not watched: the monitor does not know it", "device", d.Name, "uuid", d.UUID)
+			d.watched = nil
+			continue
+		}
+		d.watched.parent = units[i].Parent
 	}
 }
 

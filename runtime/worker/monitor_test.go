@@ -181,6 +181,21 @@ func TestGone(t *testing.T) {
 	})
 }
 
+// TestUnknown: a device that the monitor does not know is one that nobody watches.
+func TestUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		m := &instruments{err: device.ErrGone}
+		w, end := o.worker(t, func(options *Options) { options.Monitor, options.Devices[0].UUID = m, "GPU-7" })
+		defer end()
+		assign(t, w, o.home("a", mib))
+		after(t, w, 5*time.Second, "a:Resident")
+		if d := w.State().Devices[0]; d.Health.State != "" || d.ClaimBytes != 0 {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
 func TestFitness(t *testing.T) {
 	healthy, hot, braked, lost := device.Health{Reason: "Healthy"}, device.Health{State: device.Degraded, Reason: "Heat", Message: "at 90 °C"},
 		device.Health{State: device.Degraded, Reason: "PowerBrake"}, device.Health{State: device.Lost, Reason: "XID79"}
