@@ -386,6 +386,9 @@ func (b *budget) take(name string, p v1alpha1.InferencePool, pools []v1alpha1.In
 // the pools that ask leave. Workers that leave count as gone. An error says why there
 // is not so much.
 func (b *budget) want(p v1alpha1.InferencePool, pools []v1alpha1.InferencePool, leaves func(worker string) bool) (int64, error) {
+	if b.total == emulatedMemory { // devices bring their own
+		return 0, nil
+	}
 	free := b.total
 	for name, n := range b.taken {
 		if !leaves(name) {
