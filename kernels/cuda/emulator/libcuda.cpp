@@ -496,7 +496,7 @@ CUstream streamOf(World& w, CUcontext c, CUstream s) {
 #define STREAM \
 	if (!(s = streamOf(w, c, s))) return CUDA_ERROR_INVALID_HANDLE
 
-// WAITING is for what waits: it cannot in a capture, and spoils it.
+// spoil a capture, by what cannot be recorded: to wait, mostly.
 CUresult spoil(Captured capture) {
 	capture->broken = true;
 	return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;

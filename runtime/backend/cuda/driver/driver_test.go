@@ -225,7 +225,7 @@ func TestLaunchesThatAreRefused(t *testing.T) {
 		err := s.LaunchAll([]Launch{good, bad, good})
 		if err == nil {
 			t.Errorf("%s: no error", name)
-		} else if e := wants(t, err, 1); !strings.Contains(err.Error(), "2 of 3") || e.Sticky() {
+		} else if e := wants(t, err, 1); !strings.Contains(err.Error(), "scale (2 of 3)") || e.Sticky() {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

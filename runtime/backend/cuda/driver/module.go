@@ -42,13 +42,14 @@ func (m *Module) Close() error { return m.c.do("unload kernels", m.m.Unload) }
 
 // Kernel is a function of a module.
 type Kernel struct {
-	c *Context
-	f cu.Function
+	c    *Context
+	f    cu.Function
+	name string
 }
 
 // Kernel with this name, allowed as much dynamic shared memory as the device has for it.
 func (m *Module) Kernel(name string) (k Kernel, err error) {
-	k.c = m.c
+	k.c, k.name = m.c, name
 	op := "find kernel " + name
 	if err := m.c.do(op, func() (err error) {
 		k.f, err = m.m.Function(name)
@@ -68,7 +69,7 @@ func (k Kernel) function() C.CUfunction { return *(*C.CUfunction)(unsafe.Pointer
 // Uses says what the kernel takes: registers of a thread, bytes of a thread's local memory (spills), bytes of a
 // block's static shared memory.
 func (k Kernel) Uses() (registers, local, shared int, err error) {
-	err = k.c.do("look at a kernel", func() (err error) {
+	err = k.c.do("look at kernel "+k.name, func() (err error) {
 		for attribute, into := range map[cu.FunctionAttribute]*int{cu.NumRegs: &registers, cu.LocalSizeBytes: &local, cu.SharedSizeBytes: &shared} {
 			if *into, err = k.f.Attribute(attribute); err != nil {
 				return err
@@ -82,7 +83,7 @@ func (k Kernel) Uses() (registers, local, shared int, err error) {
 // BlocksPerProcessor is how many blocks of so many threads, with so many bytes of dynamic shared memory, a
 // processor runs at a time.
 func (k Kernel) BlocksPerProcessor(threads, shared uint32) (n int, err error) {
-	err = k.c.do("look at a kernel", func() (err error) {
+	err = k.c.do("look at kernel "+k.name, func() (err error) {
 		n, err = k.f.MaxActiveBlocksPerMultiProcessor(int(threads), int64(shared))
 		return err
 	})
