@@ -22,7 +22,8 @@ struct Params {
 	const i32 *spanFirst, *spanOf;  // [spans+1] first row of each span; [T] span of each row
 	const i32 *context, *tables;    // [spans] positions in the cache, this step's too; [spans, tableStride] block numbers
 	f32* scratch;                   // of attendDecode
-	i64 blockStride, blockInverse;  // bytes from block to block; 2^32/blockTokens, rounded up
+	i64 blockStride;                // bytes from block to block
+	u32 blockUnits, blockInverse;   // the same in 16 bytes; 2^31/blockTokens, rounded up
 	i32 tableStride, blockTokens, heads, kvHeads, headDim;
 	i32 window;                     // 0, or to how many positions a query attends, its own the last
 	f32 scale, softCap;             // softCap 0: none
@@ -33,17 +34,33 @@ struct Params {
 
 constexpr f32 lowest = -3.40282347e38f, log2e = 1.44269504f;
 
-// blockOf a position: its number in the table, position/blockTokens, while the product of the two is below 2^32.
-DEVICE i32 blockOf(const Params& p, i32 position) { return i32(u64(position) * u64(p.blockInverse) >> 32); }
+// blockOf a position: its number in the table, position/blockTokens, while the product of the two is below 2^31.
+DEVICE i32 blockOf(const Params& p, i32 position) { return i32(u64(2 * u32(position)) * p.blockInverse >> 32); }
 // inBlock: bytes from the start of keys, and of values, to those of a position, of which block is that of the cache.
 DEVICE i64 inBlock(const Params& p, i32 block, i32 position) {
 	const i32 slot = position - blockOf(p, position) * p.blockTokens;
 	return block * p.blockStride + 2 * i64(slot) * (p.kvHeads * p.headDim);
 }
+// unitsInBlock is inBlock in 16 bytes, with fewer instructions. A row of the cache has so many units.
+DEVICE u64 unitsInBlock(const Params& p, i32 block, i32 position, u32 row) {
+	const u32 slot = u32(position - blockOf(p, position) * p.blockTokens);
+	return u64(u32(block)) * p.blockUnits + slot * row;
+}
 // rowOf a position of a span: bytes from the start of keys, and of values.
 DEVICE i64 rowOf(const Params& p, i32 span, i32 first, i32 position) {
 	if (p.bidirectional) return 2 * i64(first + position) * (p.kvHeads * p.headDim);
 	return inBlock(p, p.tables[i64(span) * p.tableStride + blockOf(p, position)], position);
+}
+
+// power is 2^x; what is below 2^-126 is 0, which is an instruction where exp2 is four.
+DEVICE f32 power(f32 x) {
+#ifdef ESTIBA_EMULATED
+	return exp2(x);
+#else
+	f32 y;
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+#endif
 }
 
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
@@ -94,7 +111,7 @@ struct Reach {
 DEVICE Reach reach(const Params& p, i32 span) {
 	const i32 end = p.context[span], from = p.window > 0 ? larger(0, end - p.window) : 0;
 	const i32 part = ((end - from + p.splits - 1) / p.splits + 63) / 64 * 64;
-	return {from, end, larger(part, 256)}; // a short part is not worth a block
+	return {from, end, larger(part, 128)}; // a short part is not worth a block
 }
 
 DEVICE void unpack(f32 (&f)[8], u32x4 v) {
@@ -106,7 +123,7 @@ DEVICE void unpack(f32 (&f)[8], u32x4 v) {
 
 // bent is tanh(x) to 3e-7, which is enough of a score: a reciprocal root is cheaper than a division.
 DEVICE f32 bent(f32 x) {
-	const f32 root = rsqrt(exp2(2 * log2e * x) + 1);
+	const f32 root = rsqrt(power(2 * log2e * x) + 1);
 	return 1 - 2 * (root * root);
 }
 
@@ -178,29 +195,25 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 	if (APART) barrier();
 
 	const i32* const table = p.tables + i64(span) * p.tableStride;
-	const i64 inRow = 2 * (i64(kvHead) * dim + place * 8);
+	const i64 inRow = 2 * (i64(kvHead) * dim + smaller(place * 8, dim - 8)); // a lane beyond the dimensions reads the last ones, for queries of 0
 	const u8 *const keys = p.keys + inRow, *const values = p.values + inRow;
+	const u32 units = u32(p.kvHeads * dim) / 8;
 	i32 block[KEYS], next[KEYS]; // that the keys of this turn, of the next are in
 	u32x4 k[KEYS], v[KEYS];
-	i32 turn = begin + warp * TURN + group; // key u of a lane's turn is at turn + u*GROUPS
+	i32 turn = begin + warp * TURN + group; // key u of a lane's turn is at turn + u*GROUPS, or else the last one, unused
 #pragma unroll
 	for (int u = 0; u < KEYS; u++) {
-		const i32 position = turn + u * GROUPS;
-		k[u] = {0, 0, 0, 0};
-		block[u] = 0;
-		if (position < stop && inside) {
-			block[u] = table[blockOf(p, position)];
-			k[u] = load128(keys + inBlock(p, block[u], position));
-		}
+		const i32 position = smaller(turn + u * GROUPS, stop - 1);
+		block[u] = table[blockOf(p, position)];
+		k[u] = load128(keys + 16 * unitsInBlock(p, block[u], position, units));
 	}
 #pragma unroll 1
 	for (; turn - group < stop; turn += WARPS * TURN) {
 #pragma unroll
 		for (int u = 0; u < KEYS; u++) {
-			const i32 position = turn + u * GROUPS, later = position + WARPS * TURN;
-			v[u] = {0, 0, 0, 0};
-			if (position < stop && inside) v[u] = load128(values + inBlock(p, block[u], position));
-			next[u] = later < stop ? table[blockOf(p, later)] : 0;
+			const i32 position = smaller(turn + u * GROUPS, stop - 1), later = smaller(turn + u * GROUPS + WARPS * TURN, stop - 1);
+			v[u] = load128(values + 16 * unitsInBlock(p, block[u], position, units));
+			next[u] = table[blockOf(p, later)];
 		}
 		f32 scores[SCORES];
 		if constexpr (APART) {
@@ -236,19 +249,19 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 		}
 #pragma unroll
 		for (int u = 0; u < KEYS; u++) {
-			const i32 later = turn + u * GROUPS + WARPS * TURN;
-			k[u] = {0, 0, 0, 0};
 			block[u] = next[u];
-			if (later < stop && inside) k[u] = load128(keys + inBlock(p, block[u], later));
+			k[u] = load128(keys + 16 * unitsInBlock(p, block[u], smaller(turn + u * GROUPS + WARPS * TURN, stop - 1), units));
 		}
 		fold<SCORES, LANES>(scores, place);
 		f32 own[OWN];
 #pragma unroll
 		for (int i = 0; i < OWN; i++) own[i] = p.softCap != 0 ? p.softCap * log2e * bent(scores[i]) : scores[i];
 #pragma unroll
-		for (int i = 0; i < SCORES; i++) {
-			const f32 score = shuffle(own[i % OWN], u32(group * LANES + i / OWN * SAME));
-			scores[i] = turn + i % KEYS * GROUPS < stop ? score : -infinity();
+		for (int i = 0; i < SCORES; i++) scores[i] = shuffle(own[i % OWN], u32(group * LANES + i / OWN * SAME));
+		if (turn - group + TURN > stop) { // the last
+#pragma unroll
+			for (int i = 0; i < SCORES; i++)
+				if (turn + i % KEYS * GROUPS >= stop) scores[i] = -infinity();
 		}
 		f32 most[HEADS];
 		bool grew = false;
@@ -262,7 +275,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 		if (anyInWarp(grew)) { // seldom, after a while
 #pragma unroll
 			for (int h = 0; h < HEADS; h++) {
-				const f32 shrink = exp2(largest[h] - most[h]);
+				const f32 shrink = power(largest[h] - most[h]);
 				largest[h] = most[h];
 				sum[h] *= shrink;
 #pragma unroll
@@ -275,7 +288,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 			unpack(value, v[u]);
 #pragma unroll
 			for (int h = 0; h < HEADS; h++) {
-				const f32 weight = exp2(scores[h * KEYS + u] - largest[h]);
+				const f32 weight = power(scores[h * KEYS + u] - largest[h]);
 				sum[h] += weight;
 #pragma unroll
 				for (int i = 0; i < 8; i++) sums[h][i] = fmaf(weight, value[i], sums[h][i]);
@@ -289,7 +302,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 #pragma unroll
 		for (int h = 0; h < HEADS; h++) {
 			const f32 others = shuffleXor(largest[h], far), most = fmaxf(largest[h], others);
-			const f32 mine = exp2(largest[h] - most), theirs = exp2(others - most);
+			const f32 mine = power(largest[h] - most), theirs = power(others - most);
 			largest[h] = most;
 			sum[h] = sum[h] * mine + shuffleXor(sum[h], far) * theirs;
 #pragma unroll
@@ -313,7 +326,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 		f32 most = lowest, all = 0, value = 0;
 		for (int w = 0; w < WARPS; w++) most = fmaxf(most, room[(w * HEADS + h) * ROW + ROW - 2]);
 		for (int w = 0; w < WARPS; w++) {
-			const f32 *from = room + (w * HEADS + h) * ROW, shrink = exp2(from[ROW - 2] - most);
+			const f32 *from = room + (w * HEADS + h) * ROW, shrink = power(from[ROW - 2] - most);
 			all = fmaf(from[ROW - 1], shrink, all);
 			value = fmaf(from[d], shrink, value);
 		}
@@ -327,21 +340,26 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 	}
 }
 
-// combine has the parts of a query head of a span put together.
-DEVICE void combine(const Params& p) {
-	const i32 span = blockIdx.y, head = blockIdx.x, row = p.spanFirst[span], dim = p.headDim;
+constexpr i32 SPLITS = 64; // at most
+
+// combine has the parts of a query head of a span put together, each in relation to the largest score of all.
+DEVICE void combine(const Params& p, f32* weights, f32* scratch) {
+	const i32 span = blockIdx.y, head = blockIdx.x, row = p.spanFirst[span], dim = p.headDim, thread = threadIdx.x;
 	if (p.spanFirst[span + 1] - row != 1) return;
 	const Reach r = reach(p, span);
 	const i32 used = (r.end - r.from + r.part - 1) / r.part;
 	if (used <= 1) return;
 	const i64 first = (i64(span) * p.heads + head) * p.splits;
 	const f32 *parts = p.scratch + first * dim, *states = p.scratch + i64(p.spans) * p.heads * p.splits * dim + 2 * first;
-	f32 most = lowest, all = 0;
-	for (i32 i = 0; i < used; i++) most = fmaxf(most, states[2 * i]);
-	for (i32 i = 0; i < used; i++) all = fmaf(states[2 * i + 1], exp2(states[2 * i] - most), all);
-	for (i32 d = threadIdx.x; d < dim; d += 128) {
+	const f32 largest = thread < used ? states[2 * thread] : lowest;
+	const f32 most = blockMax(largest, scratch), weight = thread < used ? power(largest - most) : 0;
+	const f32 all = blockSum(thread < used ? states[2 * thread + 1] * weight : 0, scratch);
+	if (thread < SPLITS) weights[thread] = weight;
+	barrier();
+	for (i32 d = thread; d < dim; d += 128) {
 		f32 value = 0;
-		for (i32 i = 0; i < used; i++) value = fmaf(parts[i64(i) * dim + d], exp2(states[2 * i] - most), value);
+#pragma unroll 8
+		for (i32 i = 0; i < used; i++) value = fmaf(parts[i64(i) * dim + d], weights[i], value);
 		p.y[(i64(row) * p.heads + head) * dim + d] = value / all;
 	}
 }
@@ -494,12 +512,12 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 			for (int i = 0; i < 8; i++) most = fmaxf(most, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
 			most = fmaxf(most, shuffleXor(most, 1));
 			most = fmaxf(most, shuffleXor(most, 2));
-			const f32 shrink = exp2(largest[r] - most);
+			const f32 shrink = power(largest[r] - most);
 			largest[r] = most;
 			sum[r] *= shrink;
 #pragma unroll
 			for (int i = 0; i < 8; i++) {
-				s[i][2 * r] = exp2(s[i][2 * r] - most), s[i][2 * r + 1] = exp2(s[i][2 * r + 1] - most);
+				s[i][2 * r] = power(s[i][2 * r] - most), s[i][2 * r + 1] = power(s[i][2 * r + 1] - most);
 				sum[r] += s[i][2 * r] + s[i][2 * r + 1];
 			}
 #pragma unroll
@@ -547,19 +565,23 @@ KERNEL_TOGETHER(attend, attention::Params, 128, 8) { attention::general(p); }
 
 // attendDecodeDxH: head dimensions to D, multiples of 8; H query heads of a key head together.
 KERNEL_TOGETHER(attendDecode64x1, attention::Params, 128, 4) { attention::decode<8, 1>(p); }
-KERNEL_TOGETHER(attendDecode64x2, attention::Params, 128, 3) { attention::decode<8, 2>(p); }
-KERNEL_TOGETHER(attendDecode64x4, attention::Params, 128, 2) { attention::decode<8, 4>(p); }
+KERNEL_TOGETHER(attendDecode64x2, attention::Params, 128, 4) { attention::decode<8, 2>(p); }
+KERNEL_TOGETHER(attendDecode64x4, attention::Params, 128, 3) { attention::decode<8, 4>(p); }
 KERNEL_TOGETHER(attendDecode64x8, attention::Params, 128, 2) { attention::decode<8, 8>(p); }
 KERNEL_TOGETHER(attendDecode128x1, attention::Params, 128, 4) { attention::decode<16, 1>(p); }
-KERNEL_TOGETHER(attendDecode128x2, attention::Params, 128, 3) { attention::decode<16, 2>(p); }
-KERNEL_TOGETHER(attendDecode128x4, attention::Params, 128, 2) { attention::decode<16, 4>(p); }
+KERNEL_TOGETHER(attendDecode128x2, attention::Params, 128, 4) { attention::decode<16, 2>(p); }
+KERNEL_TOGETHER(attendDecode128x4, attention::Params, 128, 3) { attention::decode<16, 4>(p); }
 KERNEL_TOGETHER(attendDecode128x8, attention::Params, 128, 2) { attention::decode<16, 8>(p); }
 KERNEL_TOGETHER(attendDecode256x1, attention::Params, 128, 4) { attention::decode<32, 1>(p); }
-KERNEL_TOGETHER(attendDecode256x2, attention::Params, 128, 3) { attention::decode<32, 2>(p); }
-KERNEL_TOGETHER(attendDecode256x4, attention::Params, 128, 2) { attention::decode<32, 4>(p); }
+KERNEL_TOGETHER(attendDecode256x2, attention::Params, 128, 4) { attention::decode<32, 2>(p); }
+KERNEL_TOGETHER(attendDecode256x4, attention::Params, 128, 3) { attention::decode<32, 4>(p); }
 KERNEL_TOGETHER(attendDecode256x8, attention::Params, 128, 2) { attention::decode<32, 8>(p); }
 
-KERNEL(attendCombine, attention::Params, 128) { attention::combine(p); }
+KERNEL(attendCombine, attention::Params, 128) {
+	SHARED(f32, weights, [attention::SPLITS]);
+	SHARED(f32, scratch, [32]);
+	attention::combine(p, weights, scratch);
+}
 
 // attendPrefillD: head dimensions to D, multiples of 8.
 KERNEL(attendPrefill64, attention::Params, 128) { attention::prefill<64>(p); }

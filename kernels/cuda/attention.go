@@ -20,9 +20,10 @@ type AttentionParams struct {
 	Tables        Address // i32 [spans, TableStride]: block numbers
 	Scratch       Address // as many bytes as AttentionScratch says, or BidirectionalScratch
 	BlockStride   int64   // bytes
-	blockInverse  int64
+	blockUnits    uint32
+	blockInverse  uint32
 	TableStride   int32
-	BlockTokens   int32 // times the longest context below 2^32
+	BlockTokens   int32 // times the longest context below 2^31
 	Heads         int32
 	KVHeads       int32 // divides Heads
 	HeadDim       int32
@@ -62,19 +63,22 @@ func (p *AttentionParams) together() int {
 	return 8
 }
 
-// smallPart is the least part of a context that a block of attendDecode is for.
-const smallPart = 256
+const (
+	smallPart = 128 // of a context, that a block of attendDecode is for at least
+	mostParts = 64  // SPLITS of attention.cu
+	// Some blocks more than a processor has at a time, so that one long context among short ones is no block's alone.
+	blocksPerProcessor = 16
+)
 
-// divide says in how many parts a context is at most: so many that each processor has some blocks.
+// divide says in how many parts a context is at most.
 func (p *AttentionParams) divide(s AttentionStep) int {
-	const perProcessor = 4
 	pieces := int(blocks(int(p.Heads/p.KVHeads), p.together()))
-	want := int(blocks(perProcessor*s.Processors, max(1, s.Spans*int(p.KVHeads)*pieces)))
+	want := int(blocks(blocksPerProcessor*s.Processors, max(1, s.Spans*int(p.KVHeads)*pieces)))
 	longest := s.Context
 	if p.Window > 0 {
 		longest = min(longest, int(p.Window))
 	}
-	return max(1, min(want, int(blocks(longest, smallPart)), 256))
+	return max(1, min(want, int(blocks(longest, smallPart)), mostParts))
 }
 
 // AttentionScratch is how many bytes Attention needs for such a step, or a smaller one.
@@ -83,7 +87,7 @@ func AttentionScratch(p AttentionParams, s AttentionStep) int64 {
 		return 0
 	}
 	// With fewer spans there may be more parts, so that the product stays below this.
-	blocksAtMost := int64(4*s.Processors) + int64(s.Spans)*int64(p.KVHeads*int32(blocks(int(p.Heads/p.KVHeads), p.together())))
+	blocksAtMost := int64(blocksPerProcessor*s.Processors) + int64(s.Spans)*int64(p.KVHeads*int32(blocks(int(p.Heads/p.KVHeads), p.together())))
 	rows := blocksAtMost * int64(p.together())
 	return 4 * rows * int64(p.HeadDim+2)
 }
@@ -94,7 +98,7 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	if p.odd() {
 		return []Launch{AttentionSlow(p, s)}
 	}
-	p.blockInverse = inverse(p.BlockTokens)
+	p.setBlocks()
 	p.spans = int32(s.Spans)
 	var all []Launch
 	if s.Single > 0 {
@@ -124,7 +128,7 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 // AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to 7000.
 func AttentionSlow(p AttentionParams, s AttentionStep) Launch {
 	p.check()
-	p.blockInverse = inverse(p.BlockTokens)
+	p.setBlocks()
 	return launch("attend", [3]uint32{uint32(s.Tokens), blocks(int(p.Heads), 4), 1}, 128, uint32(4*4*2*p.HeadDim), &p)
 }
 
@@ -172,5 +176,9 @@ func (p *AttentionParams) check() {
 	}
 }
 
-// inverse of n, in 2^-32, rounded up: x*inverse>>32 is x/n while x*n is below 2^32.
-func inverse(n int32) int64 { return (1<<32 + int64(n) - 1) / int64(n) }
+// setBlocks: x*2*blockInverse>>32 is x/BlockTokens while x*BlockTokens is below 2^31.
+func (p *AttentionParams) setBlocks() {
+	n := int64(p.BlockTokens)
+	p.blockInverse = uint32((1<<31 + n - 1) / n)
+	p.blockUnits = uint32(p.BlockStride / 16)
+}
