@@ -76,7 +76,7 @@ DEVICE WeightRow weightRow(const Params& p, i32 columns, i32 row) {
 	return {i32(blockIdx.y) * (columns / 2) + row / 16 * 8 + row % 8, row / 8 % 2 != 0};
 }
 
-// Raw is 16 columns of a packed row: the first 8, or the last 8, of each half of a group.
+// Raw is 16 columns of a packed row: the first 8, or the last 8, of each half of a group. Up lies beyond w by so many bytes.
 struct Raw {
 	u32 bits[4];
 	u32x2 above;
@@ -84,13 +84,12 @@ struct Raw {
 	bool valid;
 };
 
-DEVICE Raw loadRaw(const Params& p, const Planes& w, const Planes& up, i32 columns, i32 row, i32 column, i32 half) {
+DEVICE Raw loadRaw(const Params& p, Planes planes, i64 beyond, i32 columns, i32 row, i32 column, i32 half) {
 	const WeightRow from = weightRow(p, columns, row);
 	const i32 f = p.w.format;
 	Raw raw = {{0, 0, 0, 0}, {0, 0}, 0, 0, from.row < p.w.rows && column < p.w.cols};
 	if (!raw.valid) return raw;
-	Planes planes = w;
-	if (from.up) planes = up;
+	if (from.up) planes.bits += beyond, planes.above += beyond, planes.scales += beyond, planes.blocks += beyond;
 	const i64 group = i64(from.row) * (p.w.cols / 32) + column / 32;
 	const u8* bits = planes.bits + group * bitsBytes(f) + half * 8;
 	const u32x2 first = load64(bits);
@@ -229,16 +228,13 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 
 	// Packed weights: what is on its way in registers. A piece is 16 columns.
 	Raw raw[rawEach];
-	Planes wPlanes, upPlanes;
-	if constexpr (F == 0) {
-		wPlanes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
-		upPlanes = planesOf(up, p.w.format, p.w.rows, p.w.cols);
-	}
+	Planes planes;
+	if constexpr (F == 0) planes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
 	const auto load = [&](i32 step) __attribute__((always_inline)) {
 #pragma unroll
 		for (i32 i = 0; i < rawEach; i++) {
 			const i32 id = thread + i * T::threads, part = id % (chunks / 2);
-			raw[i] = loadRaw(p, wPlanes, upPlanes, T::columns, id / (chunks / 2), block.from + step * T::step + part / 2 * 32, part % 2);
+			raw[i] = loadRaw(p, planes, up - w, T::columns, id / (chunks / 2), block.from + step * T::step + part / 2 * 32, part % 2);
 		}
 	};
 	const auto store = [&](i32 step) __attribute__((always_inline)) {
@@ -353,10 +349,12 @@ struct GroupParams {
 
 } // namespace matmul
 
+// The bound of 512 threads, which no block has, keeps registers to 128: so a processor has two blocks of the largest
+// tile, and one of them multiplies while the other one waits or decodes.
 #define MATMUL(name, format) \
-	KERNEL(matmul##name##t32, matmul::Params, matmul::Tile32::threads) { matmul::multiply<format, matmul::Tile32>(p); } \
-	KERNEL(matmul##name##t64, matmul::Params, matmul::Tile64::threads) { matmul::multiply<format, matmul::Tile64>(p); } \
-	KERNEL(matmul##name##t128, matmul::Params, matmul::Tile128::threads) { matmul::multiply<format, matmul::Tile128>(p); }
+	KERNEL(matmul##name##t32, matmul::Params, 512) { matmul::multiply<format, matmul::Tile32>(p); } \
+	KERNEL(matmul##name##t64, matmul::Params, 512) { matmul::multiply<format, matmul::Tile64>(p); } \
+	KERNEL(matmul##name##t128, matmul::Params, 512) { matmul::multiply<format, matmul::Tile128>(p); }
 MATMUL(F16, quant::F16)
 MATMUL(BF16, quant::BF16)
 MATMUL(Packed, 0)

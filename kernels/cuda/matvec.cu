@@ -106,18 +106,31 @@ template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Para
 	}
 	i32 c = from;
 	u32x4 v[turns][R];
+	const auto load = [&](u32x4 (&to)[R], i32 line) __attribute__((always_inline)) {
+#pragma unroll
+		for (i32 r = 0; r < R; r++) to[r] = load128((r < R / 2 ? rows.a : rows.b) + u64(at[r] + line) * 16);
+	};
+	if constexpr (N == 8) { // one block on a processor: the next turn's loads are on the way while this one is added
+		if (c < stride) load(v[0], c);
+#pragma unroll 1
+		for (; c < stride; c += step) {
+			u32x4 next[R];
+			load(next, product::smaller(c + step, stride - 1));
+			addFloats<F, R, N>(sums, v[0], x, xAt, c * numbers);
+#pragma unroll
+			for (i32 r = 0; r < R; r++) v[0][r] = next[r];
+		}
+		return;
+	}
 #pragma unroll 1
 	for (; c + (turns - 1) * step < stride; c += turns * step) {
 #pragma unroll
-		for (i32 t = 0; t < turns; t++)
-#pragma unroll
-			for (i32 r = 0; r < R; r++) v[t][r] = load128((r < R / 2 ? rows.a : rows.b) + u64(at[r] + c + t * step) * 16);
+		for (i32 t = 0; t < turns; t++) load(v[t], c + t * step);
 #pragma unroll
 		for (i32 t = 0; t < turns; t++) addFloats<F, R, N>(sums, v[t], x, xAt, (c + t * step) * numbers);
 	}
 	if (turns > 1 && c < stride) { // the odd turn
-#pragma unroll
-		for (i32 r = 0; r < R; r++) v[0][r] = load128((r < R / 2 ? rows.a : rows.b) + u64(at[r] + c) * 16);
+		load(v[0], c);
 		addFloats<F, R, N>(sums, v[0], x, xAt, c * numbers);
 	}
 }
@@ -304,7 +317,7 @@ template <i32 F, i32 N> DEVICE void multiply(const Params& p) {
 	KERNEL(matvec##format##x2, matvec::Params, bound2) { matvec::multiply<quant::format, 2>(p); } \
 	KERNEL(matvec##format##x4, matvec::Params, bound4) { matvec::multiply<quant::format, 4>(p); } \
 	KERNEL(matvec##format##x8, matvec::Params, bound8) { matvec::multiply<quant::format, 8>(p); }
-MATVEC(F32, 512, 512, 384, 512)
+MATVEC(F32, 512, 512, 384, 256)
 MATVEC(F16, 256, 512, 384, 256)
 MATVEC(BF16, 256, 512, 384, 256)
 MATVEC(Q8_0, 256, 512, 256, 512)
