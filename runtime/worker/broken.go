@@ -3,7 +3,9 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"time"
 
+	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/backend"
 )
 
@@ -27,10 +29,11 @@ func (w *Worker) deviceFailed(err error, replica string) {
 		return
 	}
 	d := w.device(e.Device)
-	if d == nil || d.failed != "" {
+	if d == nil || d.failed.State != "" {
 		return
 	}
-	d.failed = fmt.Sprintf("Device %s is lost: %v. Look for XIDs in the kernel's log, and reset the device or replace it.", d.Name, e.Err)
+	d.failed = api.Health{State: api.DeviceLost, Reason: gone, Since: time.Now().UTC(),
+		Message: fmt.Sprintf("%v; look for XIDs in the kernel's log, and reset the device or replace it", e.Err)}
 	w.log.Error("device lost", "device", d.Name, "error", err)
 	w.settle()
 	w.changedAll()

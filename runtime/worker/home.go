@@ -10,6 +10,7 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/energy"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/residency"
 )
@@ -58,6 +59,7 @@ type home struct {
 	stepFailed   bool          // it broke when it was last resident: failures count on until it has answered
 	bad          string        // stamp of files that cannot be loaded as they are
 	why          *fault        // what is wrong with those
+	metered      energy.Use    // of loaded, or of leaving: what its device's meter has
 	changed      chan struct{} // closed and replaced on each change
 }
 
@@ -81,8 +83,7 @@ func keyOf(h api.Home) loadKey {
 func (w *Worker) newHome(want api.Home) *home {
 	h := &home{w: w, kick: make(chan struct{}, 1), want: want, key: keyOf(want), phase: api.PhaseIdle, lastUse: time.Now(), changed: make(chan struct{})}
 	w.homes[want.Model] = h
-	c := w.count(want.Model)
-	c.gone, c.device = time.Time{}, h.key.device
+	w.count(want.Model).gone = time.Time{}
 	w.running.Go(h.run)
 	return h
 }
@@ -173,7 +174,6 @@ func (h *home) reset() {
 	defer h.w.mu.Unlock()
 	h.release()
 	h.key = keyOf(h.want)
-	h.w.count(h.want.Model).device = h.key.device
 	h.footprint, h.context = api.Footprint{}, api.Context{}
 	h.failures, h.retry, h.loadFailed, h.stepFailed, h.bad, h.why = 0, time.Time{}, false, false, "", nil
 	h.set(api.PhaseIdle, "", "")
@@ -365,11 +365,12 @@ func (h *home) unload() {
 		}
 		w.mu.Lock()
 	}
+	h.meter()
 	if s, ok := l.Engine.Stats(l.Replica); ok {
 		w.count(h.want.Model).add(s)
 		answered = s.OutputTokens > 0
 	}
-	h.leaving = nil
+	h.leaving, h.metered = nil, energy.Use{}
 	w.mu.Unlock()
 	l.close(ctx) // ends what has not ended by itself
 	cancel()

@@ -26,8 +26,9 @@ const (
 	recovers = 30 * time.Second
 	// patient is how long a driver may take to answer.
 	patient = 30 * time.Second
-	// gone is why a device is lost of which no more is known than that it does not answer.
-	gone = "Gone"
+	// gone is why a device is lost of which no more is known than that it does not answer, and silent
+	// why it is degraded while the driver does not.
+	gone, silent = "Gone", "Silent"
 	// mostEvents of a device are remembered, and all that it does not survive.
 	mostEvents = 64
 )
@@ -40,8 +41,9 @@ type watched struct {
 	reading  device.Reading
 	read     bool      // there is a reading
 	gone     bool      // the device does not answer
-	failing  bool      // it could not be read the last time
-	asked    time.Time // the driver, which has not answered yet; zero: it has
+	failing  error     // why it could not be read the last time; nil: it could
+	answered time.Time // the driver told its figures, or began to be asked
+	taken    string    // what others held of it when the claim last changed, in a sentence
 	events   []device.Event
 	fitness  fitness
 	meter    energy.Account
@@ -91,28 +93,22 @@ func (f fitness) see(h device.Health, now time.Time) fitness {
 // watch reads the devices until ctx ends, each by itself: a driver that is asked for a sick one may
 // never answer. Nobody waits for that.
 func (w *Worker) watch(ctx context.Context) {
+	w.mu.Lock()
+	for _, d := range w.devices {
+		if d.watched != nil {
+			d.watched.answered = time.Now()
+		}
+	}
+	w.mu.Unlock()
+	go w.listen(ctx)
 	w.meet()
 	for _, d := range w.devices {
 		if d.watched != nil {
 			go w.follow(ctx, d)
 		}
 	}
-	events := w.o.Monitor.Events(ctx)
-	tick := time.NewTicker(looks)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e, ok := <-events:
-			if !ok {
-				events = nil
-				continue
-			}
-			w.hear(e)
-		case <-tick.C:
-			w.listen()
-		}
+	for e := range w.o.Monitor.Events(ctx) {
+		w.hear(e)
 	}
 }
 
@@ -121,12 +117,8 @@ func (w *Worker) follow(ctx context.Context, d *claimed) {
 	tick := time.NewTicker(looks)
 	defer tick.Stop()
 	for {
-		w.mu.Lock()
-		d.watched.asked = time.Now()
-		w.mu.Unlock()
 		r, err := w.o.Monitor.Read(d.UUID)
 		w.mu.Lock()
-		d.watched.asked = time.Time{}
 		if w.see(d, r, err, time.Now()) {
 			w.settle()
 			w.changedAll()
@@ -140,13 +132,22 @@ func (w *Worker) follow(ctx context.Context, d *claimed) {
 	}
 }
 
-// listen finds devices of which the driver has said nothing for too long.
-func (w *Worker) listen() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, d := range w.devices {
-		if d.watched != nil && d.watched.silent(time.Now()) && w.judge(d, time.Now()) {
-			w.changedAll()
+// listen finds devices of which the driver has said nothing for too long, until ctx ends.
+func (w *Worker) listen(ctx context.Context) {
+	tick := time.NewTicker(looks)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			w.mu.Lock()
+			for _, d := range w.devices {
+				if d.watched != nil && d.watched.silent(now) && w.judge(d, now) {
+					w.changedAll()
+				}
+			}
+			w.mu.Unlock()
 		}
 	}
 }
@@ -181,14 +182,27 @@ func (w *Worker) hear(e device.Event) {
 	for _, d := range w.devices {
 		if t := d.watched; t != nil && (d.UUID == e.UUID || t.parent != "" && t.parent == e.UUID) {
 			w.log.Warn("device event", "device", d.Name, "xid", e.XID, "message", e.Message, "fatal", e.Fatal)
-			if len(t.events) < mostEvents || e.Fatal {
-				t.events = append(t.events, e)
-			}
+			t.remember(e)
 			w.judge(d, e.Time)
 		}
 	}
 	w.settle()
 	w.changedAll()
+}
+
+// remember an event that says something of the device, in the place of an older one that said the same:
+// programs, other people's too, may cause any number of those that do not.
+func (t *watched) remember(e device.Event) {
+	if e.XID != 0 && device.Meaning(e.XID).Severity == device.Healthy {
+		return
+	}
+	t.events = slices.DeleteFunc(t.events, func(o device.Event) bool { return o.XID == e.XID && o.Fatal == e.Fatal })
+	if len(t.events) >= mostEvents {
+		if i := slices.IndexFunc(t.events, func(o device.Event) bool { return !o.Fatal }); i >= 0 {
+			t.events = slices.Delete(t.events, i, i+1)
+		}
+	}
+	t.events = append(t.events, e)
 }
 
 // see takes a reading of a device, and reports whether it changes what the device is good for. w.mu is held.
@@ -199,13 +213,13 @@ func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (ne
 		t.gone, t.read = true, false
 		return w.judge(d, now)
 	case err != nil:
-		if !t.failing {
+		if t.failing == nil {
 			w.log.Warn("device not read", "device", d.Name, "error", err)
 		}
-		t.failing = true
+		t.failing = err
 		return false
 	}
-	t.failing = false
+	t.failing, t.answered = nil, now
 	if !t.read {
 		t.overhead = max(r.Total-r.Others-t.claim.Whole, 0)
 	}
@@ -215,6 +229,7 @@ func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (ne
 	room, _ := r.Room(0, t.overhead)
 	if t.claim = t.claim.See(room, now); t.claim.Now != before {
 		w.log.Info("what models may use has changed", "device", d.Name, "bytes", t.claim.Now, "before", before, "others", r.Others)
+		t.taken = fmt.Sprintf("Other processes hold %s of %s's %s.", residency.Bytes(r.Others), d.Name, residency.Bytes(r.Total))
 		news = true
 	}
 	return w.judge(d, now) || news
@@ -228,7 +243,10 @@ func (w *Worker) judge(d *claimed, now time.Time) bool {
 		h = device.Health{State: device.Lost, Reason: gone, Message: "the driver says that the device does not answer any more; look for XIDs in the kernel's log and reset the device"}
 	}
 	if t.silent(now) && h.State == device.Healthy {
-		h = device.Health{State: device.Degraded, Reason: "Silent", Message: fmt.Sprintf("the driver has not answered for %v; look for XIDs in the kernel's log", patient)}
+		h = device.Health{State: device.Degraded, Reason: silent, Message: fmt.Sprintf("the driver has not answered for %v; look for XIDs in the kernel's log", patient)}
+		if t.failing != nil {
+			h.Message = fmt.Sprintf("the driver has told nothing of it for %v (%v); look for XIDs in the kernel's log", patient, t.failing)
+		}
 	}
 	was := t.fitness.Health
 	t.fitness = t.fitness.see(h, now)
@@ -241,8 +259,8 @@ func (w *Worker) judge(d *claimed, now time.Time) bool {
 	return true
 }
 
-// silent: the driver has been asked for long, and has not answered.
-func (t *watched) silent(now time.Time) bool { return !t.asked.IsZero() && now.Sub(t.asked) >= patient }
+// silent: the driver has been asked for long, and has told nothing.
+func (t *watched) silent(now time.Time) bool { return now.Sub(t.answered) >= patient }
 
 // capacity is what models may use of a device now: never less than what is admitted. w.mu is held.
 func (w *Worker) capacity(d *claimed) int64 {
@@ -258,37 +276,44 @@ func (w *Worker) limit(d *claimed) string {
 	if t == nil || t.claim.Now == t.claim.Whole {
 		return ""
 	}
-	s := fmt.Sprintf("Other processes hold %s of %s's %s.", residency.Bytes(t.reading.Others), d.Name, residency.Bytes(t.reading.Total))
+	s := t.taken // and not what they hold now, which would be news each second
 	if used := w.used(d.Name); used > t.claim.Now {
 		s += fmt.Sprintf(" Models hold %s already, more than is left: nothing is admitted until some have gone.", residency.Bytes(used))
 	}
 	return s
 }
 
+// health of a device, as the monitor says, or as a step or a load found out. w.mu is held.
+func (d *claimed) health() api.Health {
+	switch {
+	case d.failed.State != "" && (d.watched == nil || d.watched.fitness.State != api.DeviceLost):
+		return d.failed
+	case d.watched != nil:
+		return d.watched.fitness.Health
+	}
+	return api.Health{}
+}
+
 // lost says in a sentence why nothing can be computed on a device any more; empty: it can. w.mu is held.
 func (d *claimed) lost() string {
-	if d.failed != "" {
-		return d.failed
-	}
-	if d.watched == nil || d.watched.fitness.State != api.DeviceLost {
+	h := d.health()
+	if h.State != api.DeviceLost {
 		return ""
 	}
-	return fmt.Sprintf("Device %s is lost: %s.", d.Name, strings.TrimSuffix(d.watched.fitness.Message, "."))
+	return fmt.Sprintf("Device %s is lost: %s.", d.Name, strings.TrimSuffix(h.Message, "."))
 }
 
 // deviceState is a device of a State. w.mu is held.
 func (w *Worker) deviceState(d *claimed, load float64) api.Device {
 	s := api.Device{
 		Name: d.Name, Kind: d.Kind, Description: d.Description, ExtentBytes: d.Extent, CapacityBytes: w.capacity(d), UsedBytes: w.used(d.Name), Load: load,
+		Health: d.health(),
 	}
 	if t := d.watched; t != nil {
-		s.ClaimBytes, s.Limit, s.Health = d.Capacity, w.limit(d), t.fitness.Health
-		if t.read && t.fitness.State != api.DeviceLost {
+		s.ClaimBytes, s.Limit = d.Capacity, w.limit(d)
+		if t.read && s.Health.State != api.DeviceLost && s.Health.Reason != silent {
 			s.Readings = t.readings()
 		}
-	}
-	if d.failed != "" && s.Health.State != api.DeviceLost {
-		s.Health = api.Health{State: api.DeviceLost, Reason: gone, Message: d.failed}
 	}
 	return s
 }
@@ -334,14 +359,10 @@ func (w *Worker) Held(uuid string) int64 {
 // meter divides the energy that a device has used among the models that computed on it. w.mu is held.
 func (w *Worker) meter(d *claimed) {
 	t := d.watched
-	for model, c := range w.counters {
-		done := w.worked(model)
-		is := energy.Use{Busy: time.Duration(done.BusySeconds * float64(time.Second)), Tokens: done.tokens()}
-		if on := w.device(c.device); on != nil && on.watched != nil { // what it did on another one before is that one's
-			u := on.watched.use[model]
-			on.watched.use[model] = energy.Use{Busy: u.Busy + max(is.Busy-c.metered.Busy, 0), Tokens: u.Tokens + max(is.Tokens-c.metered.Tokens, 0)}
+	for h := range w.all() {
+		if h.key.device == d.Name {
+			h.meter()
 		}
-		c.metered = is
 	}
 	if !t.reading.EnergyJoules.Known {
 		return
@@ -352,6 +373,21 @@ func (w *Worker) meter(d *claimed) {
 	for _, joules := range t.models {
 		t.joules += joules
 	}
+}
+
+// meter counts what a home has done on its device since that was last asked. A model may have two of
+// them, on two devices: the one that it leaves ends its requests first. w.mu is held.
+func (h *home) meter() {
+	s, there := h.stats()
+	d := h.w.device(h.key.device)
+	if !there || d == nil || d.watched == nil {
+		return
+	}
+	var done Counters
+	done.add(s)
+	is, u := energy.Use{Busy: s.Busy, Tokens: done.tokens()}, d.watched.use[h.want.Model]
+	d.watched.use[h.want.Model] = energy.Use{Busy: u.Busy + is.Busy - h.metered.Busy, Tokens: u.Tokens + is.Tokens - h.metered.Tokens}
+	h.metered = is
 }
 
 // worked is what a model has done since it came here, up to now. w.mu is held.
@@ -399,8 +435,8 @@ func (w *Worker) joules(model string) (sum float64) {
 func (w *Worker) JoulesPerToken(model string) (float64, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c := w.counters[model]; c != nil {
-		if d := w.device(c.device); d != nil && d.watched != nil {
+	if h := w.homes[model]; h != nil {
+		if d := w.device(h.key.device); d != nil && d.watched != nil {
 			return d.watched.meter.PerToken(model)
 		}
 	}

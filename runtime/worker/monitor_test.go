@@ -28,7 +28,7 @@ type instruments struct {
 }
 
 func (m *instruments) Devices() ([]device.Unit, error) {
-	return []device.Unit{{UUID: "GPU-1", Split: true}, {UUID: "MIG-1", MIG: true, Parent: "GPU-1"}}, nil
+	return []device.Unit{{UUID: "GPU-1", Split: true}, {UUID: "MIG-1", MIG: true, Parent: "GPU-1"}, {UUID: "GPU-2"}}, nil
 }
 
 func (m *instruments) Read(string) (device.Reading, error) {
@@ -48,8 +48,11 @@ func (m *instruments) Read(string) (device.Reading, error) {
 	return r, m.err
 }
 
-func (m *instruments) Events(ctx context.Context) <-chan device.Event { return m.happens }
-func (m *instruments) Close() error                                   { return nil }
+func (m *instruments) Events(ctx context.Context) <-chan device.Event {
+	context.AfterFunc(ctx, func() { close(m.happens) })
+	return m.happens
+}
+func (m *instruments) Close() error { return nil }
 
 func (m *instruments) set(change func(*instruments)) {
 	m.mu.Lock()
@@ -162,6 +165,78 @@ func TestSilent(t *testing.T) {
 	})
 }
 
+// TestUnread: a device that cannot be read for long is degraded as well, and what it said last is not reported for ever.
+func TestUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		time.Sleep(5 * time.Second)
+		m.set(func(m *instruments) { m.err = errors.New("no permission") })
+		time.Sleep(28 * time.Second)
+		if d := w.State().Devices[0]; d.Health.State != api.DeviceHealthy || d.Readings == nil {
+			t.Errorf("%+v", d)
+		}
+		time.Sleep(5 * time.Second)
+		if d := w.State().Devices[0]; d.Health.Reason != "Silent" || !strings.Contains(d.Health.Message, "no permission") || d.Readings != nil {
+			t.Errorf("%+v", d)
+		}
+		m.set(func(m *instruments) { m.err = nil })
+		time.Sleep(32 * time.Second)
+		if d := w.State().Devices[0]; d.Health.State != api.DeviceHealthy || d.Readings == nil {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+// TestRestless: what strangers hold moves all the time, which is no news while the claim stays.
+func TestRestless(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		assign(t, w, o.home("a", 4*mib), o.home("b", 4*mib))
+		m.set(func(m *instruments) { m.reading.Others = 3 * mib })
+		time.Sleep(20 * time.Second)
+		w.mu.Lock()
+		changed := w.changed
+		w.mu.Unlock()
+		before := w.State().Devices[0].Limit
+		for i := range int64(10) {
+			m.set(func(m *instruments) { m.reading.Others = 3*mib + i<<13 })
+			time.Sleep(time.Second)
+		}
+		if now := w.State().Devices[0]; before == "" || now.Limit != before || now.Readings.OthersBytes == 3*mib {
+			t.Errorf("%q, then %+v", before, now)
+		}
+		select {
+		case <-changed:
+			t.Error("there was news")
+		default:
+		}
+	})
+}
+
+// TestRemember: any number of programs' faults, other people's too, and of the same event, leave room for what
+// says something of the device.
+func TestRemember(t *testing.T) {
+	var seen watched
+	xid := func(n int) { seen.remember(device.NewEvent("GPU-1", time.Unix(0, 0), n)) }
+	xid(79)
+	for range 3 {
+		for n := range 1000 { // of which 8, 13, 31 and more are programs' faults
+			xid(n)
+		}
+	}
+	numbers := map[int]bool{}
+	for _, e := range seen.events {
+		numbers[e.XID] = true
+	}
+	if len(seen.events) > mostEvents || len(numbers) != len(seen.events) || !numbers[79] || !numbers[48] || !numbers[999] || numbers[31] {
+		t.Errorf("%d: %v", len(seen.events), numbers)
+	}
+}
+
 func TestGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
@@ -185,7 +260,7 @@ func TestGone(t *testing.T) {
 func TestUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
-		m := &instruments{err: device.ErrGone}
+		m := &instruments{err: device.ErrGone, happens: make(chan device.Event)}
 		w, end := o.worker(t, func(options *Options) { options.Monitor, options.Devices[0].UUID = m, "GPU-7" })
 		defer end()
 		assign(t, w, o.home("a", mib))
@@ -275,6 +350,47 @@ func TestEnergy(t *testing.T) {
 		}
 		if math.Abs(*r.EnergyJoules-sum) > 0.5 { // each is rounded to 0.1
 			t.Errorf("the parts are %v of %v", sum, *r.EnergyJoules)
+		}
+	})
+}
+
+// TestEnergyOfTwo: a model that ends its requests on one device while it is on another already has drawn of the first.
+func TestEnergyOfTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), watts: 100, happens: make(chan device.Event)}
+		w, end := o.worker(t, func(options *Options) {
+			other := options.Devices[0]
+			options.Devices[0].UUID, other.Name, other.UUID = "MIG-1", "cpu-1", "GPU-2"
+			options.Monitor, options.Devices = m, append(options.Devices, other)
+		})
+		defer end()
+		a := o.home("a", mib)
+		assign(t, w, a)
+		after(t, w, 10*time.Second, "a:Resident")
+		l, release, err := w.Use(t.Context(), "ns/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 500}) // 5 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Devices = []string{"cpu-1"}
+		assign(t, w, a)
+		for range events {
+		}
+		release()
+		after(t, w, 10*time.Second, "a:Resident")
+		drawn := map[string]float64{}
+		for _, e := range w.Energy() {
+			drawn[e.Device] += e.Joules
+		}
+		if math.Abs(drawn["cpu-0"]-500) > 10 || drawn["cpu-1"] != 0 {
+			t.Errorf("%v", drawn)
+		}
+		if s := w.State().Homes[0]; math.Abs(s.EnergyJoules-500) > 10 || s.Tokens != 501 {
+			t.Errorf("%+v", s)
 		}
 	})
 }

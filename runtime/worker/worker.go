@@ -106,9 +106,9 @@ type claimed struct {
 	backend backend.Backend
 	engine  *engine.Engine
 	loads   atomic.Int64
-	watched *watched // nil: nobody watches it
-	failed  string   // why nothing can be computed on it any more, as a step or a load found out; guarded by Worker.mu
-	budget  int      // extents that its replicas' KV blocks may take together; guarded by Worker.mu
+	watched *watched   // nil: nobody watches it
+	failed  api.Health // Lost, where a step or a load found that out; guarded by Worker.mu
+	budget  int        // extents that its replicas' KV blocks may take together; guarded by Worker.mu
 }
 
 // replica is a name in the engine for the next load of a model: two revisions may be there.
@@ -135,11 +135,9 @@ const (
 // counted are the counters of a model whose home may have gone.
 type counted struct {
 	Counters
-	device   string     // of its home, or the last one
-	metered  energy.Use // what the meters of devices have
-	gone     time.Time  // zero: it is here
-	lastLoad float64    // seconds that it took
-	busy     float64    // BusySeconds that are in load
+	gone     time.Time // zero: it is here
+	lastLoad float64   // seconds that it took
+	busy     float64   // BusySeconds that are in load
 	load     residency.Share
 	awake    residency.Share
 }
