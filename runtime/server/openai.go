@@ -17,7 +17,6 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
-	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
@@ -317,12 +316,8 @@ func stepError(err error) *apiError {
 			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
 	}
 	if errors.Is(err, engine.ErrBroken) {
-		reason := api.ReasonInvalidModel
-		if errors.Is(err, backend.ErrFault) {
-			reason = api.ReasonSourceUnavailable
-		}
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",
-			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v.", reason, err)}
+			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v.", worker.Blamed(err), err)}
 	}
 	return &apiError{status: http.StatusInternalServerError, Type: "server_error", Code: "engine_error",
 		Message: fmt.Sprintf("The text is not complete, the model failed: %v.", err)}

@@ -168,19 +168,32 @@ func (w *Worker) broke(replica string, err error) {
 		if l == nil || l.Replica != replica {
 			continue
 		}
-		h.broken = &fault{api.ReasonInvalidModel, whatBroke(err)}
-		if errors.Is(err, backend.ErrFault) { // which says nothing of the files that are there now
-			h.broken.reason = api.ReasonSourceUnavailable
-		}
+		h.broken = &fault{Blamed(err), whatBroke(err)}
 		w.log.Warn("model broke", "model", h.want.Model, "error", err)
 		h.set(api.PhaseFailed, h.broken.reason, h.broken.message)
 		w.settle()
 	}
 }
 
+// Blamed is the wire's reason why a resident model cannot go on.
+func Blamed(err error) string {
+	if _, device := errors.AsType[*backend.DeviceError](err); device {
+		return api.ReasonDeviceLost
+	}
+	if errors.Is(err, backend.ErrFault) { // which says nothing of the files that are there now
+		return api.ReasonSourceUnavailable
+	}
+	return api.ReasonInvalidModel
+}
+
 // whatBroke says what is wrong with a model, and what to do about it.
 func whatBroke(err error) string {
+	device, sick := errors.AsType[*backend.DeviceError](err)
 	switch {
+	case sick && device.Lost:
+		return fmt.Sprintf("Device %s is lost: %v. The model gets another home.", device.Device, device.Err)
+	case sick:
+		return fmt.Sprintf("Device %s is of no more use to this process: %v. The worker ends, and is started anew.", device.Device, device.Err)
 	case errors.Is(err, backend.ErrFault):
 		return "The model's files changed or vanished while it was loaded. Put whole files there; it is loaded again from what is there."
 	case errors.Is(err, sampling.ErrNotANumber):
@@ -202,9 +215,12 @@ func (l *Loaded) close(ctx context.Context) {
 // the machine cannot do now (no memory, no permission, files that have gone) is
 // not the model's fault, and is tried again.
 func classify(err error) error {
+	_, device := errors.AsType[*backend.DeviceError](err)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
+	case device:
+		return &fault{api.ReasonDeviceLost, whatBroke(err)}
 	case errors.Is(err, model.ErrUnsupported):
 		return &fault{api.ReasonUnsupportedModel, err.Error()}
 	case errors.Is(err, model.ErrInvalid):
