@@ -15,7 +15,7 @@ import (
 
 // device is the first one, with a stream of the test's own. Where something fails, the test does.
 type device struct {
-	t       *testing.T
+	t       testing.TB
 	context *driver.Context
 	stream  *driver.Stream
 	staging *driver.Pinned
@@ -30,7 +30,7 @@ var shared struct {
 }
 
 // open the first device. Without one the test is skipped.
-func open(t *testing.T) *device {
+func open(t testing.TB) *device {
 	t.Helper()
 	shared.Lock()
 	defer shared.Unlock()
@@ -60,7 +60,7 @@ func open(t *testing.T) *device {
 	return d
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +107,7 @@ func (d *device) kernel(name string) driver.Kernel {
 }
 
 // run launches, and waits for all of them.
-func (d *device) run(t *testing.T, launches ...cuda.Launch) {
+func (d *device) run(t testing.TB, launches ...cuda.Launch) {
 	t.Helper()
 	for _, l := range launches {
 		if err := d.stream.Launch(driver.Launch{Kernel: d.kernel(l.Kernel), Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size}); err != nil {
