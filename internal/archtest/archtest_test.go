@@ -46,7 +46,7 @@ var rules = map[string]rule{
 	"internal/gateway":    {ours: []string{"api/...", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},
 	"internal/source":     {ours: []string{"api/worker"}, deny: kubernetes},
 	"internal/history":    {ours: []string{"api/...", "controllers", "internal/kubeconfig", "internal/policy/scaling", "internal/terminal"}},
-	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/history", "internal/source", "runtime/device", "runtime/server", "runtime/worker"}},
+	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/history", "internal/source", "runtime/backend/named", "runtime/device", "runtime/server", "runtime/worker"}},
 	"internal/inspect":    {ours: []string{"api/worker", "kernels/cpu", "runtime/..."}, deny: kubernetes},
 	"internal/bench":      {ours: []string{"kernels/cpu", "runtime/..."}, deny: kubernetes},
 	"internal/run":        {ours: []string{"internal/file", "runtime/..."}, deny: kubernetes},
@@ -85,6 +85,7 @@ var rules = map[string]rule{
 	"runtime/backend/cuda/driver":          {ours: []string{"kernels/cuda"}, deny: kubernetes},
 	"runtime/backend/cuda/driver/emulated": {deny: kubernetes}, // tests only
 	"runtime/backend/cuda/kerneltest":      {deny: kubernetes}, // tests only
+	"runtime/backend/named":                {ours: underRuntime, deny: kubernetes},
 	"runtime/backend/backendtest":          {ours: append([]string{"internal/fixture"}, underRuntime...), deny: kubernetes},
 	"runtime/weights":                      {ours: underRuntime, deny: kubernetes},
 	"runtime/tokenizer":                    {ours: underRuntime, deny: kubernetes},

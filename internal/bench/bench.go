@@ -16,11 +16,12 @@ import (
 
 // Options of one benchmark.
 type Options struct {
-	Threads  int   // that compute; 0: as many as serve
-	Prompt   int   // tokens of the prompt; 0 leaves the prompt out
-	Generate int   // tokens after it, each from the one before; 0 leaves them out, and Batch with them
-	Batch    []int // numbers of sequences that are continued together
-	Repeat   int   // how many times each is measured; at least 1
+	Device   string // as --device names it; empty: the processor
+	Threads  int    // that compute; 0: as many as serve
+	Prompt   int    // tokens of the prompt; 0 leaves the prompt out
+	Generate int    // tokens after it, each from the one before; 0 leaves them out, and Batch with them
+	Batch    []int  // numbers of sequences that are continued together
+	Repeat   int    // how many times each is measured; at least 1
 	JSON     bool
 
 	little bool // reading memory takes little of it, and of the time of tests
@@ -28,14 +29,16 @@ type Options struct {
 
 // Result is what --json prints. Rates are the medians of all repetitions.
 type Result struct {
-	Model    string `json:"model"`
-	Device   string `json:"device"`
-	CPU      string `json:"cpu"`  // as the machine names it
-	Path     string `json:"path"` // of the kernels
-	Threads  int    `json:"threads"`
-	Prompt   int    `json:"prompt"`
-	Generate int    `json:"generate"`
-	Repeat   int    `json:"repeat"`
+	Model   string `json:"model"`
+	Device  string `json:"device"`
+	CPU     string `json:"cpu"`  // as the machine names it
+	Path    string `json:"path"` // of the processor's kernels
+	Threads int    `json:"threads"`
+	// Accelerator is the device that computes in the processor's place, as its maker calls it; left out where none does.
+	Accelerator string `json:"accelerator,omitempty"`
+	Prompt      int    `json:"prompt"`
+	Generate    int    `json:"generate"`
+	Repeat      int    `json:"repeat"`
 
 	LoadSeconds       float64 `json:"load_seconds"`        // until the first step can start
 	FirstTokenSeconds float64 `json:"first_token_seconds"` // until that of a prompt of one token has been computed
@@ -91,7 +94,11 @@ func (r Result) print(out io.Writer) error {
 	row := func(name, format string, values ...any) {
 		fmt.Fprintf(w, "%s:\t%s\n", name, fmt.Sprintf(format, values...))
 	}
-	row("Device", "%s, %s, path %s, %s", r.Device, r.CPU, r.Path, count(r.Threads, "thread"))
+	if r.Accelerator != "" {
+		row("Device", "%s, %s", r.Device, r.Accelerator)
+	} else {
+		row("Device", "%s, %s, path %s, %s", r.Device, r.CPU, r.Path, count(r.Threads, "thread"))
+	}
 	if !r.Finite {
 		row("Damaged", "%s", notFinite)
 	}

@@ -13,6 +13,7 @@ import (
 	kernels "github.com/estiba/estiba/kernels/cpu"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/model"
@@ -44,21 +45,33 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	if left.Bytes > 0 {
 		left.Bytes = max(left.Bytes-leastRoof, 1) // memory is read beside the model, too
 	}
-	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Path: &kernelPath, Left: left})
+	var on backend.Backend
+	var other accelerator // that computes in the processor's place; nil: none
+	if o.Device == "" || named.OnProcessor(o.Device) {
+		on, err = cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Path: &kernelPath, Left: left})
+	} else if on, err = named.Open(o.Device, o.Threads); err == nil {
+		other = on.(accelerator)
+		roof.other = other.Bandwidth
+	}
 	if err != nil {
 		return Result{}, err
 	}
-	defer processor.Close()
+	defer on.Close()
 	r := Result{
-		Model: path, Device: processor.Name(), CPU: device.Processor(nil), Path: kernelPath.String(), Threads: o.Threads,
+		Model: path, Device: on.Name(), CPU: device.Processor(nil), Path: kernelPath.String(), Threads: o.Threads,
 		Prompt: o.Prompt, Generate: o.Generate, Repeat: o.Repeat, Batch: []Batch{},
 	}
 	if _, err := model.Inspect(path); err != nil {
 		return Result{}, err // before anything that takes long
 	}
 	watch := startWatch()
-	say("how fast memory can be read, by %s", count(r.Threads, "thread"))
-	if size := roof.size(); size < coldRoof {
+	if other != nil {
+		r.Accelerator = other.Model()
+		say("how fast the memory of %s is", r.Accelerator)
+	} else {
+		say("how fast memory can be read, by %s", count(r.Threads, "thread"))
+	}
+	if size := roof.size(); size < coldRoof && other == nil {
 		say("there is memory for %s to read only: it may come from the processor's cache", residency.Bytes(int64(size)))
 	}
 	if err := roof.measure(); err != nil {
@@ -76,7 +89,7 @@ func measure(ctx context.Context, stderr io.Writer, path string, o Options) (Res
 	if m.Graph.Encoder() {
 		return Result{}, fmt.Errorf("%s is an encoder (%s), which continues no text: there is nothing to measure", path, m.Architecture)
 	}
-	s, err := compile(ctx, processor, m, o, progress(say))
+	s, err := compile(ctx, on, m, o, progress(say))
 	if err != nil {
 		return Result{}, err
 	}
@@ -154,7 +167,13 @@ type subject struct {
 	broken  bool // some logits were no finite numbers
 }
 
-func compile(ctx context.Context, processor backend.Backend, m *model.Model, o Options, progress func(float64)) (*subject, error) {
+// accelerator is a device with memory of its own.
+type accelerator interface {
+	Model() string               // as its maker calls it
+	Bandwidth() (float64, error) // of its memory, in bytes per second
+}
+
+func compile(ctx context.Context, on backend.Backend, m *model.Model, o Options, progress func(float64)) (*subject, error) {
 	cut, err := residency.CutExtent(m.Config, extent)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)
@@ -165,7 +184,7 @@ func compile(ctx context.Context, processor backend.Backend, m *model.Model, o O
 		MaxTokens: max(min(o.Prompt, mostStep), most), MaxRows: most,
 		BlockTokens: cut.BlockTokens, Blocks: max(blocks(o.Prompt), most*blocks(o.Generate)), Progress: progress,
 	}}
-	s.program, err = processor.Compile(ctx, m.Graph, m.Weights, s.limits)
+	s.program, err = on.Compile(ctx, m.Graph, m.Weights, s.limits)
 	if no, ok := errors.AsType[*backend.NoRoomError](err); ok {
 		return nil, fmt.Errorf("%s %w: give a smaller --prompt, --generate or --batch, a model of fewer bits a weight, or more memory", m.Path, no)
 	}

@@ -16,6 +16,8 @@ type roof struct {
 	threads int
 	left    int64   // bytes that may be claimed for it; 0: nobody knows of a bound
 	best    float64 // bytes per second
+	// other measures another memory than the processor's, in bytes per second; nil: it is that.
+	other func() (float64, error)
 }
 
 const (
@@ -38,6 +40,11 @@ func (r *roof) size() int {
 
 // measure reads memory of its own, in huge pages, which it gives back.
 func (r *roof) measure() error {
+	if r.other != nil {
+		rate, err := r.other()
+		r.best = max(r.best, rate)
+		return err
+	}
 	size := r.size()
 	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {

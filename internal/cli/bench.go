@@ -18,7 +18,7 @@ const (
 
 func benchCommand() *cobra.Command {
 	var o bench.Options
-	var batch, device string
+	var batch string
 	cmd := &cobra.Command{
 		Use:   "bench MODEL",
 		Short: "Measure how fast a model computes here, beside how fast memory is",
@@ -51,8 +51,8 @@ is needed. Rates are medians; what other processes did meanwhile is told, too.` 
 					return usageError{fmt.Errorf("--%s is %d: give a number from %d to %d", f.name, f.value, f.least, f.most)}
 				}
 			}
-			if !processorName(device) {
-				return usageError{fmt.Errorf("--device is %q: give cpu, the only one so far", device)}
+			if err := checkDevice(o.Device, false); err != nil {
+				return err
 			}
 			if o.Prompt == 0 && o.Generate == 0 {
 				return usageError{fmt.Errorf("--prompt and --generate are both 0: there is nothing to measure")}
@@ -64,7 +64,7 @@ is needed. Rates are medians; what other processes did meanwhile is told, too.` 
 	cmd.Flags().IntVar(&o.Prompt, "prompt", 512, "tokens of the prompt; 0 for none")
 	cmd.Flags().IntVar(&o.Generate, "generate", 64, "tokens to decode after it, from an empty context; 0 for none")
 	cmd.Flags().StringVar(&batch, "batch", "1,2,4,8", "numbers of sequences to decode together; empty for none")
-	cmd.Flags().StringVar(&device, "device", "cpu", "what computes: cpu (or cpu-0, as reports call it)")
+	deviceFlag(cmd, &o.Device)
 	cmd.Flags().IntVar(&o.Repeat, "repeat", 3, "how many times each is measured")
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd

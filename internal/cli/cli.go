@@ -19,10 +19,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/estiba/estiba/internal/terminal"
+	"github.com/estiba/estiba/runtime/backend"
 )
 
+// exitDevice is the exit code of a process that ends because it can make no more use of a device, while
+// another one can: one starts anew (docs/gpus.md).
+const exitDevice = 70
+
 // Main runs one command line and returns the exit code: 0 for success, 1 for a
-// failure, 2 for wrong usage.
+// failure, 2 for wrong usage, exitDevice.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -44,6 +49,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if _, usage := errors.AsType[usageError](err); usage {
 		fmt.Fprintln(stderr, "Run 'estiba --help', or the command with --help, for usage.")
 		return 2
+	}
+	if _, device := errors.AsType[*backend.DeviceError](err); device {
+		return exitDevice
 	}
 	return 1
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"log/slog"
 
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/device"
 )
 
@@ -14,8 +15,11 @@ const emulateHelp = "file that describes GPUs which are not there (memory, other
 // bytes models hold of the device with a UUID.
 func (o workerOptions) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
 	if o.emulate == "" {
-		cpu, err := device.CPU(claim)
-		return []device.Device{cpu}, nil, err
+		which, err := named.Resolve(o.device, log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return named.Claim(which, claim, held, log)
 	}
 	m, err := device.Emulated(o.emulate, held, log)
 	if err != nil {

@@ -41,6 +41,9 @@ puts special tokens around every text: theirs. Else it is wrong usage.` + kernel
 			if err := checkThreads(o.Threads); err != nil {
 				return err
 			}
+			if err := checkDevice(o.Device, o.Exact); err != nil {
+				return err
+			}
 			err := run.Embed(cmd.Context(), cmd.OutOrStdout(), args[0], o)
 			if errors.Is(err, run.ErrNoText) {
 				return usageError{err}
@@ -52,6 +55,7 @@ puts special tokens around every text: theirs. Else it is wrong usage.` + kernel
 	cmd.Flags().StringVar(&ids, "ids", "", "token ids to embed, such as 1,2,3; taken as they are, no tokenizer files are needed")
 	cmd.Flags().StringVar(&o.Pooling, "pooling", "", "`mean`, cls or last (default: as the model's files say)")
 	cmd.Flags().BoolVar(&o.Exact, "exact", false, "reference arithmetic with float32 activations, to compare with other programs")
+	deviceFlag(cmd, &o.Device)
 	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd

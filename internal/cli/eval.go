@@ -2,10 +2,12 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/estiba/estiba/internal/eval"
+	"github.com/estiba/estiba/runtime/backend/named"
 )
 
 func evalCommand() *cobra.Command {
@@ -32,6 +34,12 @@ than the context is cut into windows, each with the model's begin token in front
 			if err := checkThreads(o.Threads); err != nil {
 				return err
 			}
+			if err := checkDevice(o.Device, false); err != nil {
+				return err
+			}
+			if !named.OnProcessor(o.Device) && !o.AsServed {
+				return usageError{fmt.Errorf("--device %s computes as it serves: give --as-served too", o.Device)}
+			}
 			return eval.Run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0], o)
 		},
 	}
@@ -39,6 +47,7 @@ than the context is cut into windows, each with the model's begin token in front
 	cmd.Flags().StringVar(&o.Text, "text", "", "file with the text")
 	cmd.Flags().BoolVar(&exact, "exact", false, "reference arithmetic, float32 activations; this is the default")
 	cmd.Flags().BoolVar(&o.AsServed, "as-served", false, "let the model compute as it serves")
+	deviceFlag(cmd, &o.Device)
 	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd

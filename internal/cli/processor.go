@@ -4,9 +4,11 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/estiba/estiba/runtime/backend/named"
 )
 
-// What the commands that compute on the processor have in common.
+// What the commands that compute have in common.
 
 // kernelsHelp ends the long help of such a command.
 const kernelsHelp = `
@@ -14,9 +16,21 @@ const kernelsHelp = `
 The environment variable ESTIBA_CPU (go, avx2, avx512 or amx) chooses the kernels of the
 processor; 'estiba inspect --device' says which are taken without it, and why.`
 
-// processorName reports whether --device names this machine's processor: "cpu", or "cpu-0", as
-// reports and placements call it.
-func processorName(device string) bool { return device == "cpu" || device == "cpu-0" }
+// deviceFlag adds --device of a command that computes on one.
+func deviceFlag(cmd *cobra.Command, device *string) {
+	cmd.Flags().StringVar(device, "device", named.Processor, named.Help)
+}
+
+// checkDevice is about the value of --device, where arithmetic may have to be exact.
+func checkDevice(device string, exact bool) error {
+	if err := named.Check(device); err != nil {
+		return usageError{err}
+	}
+	if exact && !named.OnProcessor(device) {
+		return usageError{fmt.Errorf("--device %s has no exact arithmetic: leave --exact and --logits out, or take --device cpu", device)}
+	}
+	return nil
+}
 
 // mostThreads keeps a slip of the finger from making as many goroutines as it says.
 const mostThreads = 4096

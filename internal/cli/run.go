@@ -38,6 +38,9 @@ The text goes to standard output as it comes, figures to standard error.` + kern
 			if err := checkThreads(o.Threads); err != nil {
 				return err
 			}
+			if err := checkDevice(o.Device, o.Exact || o.Logits != ""); err != nil {
+				return err
+			}
 			if tokens {
 				var err error
 				if o.IDs, err = parseIDs(ids); err != nil {
@@ -53,6 +56,7 @@ The text goes to standard output as it comes, figures to standard error.` + kern
 	cmd.Flags().Float64Var(&o.Temperature, "temperature", 0, "0 takes the likeliest token; higher is more varied")
 	cmd.Flags().StringVar(&o.Logits, "logits", "", "safetensors `file` for the prompt's logits, float32 [positions, vocabulary]; implies --exact")
 	cmd.Flags().BoolVar(&o.Exact, "exact", false, "reference arithmetic with float32 activations, to compare with other programs")
+	deviceFlag(cmd, &o.Device)
 	threadsFlag(cmd, &o.Threads)
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "one JSON object on standard output")
 	return cmd

@@ -7,6 +7,7 @@ import (
 
 	"github.com/estiba/estiba/internal/standalone"
 	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -31,12 +32,16 @@ user may read.` + kernelsHelp,
 	cmd.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the gateway")
 	cmd.Flags().StringVar(&memory, "memory", "", "memory that models may use, over all pools (default: 80 % of what is available)")
 	cmd.Flags().StringVar(&o.CacheDir, "cache-dir", "", "where fetched models are kept (default: estiba in the user's cache folder)")
+	cmd.Flags().StringVar(&o.Device, "device", named.Auto, named.ClaimHelp)
 	cmd.Flags().StringVar(&o.Emulate, "emulate", "", emulateHelp)
 	cmd.Flags().DurationVar(&o.Drain, "drain", 30*time.Second, "how long running requests may go on after SIGTERM or Ctrl-C; a second one ends at once")
 	threadsFlag(cmd, &o.Threads)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkThreads(o.Threads); err != nil {
 			return err
+		}
+		if err := named.CheckClaim(o.Device); err != nil {
+			return usageError{err}
 		}
 		if len(o.Paths) == 0 {
 			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/estiba/estiba/internal/source"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/server"
 	"github.com/estiba/estiba/runtime/worker"
@@ -29,7 +30,7 @@ type workerOptions struct {
 	cacheSize, memory, headroom             string
 	modelRoots                              []string
 	drain                                   time.Duration
-	emulate                                 string
+	emulate, device                         string
 	threads                                 int
 }
 
@@ -57,6 +58,7 @@ pod of an InferencePool. SIGTERM lets running requests end.` + kernelsHelp,
 	cmd.Flags().StringVar(&o.cacheSize, "cache-size", "10Gi", "bound of that folder")
 	cmd.Flags().StringVar(&o.memory, "memory", "", "memory that models may use, before headroom, if there is so much (default: what the control group or the machine allows)")
 	cmd.Flags().StringVar(&o.headroom, "headroom", "5%", "share of the memory that stays free")
+	cmd.Flags().StringVar(&o.device, "device", named.Auto, named.ClaimHelp)
 	cmd.Flags().StringVar(&o.emulate, "emulate", os.Getenv("ESTIBA_EMULATE"), emulateHelp+" (default: what ESTIBA_EMULATE names)")
 	cmd.Flags().DurationVar(&o.drain, "drain", 5*time.Minute, "how long running requests may go on when a model, or the worker, has to go")
 	threadsFlag(cmd, &o.threads)
@@ -71,6 +73,9 @@ pod of an InferencePool. SIGTERM lets running requests end.` + kernelsHelp,
 func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening func(net.Addr)) error {
 	if err := checkThreads(o.threads); err != nil {
 		return err
+	}
+	if err := named.CheckClaim(o.device); err != nil {
+		return usageError{err}
 	}
 	claim, err := o.claim()
 	if err != nil {

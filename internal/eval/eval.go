@@ -15,6 +15,7 @@ import (
 	"github.com/estiba/estiba/internal/file"
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cpu"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/eval"
@@ -25,6 +26,7 @@ import (
 type Options struct {
 	Reference string // model to compare with: a folder or a .gguf file
 	Text      string // file
+	Device    string // on which the model computes, as --device names it; empty: the processor, as the reference always
 	Threads   int    // that compute; 0: as many as the processor and the CPU quota allow
 	AsServed  bool   // the model computes as it serves; otherwise, and the reference always, exactly
 	JSON      bool
@@ -105,7 +107,14 @@ func run(ctx context.Context, stderr io.Writer, path string, o Options) (Result,
 		return Result{}, err
 	}
 	defer reference.close()
-	judged, err := compile(ctx, processor, m, limits, !o.AsServed)
+	on := backend.Backend(processor)
+	if o.Device != "" && !named.OnProcessor(o.Device) {
+		if on, err = named.Open(o.Device, o.Threads); err != nil {
+			return Result{}, err
+		}
+		defer on.Close()
+	}
+	judged, err := compile(ctx, on, m, limits, !o.AsServed)
 	if err != nil {
 		return Result{}, err
 	}

@@ -12,8 +12,7 @@ import (
 	"strings"
 
 	"github.com/estiba/estiba/runtime/backend"
-	"github.com/estiba/estiba/runtime/backend/cpu"
-	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 )
@@ -24,6 +23,7 @@ type EmbedOptions struct {
 	IDs     []int32 // tokens, taken as they are; no tokenizer is needed
 	Pooling string  // "mean", "cls" or "last"; empty: as the checkpoint says
 	Exact   bool    // reference arithmetic
+	Device  string  // as --device names it; empty: the processor
 	Threads int     // that compute; 0: as many as the processor and the CPU quota allow
 	JSON    bool    // one object instead of numbers
 }
@@ -91,11 +91,11 @@ var ErrNoText = errors.New("give a text")
 
 // pool runs a prompt through an engine of its own for its embedding.
 func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooling, o EmbedOptions) ([]float32, error) {
-	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
+	device, err := named.Open(o.Device, o.Threads)
 	if err != nil {
 		return nil, err
 	}
-	defer processor.Close()
+	defer device.Close()
 	c := m.Config
 	if len(ids) > c.MaxPositions {
 		return nil, fmt.Errorf("the text has %d tokens, and the model takes at most %d; shorten it", len(ids), c.MaxPositions)
@@ -109,7 +109,7 @@ func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooli
 		limits.Blocks = (room + blockTokens - 1) / blockTokens
 	}
 	limits.MaxRows = limits.MaxTokens
-	program, err := processor.Compile(ctx, m.Graph, m.Weights, limits)
+	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
 	if err != nil {
 		return nil, err
 	}

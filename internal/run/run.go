@@ -14,8 +14,7 @@ import (
 
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
-	"github.com/estiba/estiba/runtime/backend/cpu"
-	"github.com/estiba/estiba/runtime/device"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/model"
 	"github.com/estiba/estiba/runtime/sampling"
@@ -30,6 +29,7 @@ type Options struct {
 	Temperature float64 // 0 takes the likeliest token
 	Logits      string  // file to write the prompt's logits to; implies Exact
 	Exact       bool    // reference arithmetic
+	Device      string  // as --device names it; empty: the processor
 	Threads     int     // that compute; 0: as many as the processor and the CPU quota allow
 	JSON        bool    // one object at the end instead of text as it comes
 }
@@ -93,11 +93,11 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err != nil {
 		return err
 	}
-	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
+	device, err := named.Open(o.Device, o.Threads)
 	if err != nil {
 		return err
 	}
-	defer processor.Close()
+	defer device.Close()
 	limits := backend.Limits{
 		MaxTokens: stepTokens, MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,
 		Exact: o.Exact || o.Logits != "",
@@ -105,7 +105,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if o.Logits != "" {
 		limits.MaxRows = stepTokens
 	}
-	program, err := processor.Compile(ctx, m.Graph, m.Weights, limits)
+	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
 	if err != nil {
 		return noRoom(path, err, "fewer --max-tokens or a shorter prompt")
 	}

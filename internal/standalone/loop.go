@@ -190,7 +190,7 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 // pool is p, with what keeps another worker of it from being made.
 func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) controllers.Pool {
 	is := controllers.Pool{InferencePool: p, Hash: hashOf(p), MadeUp: madeUp(p)}
-	if asked(p) == 0 && l.server.o.Emulate == "" {
+	if asked(p) == 0 && !l.server.o.ownMemory() {
 		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
 	key := is.Key()

@@ -23,6 +23,7 @@ import (
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
 	"github.com/estiba/estiba/internal/history"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -39,9 +40,13 @@ type Options struct {
 	Threads  int           // of each worker, that compute; 0: as many as the processor and the CPU quota allow
 	Version  string        // of the program
 	CacheDir string        // where fetched models are kept; empty: the user's cache folder
+	Device   string        // what computes, as named.Resolve takes it; empty: the processor
 	Emulate  string        // file that describes GPUs which are not there, and which every worker has; empty: the processor is the device
 	Log      *slog.Logger
 }
+
+// ownMemory says that devices bring memory of their own, and do not divide the machine's.
+func (o Options) ownMemory() bool { return o.Emulate != "" || o.Device == named.CUDA }
 
 // emulatedMemory is that of the machine for workers whose devices bring their own: more than they ask for.
 const emulatedMemory = 1 << 50
@@ -55,6 +60,7 @@ const gatewayName = "estiba.gateway"
 // Server is one standalone process.
 type Server struct {
 	o       Options
+	asked   int64 // Memory as it was given
 	gateway *gateway.Gateway
 	loop    *loop
 	history *history.Recorder
@@ -79,12 +85,17 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	asked := o.Memory
 	o.Memory = machine.Capacity
 	most, limit := device.Most(nil) // before models take it
 	if o.Emulate != "" {
 		if _, err := device.Emulated(o.Emulate, nil, o.Log); err != nil {
 			return err
 		}
+		o.Memory = emulatedMemory
+	} else if o.Device, err = named.Resolve(o.Device, o.Log); err != nil {
+		return err
+	} else if o.Device == named.CUDA {
 		o.Memory = emulatedMemory
 	}
 	l, err := net.Listen("tcp", o.Listen)
@@ -99,7 +110,7 @@ func Run(ctx context.Context, o Options) error {
 	metrics := newMetrics()
 	workers := fleet.New(client, fleet.Options{Log: o.Log})
 	routes := fleet.New(client, fleet.Options{Log: o.Log})
-	s := &Server{o: o, manifests: manifests, history: history.NewRecorder(history.RecorderOptions{Log: o.Log})}
+	s := &Server{o: o, asked: asked, manifests: manifests, history: history.NewRecorder(history.RecorderOptions{Log: o.Log})}
 	s.gateway = gateway.New(routes, gateway.Options{
 		Name: gatewayName, Log: o.Log, Registry: metrics.own,
 		Token: func() string { return fleet.GatewayToken(key) },

@@ -14,6 +14,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/source"
+	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/server"
 	"github.com/estiba/estiba/runtime/worker"
@@ -79,8 +80,10 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 func (l *loop) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
 	file := l.server.o.Emulate
 	if file == "" {
-		cpu, err := device.CPU(claim)
-		return []device.Device{cpu}, nil, err
+		if l.server.o.Device == named.CUDA {
+			claim.Memory = l.server.asked // of each device
+		}
+		return named.Claim(l.server.o.Device, claim, held, log)
 	}
 	m, err := device.Emulated(file, held, log)
 	if err != nil {

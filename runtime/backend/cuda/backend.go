@@ -37,6 +37,12 @@ const (
 	smallStepExtents = 4
 )
 
+// Count is how many devices the driver gives to this process; the error is an ErrNone where that is none.
+func Count() (int, error) {
+	infos, err := driver.Devices()
+	return len(infos), none(err)
+}
+
 // Devices are the CUDA devices of this machine as a worker may claim them: what is free on each, less overhead and
 // headroom, and Memory of each at most. They are opened for that, and stay so for New, since opening one takes long.
 // The error is an ErrNone where there is no driver, or no device that it gives to this process.
@@ -103,10 +109,15 @@ func (f *contexts) take(ordinal int) (*driver.Context, error) {
 
 func none(err error) error {
 	if errors.Is(err, driver.ErrNoDriver) {
-		return fmt.Errorf("%w: %w", ErrNone, err)
+		return noDriver{err}
 	}
 	return err
 }
+
+// noDriver is an ErrNone in the driver's words.
+type noDriver struct{ error }
+
+func (e noDriver) Unwrap() []error { return []error{ErrNone, e.error} }
 
 // Backend is one device. It implements backend.Backend.
 type Backend struct {
@@ -223,6 +234,43 @@ func (b *Backend) Close() error {
 
 // Name of the device.
 func (b *Backend) Name() string { return b.name }
+
+// Model of the device, as its maker calls it.
+func (b *Backend) Model() string { return b.info.Name }
+
+// Bandwidth of the device's memory, in bytes per second: what is read and written while it copies, at best.
+func (b *Backend) Bandwidth() (float64, error) {
+	const pairs, rounds = 64, 8
+	b.step.Lock()
+	defer b.step.Unlock()
+	free, _ := b.slab.counts()
+	size := int64(min(free/4, pairs)) * Extent
+	r, err := b.slab.room(2 * size)
+	if err != nil || size == 0 {
+		return 0, fmt.Errorf("measure the memory of %s, of which %d extents are free: %w", b.name, free, err)
+	}
+	defer b.slab.release(&r)
+	var events [2]*driver.Event
+	for i := range events {
+		if events[i], err = b.context.NewEvent(); err != nil {
+			return 0, b.fault(err)
+		}
+		defer events[i].Close()
+	}
+	best := 0.0
+	for range rounds {
+		err := errors.Join(b.stream.Record(events[0]), b.stream.Copy(r.at, r.at+kernels.Address(size), size), b.stream.Record(events[1]), b.stream.Synchronize())
+		if err != nil {
+			return 0, b.fault(err)
+		}
+		took, err := events[1].Since(events[0])
+		if err != nil {
+			return 0, b.fault(err)
+		}
+		best = max(best, float64(2*size)/max(took.Seconds(), 1e-9))
+	}
+	return best, nil
+}
 
 // Supports every kind of op, on weights of every format.
 func (b *Backend) Supports(k graph.Kind, d tensor.DType) bool {
@@ -347,6 +395,10 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 		}
 	}
 	if err := p.place(sources); err != nil {
+		if errors.Is(err, errFull) {
+			free, _ := b.slab.counts()
+			err = &backend.NoRoomError{Need: p.bytes, Have: int64(free) * Extent, Bound: "free on " + b.name}
+		}
 		return nil, errors.Join(err, p.Close())
 	}
 	pieces, err := p.pieces(sources)

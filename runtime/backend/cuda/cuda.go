@@ -33,6 +33,9 @@ type Options struct {
 // Name of a device by its number as the driver counts.
 func Name(ordinal int) string { return fmt.Sprintf("gpu-%d", ordinal) }
 
+// IsName says whether a name may be that of a device.
+func IsName(name string) bool { _, err := ordinal(name); return err == nil }
+
 // ordinal of a device's name.
 func ordinal(name string) (int, error) {
 	n, err := strconv.Atoi(strings.TrimPrefix(name, "gpu-"))

@@ -11,6 +11,9 @@ import (
 
 var errBuild = fmt.Errorf("%w: this program was built without CUDA; build it with 'source <(hack/cuda/env.sh) && go build -tags cuda ./cmd/estiba', or compute with --device cpu", ErrNone)
 
+// Count of this machine's devices: none, in this build.
+func Count() (int, error) { return 0, errBuild }
+
 // Devices of this machine: none, in this build.
 func Devices(device.Options) ([]device.Device, error) { return nil, errBuild }
 

@@ -83,6 +83,9 @@ func up(n int64) int64 { return (n + 255) &^ 255 }
 
 // place claims the memory of a program.
 func (p *program) place(sources []source) (err error) {
+	l := p.bounds.Limits
+	p.bytes.Workspace = p.graph.WorkspaceBytes(l.MaxTokens, l.MaxRows)
+	p.bytes.KV = max(product(2, 2, p.cache.Layers, max(l.BlockTokens, 0), p.cache.Width, max(l.Blocks, 0)), 0)
 	var sizes []int64
 	for _, s := range sources {
 		n := heldBytes(s.stored)
@@ -142,7 +145,7 @@ func (p *program) placeCache() (err error) {
 		if p.own, err = p.b.slab.room(p.stride * int64(l.Blocks+1)); err != nil {
 			return fmt.Errorf("%d blocks of %d bytes: %w", l.Blocks, bytes, err)
 		}
-		p.kv, p.bounds.blocks, p.bytes.KV = p.own.at, l.Blocks, bytes*int64(l.Blocks)
+		p.kv, p.bounds.blocks = p.own.at, l.Blocks
 	case l.PerExtent < 1 || l.PerExtent&(l.PerExtent-1) != 0:
 		return fmt.Errorf("%d blocks of its own and %d in an extent: one must be at least 1, the latter a power of two", l.Blocks, l.PerExtent)
 	case bytes > Extent/int64(l.PerExtent):
@@ -183,7 +186,6 @@ func (p *program) placeWorkspace() (err error) {
 		}
 		all += up(n)
 	}
-	p.bytes.Workspace = p.graph.WorkspaceBytes(l.MaxTokens, l.MaxRows)
 	room := max(p.bytes.Workspace-all, 0) // more than the estimate is little, and lies within its last extent
 	if p.workspace, err = p.b.slab.room(all + room); err != nil {
 		return fmt.Errorf("%d bytes: %w", all+room, err)
