@@ -98,7 +98,7 @@ func (s *Stream) LaunchAll(launches []Launch) error {
 	}
 	var launched C.int
 	if r := C.estiba_launch_all(s.c.c, s.stream(), s.staged, C.int(len(launches)), &launched); r != C.CUDA_SUCCESS {
-		return failed(fmt.Sprintf("launch kernel %s (%d of %d)", launches[min(int(launched), len(launches)-1)].Kernel.name, launched+1, len(launches)), r)
+		return failed(fmt.Sprintf("launch kernel %s (%d of %d)", launches[launched].Kernel.name, launched+1, len(launches)), r)
 	}
 	return nil
 }
