@@ -1,8 +1,8 @@
 // attention.cu: y = softmax(cap(scale q·k)) v of each query head, over a paged cache of halves, or, for
-// encoders, over the keys and values of the step. Spans of one token are taken by attendDecode*, which
-// divides the context among blocks and has attendCombine put the parts together; longer spans by
-// attendPrefill*, in tiles of 64 rows by 64 keys on tensor cores. attend does any of it, of any head
-// dimension, slowly: it is what the others are compared with, and what is left to odd shapes.
+// encoders, over the keys and values of the step. Spans of one token are taken by attendDecode*, longer
+// spans by attendPrefill*, in tiles of 64 rows by 64 keys on tensor cores. Where there are few of them both
+// divide a context among blocks, and have attendCombine put the parts together. attend does any of it, of
+// any head dimension, slowly: it is what the others are compared with, and what is left to odd shapes.
 // Sources: arXiv:1805.02867 (the running maximum), arXiv:2307.08691 (tiles).
 #include "gpu.cuh"
 
@@ -21,7 +21,7 @@ struct Params {
 	const u8 *keys, *values;        // of position 0 of block 0 in the layer: halves [kvHeads, headDim] a position
 	const i32 *spanFirst, *spanOf;  // [spans+1] first row of each span; [T] span of each row
 	const i32 *context, *tables;    // [spans] positions in the cache, this step's too; [spans, tableStride] block numbers
-	f32* scratch;                   // of attendDecode
+	f32* scratch;                   // [units, heads, splits, headDim] weighted sums of parts, then [units, heads, splits, 2] their largest score and sum
 	i64 blockStride;                // bytes from block to block
 	u32 blockUnits, blockInverse;   // the same in 16 bytes; 2^31/blockTokens, rounded up
 	i32 tableStride, blockTokens, heads, kvHeads, headDim;
@@ -29,6 +29,7 @@ struct Params {
 	f32 scale, softCap;             // softCap 0: none
 	i32 splits, spans;              // parts of the context at most; spans of the step
 	i32 least;                      // attendPrefill: spans of fewer tokens are attendDecode's
+	i32 units;                      // whose parts are in scratch: spans, or with least the rows of the step
 	i32 bidirectional;              // all queries of a span attend to all its keys, in rows of keys and values as those of q
 };
 
@@ -104,14 +105,28 @@ DEVICE void general(const Params& p) {
 	for (i32 d = lane; d < dim; d += 32) p.y[at + d] = end > from ? y[d] / sum : 0;
 }
 
-// A query at its span's end attends to positions from to end, of which a part takes so many.
+// Reach of queries: they attend to positions from to end, of which a part takes so many.
 struct Reach {
 	i32 from, end, part;
 };
-DEVICE Reach reach(const Params& p, i32 span) {
-	const i32 end = p.context[span], from = p.window > 0 ? larger(0, end - p.window) : 0;
+DEVICE Reach divided(const Params& p, i32 from, i32 end, i32 least) {
 	const i32 part = ((end - from + p.splits - 1) / p.splits + 63) / 64 * 64;
-	return {from, end, larger(part, 128)}; // a short part is not worth a block
+	return {from, end, larger(part, least)}; // a short part is not worth a block
+}
+DEVICE i32 partsOf(const Reach& r) { return (r.end - r.from + r.part - 1) / r.part; }
+
+// reach of the query at a span's end.
+DEVICE Reach reach(const Params& p, i32 span) {
+	const i32 end = p.context[span];
+	return divided(p, p.window > 0 ? larger(0, end - p.window) : 0, end, 128);
+}
+
+// reachOfTile is that of all 64 rows of a tile, the queries of a span of so many tokens times the heads of a key head. base
+// is the position of the span's first token.
+DEVICE Reach reachOfTile(const Params& p, i32 base, i32 tokens, i32 tile) {
+	if (p.bidirectional) return {0, tokens, tokens};
+	const i32 shared = p.heads / p.kvHeads, end = base + (smaller(tile * 64 + 64, tokens * shared) - 1) / shared + 1;
+	return divided(p, p.window > 0 ? larger(0, base + tile * 64 / shared + 1 - p.window) : 0, end, 256);
 }
 
 DEVICE void unpack(f32 (&f)[8], u32x4 v) {
@@ -320,7 +335,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 	}
 	barrier();
 	const bool alone = r.end - r.from <= r.part;
-	f32 *const parts = p.scratch, *const states = parts + i64(p.spans) * p.heads * p.splits * dim;
+	f32 *const parts = p.scratch, *const states = parts + i64(p.units) * p.heads * p.splits * dim;
 	for (i32 i = threadIdx.x; i < heads * dim; i += 128) {
 		const i32 h = i / dim, d = i % dim;
 		f32 most = lowest, all = 0, value = 0;
@@ -342,15 +357,18 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 
 constexpr i32 SPLITS = 64; // at most
 
-// combine has the parts of a query head of a span put together, each in relation to the largest score of all.
+// combine has the parts of a row's query head put together, each in relation to the largest score of all.
 DEVICE void combine(const Params& p, f32* weights, f32* scratch) {
-	const i32 span = blockIdx.y, head = blockIdx.x, row = p.spanFirst[span], dim = p.headDim, thread = threadIdx.x;
-	if (p.spanFirst[span + 1] - row != 1) return;
-	const Reach r = reach(p, span);
-	const i32 used = (r.end - r.from + r.part - 1) / r.part;
+	const i32 unit = blockIdx.y, head = blockIdx.x, thread = threadIdx.x, dim = p.headDim;
+	const bool rows = p.least > 0;
+	const i32 span = rows ? p.spanOf[unit] : unit, start = p.spanFirst[span], tokens = p.spanFirst[span + 1] - start, row = rows ? unit : start;
+	if (rows ? tokens < p.least : tokens != 1) return;
+	const i32 shared = p.heads / p.kvHeads;
+	const Reach r = rows ? reachOfTile(p, p.context[span] - tokens, tokens, ((row - start) * shared + head % shared) / 64) : reach(p, span);
+	const i32 used = partsOf(r);
 	if (used <= 1) return;
-	const i64 first = (i64(span) * p.heads + head) * p.splits;
-	const f32 *parts = p.scratch + first * dim, *states = p.scratch + i64(p.spans) * p.heads * p.splits * dim + 2 * first;
+	const i64 first = (i64(unit) * p.heads + head) * p.splits;
+	const f32 *parts = p.scratch + first * dim, *states = p.scratch + i64(p.units) * p.heads * p.splits * dim + 2 * first;
 	const f32 largest = thread < used ? states[2 * thread] : lowest;
 	const f32 most = blockMax(largest, scratch), weight = thread < used ? power(largest - most) : 0;
 	const f32 all = blockSum(thread < used ? states[2 * thread + 1] * weight : 0, scratch);
@@ -415,7 +433,9 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 	const i32 base = p.bidirectional ? 0 : p.context[span] - tokens; // position of the span's first token
 	const i32 start = tile * 64, firstQuery = start / shared, lastQuery = (smaller(start + 64, count) - 1) / shared;
 	const i32 window = p.bidirectional ? 0 : p.window;
-	const i32 to = p.bidirectional ? tokens : base + lastQuery + 1, from = window > 0 ? larger(0, base + firstQuery + 1 - window) : 0;
+	const Reach reached = reachOfTile(p, base, tokens, tile);
+	const i32 split = blockIdx.z, from = reached.from + split * reached.part, to = smaller(from + reached.part, reached.end);
+	if (split > 0 && from >= to) return;
 	const u8 *const keys = p.keys + 2 * i64(kvHead) * dim, *const values = p.values + 2 * i64(kvHead) * dim;
 
 	if (threadIdx.x < 64) rows[threadIdx.x] = from + i32(threadIdx.x) < to ? rowOf(p, span, first, from + threadIdx.x) : -1;
@@ -545,8 +565,18 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 		sum[r] += shuffleXor(sum[r], 2);
 		const i32 f = start + 16 * warp + lane / 4 + 8 * r;
 		if (f >= count) continue;
+		const i64 row = i64(first + f / shared) * p.heads + kvHead * shared + f % shared;
+		if (partsOf(reached) > 1) {
+			const i64 part = row * p.splits + split;
+			f32 *const parts = p.scratch + part * dim + lane % 4 * 2, *const state = p.scratch + i64(p.units) * p.heads * p.splits * dim + 2 * part;
+#pragma unroll
+			for (int i = 0; i < 2 * STEPS; i++)
+				if (i * 8 < dim) *(f32x2*)(parts + i * 8) = {y[i][2 * r], y[i][2 * r + 1]};
+			if (lane % 4 == 0) state[0] = largest[r], state[1] = sum[r];
+			continue;
+		}
 		const f32 inverse = to > from ? 1 / sum[r] : 0;
-		f32* const out = p.y + (i64(first + f / shared) * p.heads + kvHead * shared + f % shared) * dim + lane % 4 * 2;
+		f32* const out = p.y + row * dim + lane % 4 * 2;
 #pragma unroll
 		for (int i = 0; i < 2 * STEPS; i++)
 			if (i * 8 < dim) *(f32x2*)(out + i * 8) = {y[i][2 * r] * inverse, y[i][2 * r + 1] * inverse};

@@ -33,7 +33,9 @@ type AttentionParams struct {
 	splits        int32
 	spans         int32
 	least         int32
+	units         int32
 	bidirectional int32
+	_             int32
 }
 
 // AttentionStep is what must be known of a step before it is launched. In a graph that is captured for many steps, all
@@ -64,10 +66,12 @@ func (p *AttentionParams) together() int {
 }
 
 const (
-	smallPart = 128 // of a context, that a block of attendDecode is for at least
-	mostParts = 64  // SPLITS of attention.cu
+	smallPart   = 128 // of a context, that a block of attendDecode is for at least
+	prefillPart = 256 // and of attendPrefill
+	mostParts   = 64  // SPLITS of attention.cu
 	// Some blocks more than a processor has at a time, so that one long context among short ones is no block's alone.
-	blocksPerProcessor = 16
+	blocksPerProcessor   = 16
+	prefillsPerProcessor = 2
 )
 
 // divide says in how many parts a context is at most.
@@ -81,14 +85,30 @@ func (p *AttentionParams) divide(s AttentionStep) int {
 	return max(1, min(want, int(blocks(longest, smallPart)), mostParts))
 }
 
+// divideTiles says in how many parts the contexts of tiles are at most: as many as make a block for each of the places that
+// processors have for them, so that a short span behind a long context is not a few blocks' alone.
+func (p *AttentionParams) divideTiles(s AttentionStep) int {
+	longest := s.Context
+	if p.Window > 0 {
+		longest = min(longest, int(p.Window)+64)
+	}
+	want := prefillsPerProcessor * s.Processors / max(1, p.tiles(s.Tokens, s.Spans)*int(p.KVHeads))
+	return max(1, min(want, int(blocks(longest, prefillPart)), mostParts))
+}
+
+// tiles of 64 rows of the spans' queries times the query heads of a key head, at most: each span rounds up.
+func (p *AttentionParams) tiles(tokens, spans int) int {
+	return (tokens*int(p.Heads/p.KVHeads) + 63*spans) / 64
+}
+
 // AttentionScratch is how many bytes Attention needs for such a step, or a smaller one.
 func AttentionScratch(p AttentionParams, s AttentionStep) int64 {
 	if p.odd() {
 		return 0
 	}
-	// With fewer spans there may be more parts, so that the product stays below this.
+	// With fewer spans, or tiles, there may be more parts, so that the products stay below this.
 	blocksAtMost := int64(blocksPerProcessor*s.Processors) + int64(s.Spans)*int64(p.KVHeads*int32(blocks(int(p.Heads/p.KVHeads), p.together())))
-	rows := blocksAtMost * int64(p.together())
+	rows := max(blocksAtMost*int64(p.together()), int64(64*prefillsPerProcessor*s.Processors))
 	return 4 * rows * int64(p.HeadDim+2)
 }
 
@@ -103,7 +123,7 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	var all []Launch
 	if s.Single > 0 {
 		p := p
-		p.splits = int32(p.divide(s))
+		p.splits, p.units = int32(p.divide(s)), int32(s.Spans)
 		together := p.together()
 		lanes := 8
 		for lanes*8 < int(p.HeadDim) {
@@ -119,8 +139,11 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	}
 	if s.Single < s.Spans {
 		p := p
-		p.least = 2
+		p.least, p.splits, p.units = 2, int32(p.divideTiles(s)), int32(s.Tokens)
 		all = append(all, p.prefill(s.Tokens, s.Spans))
+		if p.splits > 1 {
+			all = append(all, launch("attendCombine", [3]uint32{uint32(p.Heads), uint32(s.Tokens), 1}, 128, 0, &p))
+		}
 	}
 	return all
 }
@@ -148,7 +171,7 @@ func BidirectionalAttention(p AttentionParams, tokens, spans int) []Launch {
 		n                    int64
 	}{p.Keys, p.Values, p.Scratch, n}
 	p.Keys, p.Values = p.Scratch, p.Scratch+Address(2*n)
-	p.bidirectional, p.spans, p.BlockStride, p.BlockTokens = 1, int32(spans), 0, 1
+	p.bidirectional, p.spans, p.splits, p.BlockStride, p.BlockTokens = 1, int32(spans), 1, 0, 1
 	halves := launch("attendNarrow", [3]uint32{min(blocks(int(2*n), 256), 4096), 1, 1}, 256, 0, &narrow)
 	// values begin at a multiple of 16 bytes where heads have one
 	if p.odd() {
@@ -166,8 +189,8 @@ func (p AttentionParams) prefill(tokens, spans int) Launch {
 	}
 	// Queries, keys and values of a tile, their rows padded by 8 halves; starts of two tiles' rows.
 	shared := 3*64*2*(dim+8) + 2*64*8
-	tiles := (tokens*int(p.Heads/p.KVHeads) + 63*spans) / 64 // at most: each span rounds up
-	return launch(fmt.Sprintf("attendPrefill%d", dim), [3]uint32{uint32(tiles), uint32(p.KVHeads), 1}, 128, uint32(shared), &p)
+	grid := [3]uint32{uint32(p.tiles(tokens, spans)), uint32(p.KVHeads), uint32(p.splits)}
+	return launch(fmt.Sprintf("attendPrefill%d", dim), grid, 128, uint32(shared), &p)
 }
 
 func (p *AttentionParams) check() {

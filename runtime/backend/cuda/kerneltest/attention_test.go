@@ -291,11 +291,16 @@ func TestAttentionPrefill(t *testing.T) {
 		{heads: 5, kvHeads: 1, dim: 72, blockTokens: 16, tokens: []int{2, 2, 2, 1, 1, 2}, context: []int{2, 3, 64, 65, 1, 66}},
 		{heads: 2, kvHeads: 1, dim: 16, blockTokens: 4, tokens: append(filled(33, 1), 3, 3), context: append(filled(33, 2), 9, 64)},
 		{heads: 2, kvHeads: 1, dim: 64, blockTokens: 16, tokens: []int{66}, context: []int{66}, size: 50},
+		// Contexts divided among blocks.
+		{heads: 4, kvHeads: 2, dim: 64, blockTokens: 16, tokens: []int{3}, context: []int{1000}, processors: 16},
+		{heads: 3, kvHeads: 1, dim: 40, blockTokens: 16, tokens: []int{30, 1, 2, 5}, context: []int{600, 700, 255, 257}, processors: 20},
+		{heads: 2, kvHeads: 1, dim: 128, blockTokens: 32, tokens: []int{70}, context: []int{700}, window: 520, processors: 30},
+		{heads: 1, kvHeads: 1, dim: 256, blockTokens: 16, tokens: []int{2, 1}, context: []int{513, 400}, softCap: 20, processors: 30},
 	} {
 		if c.size == 0 {
 			c.size = 1
 		}
-		c.processors = 1
+		c.processors = max(1, c.processors)
 		newAttentionStep(c, rand.New(rand.NewPCG(2, uint64(i)))).compare(t, d)
 	}
 }
