@@ -55,9 +55,10 @@ func (s *station) device(name string) *worker.Device {
 	return nil
 }
 
-// losing: one of the devices is lost, so that nothing that has its home there can serve.
+// losing: one of the devices is lost, or the worker has come back without it, so that nothing that has its home
+// there can serve.
 func (s *station) losing(devices []string) bool {
-	return slices.ContainsFunc(devices, func(name string) bool { d := s.device(name); return d != nil && d.Lost() })
+	return s.Report != nil && slices.ContainsFunc(devices, func(name string) bool { d := s.device(name); return d == nil || d.Lost() })
 }
 
 // abandon lets workers go of which no device is left.
@@ -141,9 +142,9 @@ func (d *decision) degradation(p *pool) *status.Part {
 			say := fmt.Sprintf("Device %s of worker %s is", at.Name, s.Name)
 			switch at.Health.State {
 			case worker.DeviceLost:
-				lost = append(lost, fmt.Sprintf("%s lost: %s", say, sentence(at.Health.Message)))
+				lost = append(lost, fmt.Sprintf("%s lost: %s", say, complaint(at)))
 			case worker.DeviceDegraded:
-				poor = append(poor, fmt.Sprintf("%s degraded: %s", say, sentence(at.Health.Message)))
+				poor = append(poor, fmt.Sprintf("%s degraded: %s", say, complaint(at)))
 			}
 		}
 	}
@@ -162,6 +163,11 @@ func (d *decision) degradation(p *pool) *status.Part {
 		return &status.Part{Reason: v1alpha1.ReasonSucceeded}
 	}
 	return nil
+}
+
+// complaint is what a device says is the matter with it.
+func complaint(at *worker.Device) string {
+	return sentence(cmp.Or(at.Health.Message, at.Health.Reason, "it does not say why"))
 }
 
 // mostAccelerators bounds a pool's status.
@@ -206,7 +212,7 @@ func (d *decision) accelerators(p *pool) []v1alpha1.AcceleratorStatus {
 	slices.SortFunc(all, func(a, b v1alpha1.AcceleratorStatus) int {
 		return cmp.Or(cmp.Compare(a.Worker, b.Worker), cmp.Compare(a.Device, b.Device))
 	})
-	return all[:min(len(all), mostAccelerators)]
+	return all
 }
 
 // steady is a figure as it was, unless it is now further from that than slack of it.

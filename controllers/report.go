@@ -375,7 +375,7 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: h.ends() + " on " + at + ", which is on its way out" + h.station.cause() + "; then the model gets another home."}
 	case h.station.Report == nil:
 		return status.Verdict{Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true, Message: "The model has a home on " + at + ", which has not reported yet."}
-	case h.state == nil:
+	case h.state == nil || !slices.Equal(h.state.Devices, h.devices): // it speaks of the home that this one follows
 		return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "Assigned to " + at + ", device " + strings.Join(h.devices, ", ") + "."}
 	}
 	reason := cmp.Or(h.state.Reason, v1alpha1.ReasonRefused)
@@ -672,8 +672,9 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 	s.Models = int32(len(models))
 	s.Memory = v1alpha1.MemoryStatus{Capacity: quantity(capacity), Allocated: quantity(used)}
 	s.Summary = v1alpha1.PoolSummary{Workers: fmt.Sprintf("%d/%d", s.ReadyWorkers, s.Workers), Memory: brief(used) + " / " + brief(capacity)}
-	s.Accelerators = d.accelerators(p)
-	s.Summary.Utilization, s.Summary.Power = drawn(s.Accelerators)
+	all := d.accelerators(p)
+	s.Accelerators = all[:min(len(all), mostAccelerators)]
+	s.Summary.Utilization, s.Summary.Power = drawn(all)
 	v := p.withBrake(d.poolVerdict(p, s))
 	v.Degraded = d.degradation(p)
 	s.Conditions = v.Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
