@@ -308,16 +308,12 @@ func sameState(a, b worker.State) bool {
 }
 
 func sameDevice(a, b worker.Device) bool {
-	if (a.Readings == nil) != (b.Readings == nil) || a.Readings != nil && !sameReadings(a.Readings, b.Readings) {
+	if (a.Readings == nil) != (b.Readings == nil) || a.Readings != nil && a.Readings.TotalBytes != b.Readings.TotalBytes {
 		return false
 	}
 	a.Load, b.Load = 0, 0
 	a.Readings, b.Readings = nil, nil
 	return a == b
-}
-
-func sameReadings(a, b *worker.Readings) bool {
-	return a.TotalBytes == b.TotalBytes && slices.Equal(a.Throttled, b.Throttled)
 }
 
 func sameHome(a, b worker.HomeState) bool {

@@ -405,7 +405,7 @@ func TestSameState(t *testing.T) {
 	for _, path := range []string{"State.Time", "State.Devices[0].Load", "State.Homes[0].Load", "State.Homes[0].BusySeconds", "State.Homes[0].Awake",
 		"State.Homes[0].IdleSeconds", "State.Homes[0].ResidentSeconds", "State.Homes[0].EnergyJoules", "State.Homes[0].Tokens",
 		"State.Devices[0].Readings.FreeBytes", "State.Devices[0].Readings.OthersBytes", "State.Devices[0].Readings.Utilization", "State.Devices[0].Readings.PowerWatts",
-		"State.Devices[0].Readings.TemperatureCelsius", "State.Devices[0].Readings.EnergyJoules", "State.Devices[0].Readings.IdleJoules"} {
+		"State.Devices[0].Readings.TemperatureCelsius", "State.Devices[0].Readings.EnergyJoules", "State.Devices[0].Readings.IdleJoules", "State.Devices[0].Readings.Throttled[0]"} {
 		moves[path] = true
 	}
 	var was worker.State

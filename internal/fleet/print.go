@@ -6,11 +6,12 @@ import (
 )
 
 // moves reports whether the values of a key of a report move by themselves, all
-// numbers or times: two reports that differ in nothing else say the same.
+// numbers, times or words, as a device at its power limit has them every other second: two
+// reports that differ in nothing else say the same.
 func moves(key []byte) bool {
 	switch string(key) {
 	case "time", "load", "busySeconds", "awake", "idleSeconds", "residentSeconds",
-		"energyJoules", "tokens", "freeBytes", "othersBytes", "utilization", "powerWatts", "temperatureCelsius", "idleJoules":
+		"energyJoules", "tokens", "freeBytes", "othersBytes", "utilization", "powerWatts", "temperatureCelsius", "idleJoules", "throttled":
 		return true
 	}
 	return false
@@ -57,8 +58,13 @@ func stringEnd(b []byte) int {
 	}
 }
 
-// valueEnd is where a number, a time or null ends that begins with b's colon.
+// valueEnd is where a number, a time, null or a list of words ends that begins with b's colon.
 func valueEnd(b []byte) int {
+	if len(b) > 1 && b[1] == '[' {
+		if end := bytes.IndexByte(b, ']'); end >= 0 {
+			return end + 1
+		}
+	}
 	for i, c := range b {
 		if c == ',' || c == '}' || c == ']' {
 			return i
