@@ -41,7 +41,7 @@ func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) 
 			Description: fmt.Sprintf("%s, %s, %d %% headroom", u.Name, why, o.Headroom),
 		}
 		if d.Capacity == 0 {
-			return nil, fmt.Errorf("device %s (%s) has no room for a model: %s", u.UUID, u.Name, why)
+			return nil, fmt.Errorf("device %s (%s) has no room for a model: %s; end what others run there, or give this process another device", u.UUID, u.Name, why)
 		}
 		claimed = append(claimed, d)
 	}

@@ -5,9 +5,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +44,7 @@ import (
 //	  mig:                               # it is split, and these are the devices
 //	  - {uuid: MIG-1, profile: 3g.40gb, memory: 40Gi, others: 1Gi}
 //
-// A figure that is left out is absent. What MIG instances cannot tell (energy, power, utilization) they do not
+// A figure that is left out is absent. At most 64 KiB are read, which describe hundreds of devices. What MIG instances cannot tell (energy, power, utilization) they do not
 // tell here either; temperature, throttling, errors and XIDs are their GPU's.
 type Emulation struct {
 	path string
@@ -50,7 +52,7 @@ type Emulation struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	text    []byte // of the file when last read, good or not
+	text    []byte // of the file when its description came into force
 	wrong   string // what was wrong with it, as logged
 	gpus    []gpu
 	energy  map[string]*counter // UUID -> grown with power
@@ -121,7 +123,7 @@ func (s *size) UnmarshalJSON(b []byte) error {
 // them, log is told about contents that cannot be used; nil means slog.Default().
 func Emulated(path string, held Held, log *slog.Logger) (*Emulation, error) {
 	e := &Emulation{path: path, held: held, log: cmp.Or(log, slog.Default()), energy: map[string]*counter{}, closed: make(chan struct{})}
-	text, err := os.ReadFile(path)
+	text, err := contents(path)
 	if err != nil {
 		return nil, fmt.Errorf("read emulated devices: %w", err)
 	}
@@ -132,6 +134,23 @@ func Emulated(path string, held Held, log *slog.Logger) (*Emulation, error) {
 	e.text = text
 	e.take(gpus, time.Now())
 	return e, nil
+}
+
+// mostText of a description is read.
+const mostText = 64 << 10
+
+// contents of a file, which somebody may write at this time.
+func contents(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, mostText+1))
+	if err == nil && len(text) > mostText {
+		err = fmt.Errorf("%s is longer than %d KiB; describe fewer devices", path, mostText>>10)
+	}
+	return text, err
 }
 
 // describe reads a file's contents.
@@ -154,16 +173,19 @@ func describe(text []byte) ([]gpu, error) {
 		if err := g.check(seen); err != nil {
 			return nil, err
 		}
+		if g.Profile != "" {
+			return nil, fmt.Errorf("device %s: only MIG instances have a profile; write it into mig", g.UUID)
+		}
 		for k := range g.MIG {
 			m := &g.MIG[k]
 			m.UUID = cmp.Or(m.UUID, fmt.Sprintf("MIG-emulated-%d-%d", i, k))
+			if said := (gpu{UUID: m.UUID, Profile: m.Profile, Memory: m.Memory, Others: m.Others, Processes: m.Processes}); !reflect.DeepEqual(*m, said) {
+				return nil, fmt.Errorf("MIG instance %s: only uuid, profile, memory, others and processes can be said of it", m.UUID)
+			}
 			m.Name = strings.TrimSpace(g.Name + " MIG " + m.Profile)
 			m.PCI = g.PCI
 			if err := m.check(seen); err != nil {
 				return nil, err
-			}
-			if len(m.MIG) > 0 || m.Power != nil || m.Energy != nil || m.Utilization != nil || len(m.XIDs) > 0 || len(m.Throttled) > 0 {
-				return nil, fmt.Errorf("MIG instance %s: only uuid, profile, memory, others and processes can be said of it", m.UUID)
 			}
 		}
 	}
@@ -193,19 +215,25 @@ func (g *gpu) check(seen map[string]bool) error {
 			return what("%v is below zero", *n)
 		}
 	}
-	for _, t := range g.Throttled {
-		if !slices.Contains(reasons, t) {
-			return what("throttled has %q; write of %s", t, strings.Join(reasons, ", "))
+	for i, t := range g.Throttled {
+		if !slices.Contains(reasons, t) || slices.Contains(g.Throttled[:i], t) {
+			return what("throttled has %q; write of %s, each once", t, strings.Join(reasons, ", "))
+		}
+	}
+	for _, xid := range g.XIDs {
+		if xid <= 0 {
+			return what("xids has %d; write numbers of NVIDIA's list, as in [79]", xid)
 		}
 	}
 	seen[g.UUID] = true
 	return nil
 }
 
+// strangers' memory; no more than can be counted.
 func (g *gpu) strangers() size {
 	sum := size(0)
 	for _, p := range g.Processes {
-		sum += p.Memory
+		sum += min(p.Memory, math.MaxInt64-sum)
 	}
 	return max(sum, g.Others)
 }
@@ -215,7 +243,7 @@ func (g *gpu) gone() bool { return g.Gone || slices.Contains(g.XIDs, 79) }
 
 // look reads the file again. e.mu is held.
 func (e *Emulation) look(now time.Time) {
-	text, err := os.ReadFile(e.path)
+	text, err := contents(e.path)
 	if err == nil {
 		if bytes.Equal(text, e.text) {
 			return
