@@ -32,6 +32,14 @@ test: ## everything that needs only Go
 test-cuda: ## what runs on GPUs, on emulated ones
 	@hack/cuda/test.sh
 
+.PHONY: test-gpu
+test-gpu: ## what runs on GPUs, on this machine's first one (see hack/cuda/gpu.sh for another machine's)
+	@hack/cuda/gpu.sh test
+
+.PHONY: bench-gpu
+bench-gpu: ## this machine's first GPU against what is aimed at: a table, and JSON in bin/gpu
+	@hack/cuda/gpu.sh bench
+
 .PHONY: test-arm64
 test-arm64: ## build for arm64, and test what computes under qemu
 	@hack/test-arm64.sh
@@ -69,8 +77,8 @@ kernels: ## compile kernels/cpu/c to Go assembly, kernels/cuda to images for GPU
 	@hack/kernels.sh && hack/cuda/kernels.sh
 
 .PHONY: verify-kernels
-verify-kernels: ## fail where kernels differ from what kernels/cpu/c gives
-	@hack/kernels.sh -verify
+verify-kernels: ## fail where kernels differ from what their sources give
+	@hack/kernels.sh -verify && hack/cuda/kernels.sh -verify
 
 .PHONY: verify
 verify: ## fail where generated files, formatting or go.mod differ from what the sources give

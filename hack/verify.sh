@@ -26,4 +26,5 @@ for path in "${generated[@]}"; do
 	diff -r "$before/$path" "$path" || fail "$path was not what the sources give; it is now, commit it"
 done
 hack/kernels.sh -verify || bad=1
+hack/cuda/kernels.sh -verify || bad=1
 exit $bad

@@ -470,6 +470,7 @@ bool room(World& w, int device, size_t n) { return w.devices[device].used + w.se
 
 void unallocate(World& w, CUdeviceptr at) {
 	auto m = w.mappings.find(at);
+	sim::allow(m->second.room, m->second.roomSize);
 	munmap(m->second.room, m->second.roomSize);
 	w.devices[m->second.device].used -= m->second.size;
 	w.mappings.erase(m);
@@ -1065,6 +1066,7 @@ CUresult cuMemAlloc(CUdeviceptr* at, size_t n) {
 	mprotect(p + page + pages, page, PROT_NONE);
 	char* begin = p + page + pages - size; // what is beyond its end faults
 	memset(begin, 0xff, size);
+	sim::forbid(begin + n, size - n);
 	w.mappings[uintptr_t(begin)] = Mapping{size, nullptr, c->device, true, p, pages + 2 * page};
 	w.devices[c->device].used += size;
 	c->allocations.insert(CUdeviceptr(begin));

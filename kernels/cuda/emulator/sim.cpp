@@ -674,6 +674,9 @@ bool fault(const void* address) {
 	stop(m);
 }
 
+void forbid(void* p, size_t bytes) { ASAN_POISON_MEMORY_REGION(p, bytes); }
+void allow(void* p, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(p, bytes); }
+
 Registered::Registered(const char* n, uint32_t size, uint32_t t, void (*r)(const void*)) : KernelEntry{n, size, t, r, kernels} {
 	if (findKernel(n)) {
 		fprintf(stderr, "emulator: two kernels are named %s\n", n);

@@ -40,6 +40,10 @@ bool runKernel(const KernelEntry*, const uint32_t grid[3], uint32_t threads, uin
 // then failed with an "illegal address", and does not return; otherwise it is false.
 bool fault(const void* address);
 
+// forbid has the address sanitizer, if it is built in, report who touches memory; allow takes that back.
+void forbid(void* p, size_t bytes);
+void allow(void* p, size_t bytes);
+
 } // namespace sim
 
 #ifdef ESTIBA_EMULATED // from here on for kernels: gpu.cuh says what each thing is
