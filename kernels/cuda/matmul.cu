@@ -360,52 +360,69 @@ MATMUL(BF16, quant::BF16)
 MATMUL(Packed, 0)
 #undef MATMUL
 
-// matmulF32 multiplies numbers as they are, each product and sum rounded once: tiles of 64 by 64, a thread has 4 by 4.
-// With a gate, two rows of w and two of up take turns in the tile.
+// matmulF32 multiplies numbers as they are, each product and sum rounded once: tiles of 64 by 64, 16 columns of x and
+// w a step. A thread has 4 rows, and of these two columns of y and the two that are 8 further.
 KERNEL(matmulF32, matmul::Params, 256) {
 	using namespace matmul;
 	SHARED(f32, xs, [16][68]);
 	SHARED(f32, ws, [16][68]);
 	Block block;
 	if (!blockOf(p, 64, block)) return;
-	const i32 thread = threadIdx.x, cols = p.w.cols, gated = p.gate != product::NoGate;
+	const i32 thread = threadIdx.x, cols = p.w.cols;
 	const i32 row = thread / 4, k4 = thread % 4 * 4; // that this thread copies
-	const Place from = placeOf(p, block, row);
-	const f32* x = (const f32*)p.x + i64(from.source < 0 ? 0 : from.source) * cols;
-	const i32 wRow = gated ? i32(blockIdx.y) * 32 + row / 4 * 2 + row % 2 : i32(blockIdx.y) * 64 + row;
-	const bool wValid = wRow < p.w.rows;
-	const f32* w = (const f32*)((gated && row % 4 >= 2 ? p.up : p.w.data) + block.weights) + (wValid ? wRow : 0) * rowNumbers(F32, cols);
-	const i32 down = thread / 16 * 4, across = thread % 16 * 4;
+	const i32 source = placeOf(p, block, row).source;
+	const WeightRow from = weightRow(p, 64, row);
+	const f32* const x = source < 0 ? nullptr : (const f32*)p.x + i64(source) * cols;
+	const f32* const w = from.row >= p.w.rows ? nullptr : (const f32*)((from.up ? p.up : p.w.data) + block.weights) + from.row * rowNumbers(F32, cols);
+	const auto load = [&](f32 (&v)[4], const f32* of, i32 k) __attribute__((always_inline)) {
+		if (of && cols % 4 == 0 && k < block.to) {
+			const f32x4 four = loadf4(of + k);
+			v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+			return;
+		}
+#pragma unroll
+		for (i32 i = 0; i < 4; i++) v[i] = of && k + i < block.to ? of[k + i] : 0;
+	};
+	const i32 down = thread / 16 * 4, across = thread % 16 / 4 * 16 + thread % 4 * 2;
 
-	f32 sums[4][4];
+	f32 sums[4][4], left[4], right[4];
 #pragma unroll
 	for (i32 i = 0; i < 16; i++) sums[i / 4][i % 4] = 0;
-	for (i32 k = 0; k < cols; k += 16) {
+	load(left, x, block.from + k4);
+	load(right, w, block.from + k4);
+#pragma unroll 1
+	for (i32 k = block.from; k < block.to; k += 16) {
+		barrier(); // nobody reads the last step any more
 #pragma unroll
-		for (i32 i = 0; i < 4; i++) {
-			const i32 column = k + k4 + i;
-			xs[k4 + i][row] = from.source >= 0 && column < cols ? x[column] : 0;
-			ws[k4 + i][row] = wValid && column < cols ? w[column] : 0;
-		}
+		for (i32 i = 0; i < 4; i++) xs[k4 + i][row] = left[i], ws[k4 + i][row] = right[i];
 		barrier();
+		load(left, x, k + 16 + k4); // the next step's, while this one is multiplied
+		load(right, w, k + 16 + k4);
 #pragma unroll
 		for (i32 i = 0; i < 16; i++) {
-			const f32x4 a = loadf4(&xs[i][down]), b = loadf4(&ws[i][across]);
-			const f32 left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
+			const f32x4 a = loadf4(&xs[i][down]);
+			const f32x2 b = *(const f32x2*)&ws[i][across], c = *(const f32x2*)&ws[i][across + 8];
+			const f32 of[4] = {a.x, a.y, a.z, a.w}, by[4] = {b.x, b.y, c.x, c.y};
 #pragma unroll
-			for (i32 j = 0; j < 16; j++) sums[j / 4][j % 4] = fmaf(left[j / 4], right[j % 4], sums[j / 4][j % 4]);
+			for (i32 j = 0; j < 16; j++) sums[j / 4][j % 4] = fmaf(of[j / 4], by[j % 4], sums[j / 4][j % 4]);
 		}
-		barrier();
 	}
 #pragma unroll
 	for (i32 i = 0; i < 4; i++) {
 		const Place to = placeOf(p, block, down + i);
 		if (to.source < 0) continue;
-		if (gated) {
-			f32 v[4] = {product::gated(p.gate, sums[i][0], sums[i][2]), product::gated(p.gate, sums[i][1], sums[i][3]), 0, 0};
-			put(p, to.target, i32(blockIdx.y) * 32 + across / 2, v, 2);
+		const f32(&v)[4] = sums[i];
+		if (p.partial) {
+			f32* at = p.partial + (i64(blockIdx.z) * p.rows + to.target) * (gridDim.y * 64) + i64(blockIdx.y) * 64 + across;
+			*(f32x2*)at = {v[0], v[1]};
+			*(f32x2*)(at + 8) = {v[2], v[3]};
+		} else if (p.gate == product::NoGate) {
+			f32 first[4] = {v[0], v[1], 0, 0}, last[4] = {v[2], v[3], 0, 0};
+			put(p, to.target, i32(blockIdx.y) * 64 + across, first, 2);
+			put(p, to.target, i32(blockIdx.y) * 64 + across + 8, last, 2);
 		} else {
-			put(p, to.target, i32(blockIdx.y) * 64 + across, sums[i], 4);
+			f32 both[4] = {product::gated(p.gate, v[0], v[2]), product::gated(p.gate, v[1], v[3]), 0, 0};
+			put(p, to.target, i32(blockIdx.y) * 32 + across / 16 * 8 + across % 8, both, 2);
 		}
 	}
 }

@@ -171,7 +171,7 @@ func planMany(d tensor.DType, rows, columns, cols int, experts bool, processors 
 		p.form = f16
 	}
 	p.across = (columns + p.tile.columns - 1) / p.tile.columns
-	if d != tensor.F32 && !experts {
+	if !experts {
 		p.split = max(1, min(2*processors/tiles(p.tile), cols/512, 16))
 	}
 	p.span = int(roundUp(int64((cols+p.split-1)/p.split), int64(p.tile.step)))

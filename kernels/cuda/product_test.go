@@ -57,6 +57,7 @@ func TestPlan(t *testing.T) {
 		// A prompt.
 		{tensor.F16, 2048, 4096, 14336, plan{form: f16, tile: tile128, across: 32, split: 1, span: 14336}},
 		{tensor.BF16, 2048, 1024, 4096, plan{form: bf16, tile: tile64, across: 16, split: 1, span: 4096}},
+		{tensor.F32, 16, 8, 4096, plan{form: asIs, tile: tileF32, across: 1, split: 8, span: 512}}, // a router
 		{tensor.F32, 100, 64, 172, plan{form: asIs, tile: tileF32, across: 1, split: 1, span: 176}},
 	} {
 		if got := one(c.d, c.rows, c.n, c.cols); got != c.want {
