@@ -28,6 +28,14 @@ if [ -e "$sanitizer" ]; then
 else
 	step "no kernels with sanitizers, which $CXX has not"
 fi
+sanitizer=$($CXX -print-file-name=libasan.so) # gcc's; clang has another
+if [ -e "$sanitizer" ]; then
+	step "kernels, with the address sanitizer"
+	asan=$(hack/cuda/emulator.sh --asan)
+	LD_LIBRARY_PATH=$asan go test -exec "env LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0,handle_segv=0" -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda/kerneltest
+else
+	step "no address sanitizer: that needs gcc"
+fi
 step "the driver and the backend, with the race detector"
 go test -race -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda ./runtime/backend/cuda/driver
 step "NVML, with the race detector"
