@@ -104,6 +104,9 @@ var rules = map[string]rule{
 var (
 	pureRuntime  = []string{"runtime/tensor", "runtime/graph", "runtime/arch", "runtime/batching", "runtime/kvcache", "runtime/grammar", "runtime/sampling"}
 	underRuntime = []string{"runtime/...", "kernels/...", "api/worker"}
+	// alone names the one folder that imports a module of others: what that does when a program starts, or to a process
+	// where there is no driver, is seen to there.
+	alone = map[string]string{"gorgonia.org/cu": "runtime/backend/cuda/driver", "github.com/NVIDIA/go-nvml": "runtime/device"}
 	// onlyTests are folders of tests and of tools, which ship with nobody.
 	onlyTests = []string{"test/", "hack/"}
 )
@@ -166,6 +169,11 @@ func (r rule) forbids(dir, path string) string {
 			return "nothing of Kubernetes belongs here"
 		}
 	}
+	for m, folder := range alone {
+		if (path == m || strings.HasPrefix(path, m+"/")) && dir != folder {
+			return "only " + folder + " does"
+		}
+	}
 	if r.pure {
 		for _, p := range impure {
 			if path == p || strings.HasSuffix(p, "/") && strings.HasPrefix(path, p) {
@@ -219,6 +227,9 @@ func TestRulesForbid(t *testing.T) {
 		{"runtime/worker", module + "runtime/engine", false},
 		{"controllers", module + "runtime/worker", true},
 		{"api/worker", module + "api/v1alpha1", true},
+		{"runtime/backend/cuda", "gorgonia.org/cu", true},
+		{"runtime/backend/cuda/driver", "gorgonia.org/cu", false},
+		{"runtime/worker", "github.com/NVIDIA/go-nvml/pkg/nvml", true},
 		{"internal/cli", module + "internal/gateway", false},
 	} {
 		if why := rules[c.dir].forbids(c.dir, c.path); (why != "") != c.forbidden {
