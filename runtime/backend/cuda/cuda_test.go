@@ -512,6 +512,41 @@ func TestLongContext(t *testing.T) {
 	}
 }
 
+// TestSeveralDevices: each is for models of its own, and may go before the others.
+func TestSeveralDevices(t *testing.T) {
+	emulated.Set(t, "devices=3,memory=256Mi")
+	all, err := Devices(device.Options{Headroom: 10})
+	if err != nil || len(all) != 3 {
+		t.Fatalf("%d devices, %v", len(all), err)
+	}
+	g := small(t, 1)
+	var backends []backend.Backend
+	for _, d := range all {
+		b, err := New(d, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		backends = append(backends, b)
+	}
+	if _, err := New(all[0], Options{}); err == nil {
+		t.Error("a device has two backends")
+	}
+	for i, b := range backends {
+		if b.Name() != Name(i) {
+			t.Errorf("device %d is called %s", i, b.Name())
+		}
+		p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, 1), inSlab)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out backend.Out
+		run(t, p, &out, 0, []int32{1, 2, 3}, []int32{0})
+		if err := errors.Join(p.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestNames of devices.
 func TestNames(t *testing.T) {
 	for _, name := range []string{"gpu", "gpu-", "gpu--1", "gpu-01", "cpu-0", "0"} {

@@ -27,10 +27,11 @@ const smallDevice = 4 << 30
 // the last. Lanes are of the process, whose disk and memory they keep busy; each device has a pass of its own.
 var host struct {
 	sync.Mutex
-	users  int
-	pinned *driver.Pinned
-	lanes  chan []byte
-	passes [][]byte // free ones
+	users   int
+	context *driver.Context // of its own, since devices may be closed in any order
+	pinned  *driver.Pinned
+	lanes   chan []byte
+	passes  [][]byte // free ones
 }
 
 // lanesOf a device with so much memory, and how many bytes pass on one at once.
@@ -58,9 +59,15 @@ func enterHost(c *driver.Context) (pass []byte, all chan []byte, err error) {
 			return nil, nil, fmt.Errorf("pinned memory for loads takes %s, and this process may have %s in all: give the container a memory limit of at least %s",
 				residency.Bytes(int64(n)), residency.Bytes(limit), residency.Bytes(2*int64(n)))
 		}
-		if host.pinned, err = c.Pin(n); err != nil {
-			return nil, nil, fmt.Errorf("pin %s of memory for loads: %w", residency.Bytes(int64(n)), err)
+		own, err := driver.Open(c.Info().Ordinal)
+		if err != nil {
+			return nil, nil, err
 		}
+		p, err := own.Pin(n)
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("pin %s of memory for loads: %w", residency.Bytes(int64(n)), err), own.Close())
+		}
+		host.context, host.pinned = own, p
 		rest := host.pinned.Bytes
 		cut := func(n int) []byte { part := rest[:n:n]; rest = rest[n:]; return part }
 		host.lanes, host.passes = make(chan []byte, lanes), nil
@@ -88,7 +95,7 @@ func leaveHost(pass []byte) error {
 	if host.users--; host.users > 0 {
 		return nil
 	}
-	p := host.pinned
-	host.pinned, host.lanes, host.passes = nil, nil, nil
-	return p.Close()
+	p, c := host.pinned, host.context
+	host.context, host.pinned, host.lanes, host.passes = nil, nil, nil, nil
+	return errors.Join(p.Close(), c.Close())
 }

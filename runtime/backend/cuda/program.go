@@ -329,19 +329,19 @@ func product(sizes ...int) int64 {
 // Bytes held.
 func (p *program) Bytes() backend.Bytes { return p.bytes }
 
-// Close gives the memory back, in one call each for weights and workspace.
+// Close gives the memory back, in one call each for weights and workspace. Steps of others go on meanwhile.
 func (p *program) Close() error {
 	p.b.step.Lock() // after its last step
-	defer p.b.step.Unlock()
-	if p.closed {
+	closed, graphs := p.closed, p.graphs
+	p.closed, p.graphs = true, nil
+	p.b.step.Unlock()
+	if closed {
 		return nil
 	}
-	p.closed = true
 	var errs []error
-	for _, g := range p.graphs {
+	for _, g := range graphs {
 		errs = append(errs, g.Close())
 	}
-	p.graphs = nil
 	return errors.Join(append(errs, p.b.slab.release(&p.memory), p.b.slab.release(&p.workspace), p.b.slab.release(&p.own))...)
 }
 

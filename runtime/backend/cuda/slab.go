@@ -110,17 +110,25 @@ func (s *slab) grow(r *region, bytes int64) error {
 		return fmt.Errorf("%d bytes are more than the %d that were foreseen", bytes, r.size)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	handles, err := s.take(n)
+	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	// Without the lock: it takes some milliseconds, and a step may need an extent meanwhile.
 	if err := s.context.Map(r.at+kernels.Address(int64(len(r.handles))*s.extent), s.extent, handles...); err != nil {
-		s.free = append(s.free, handles...)
+		s.give(handles)
 		return err
 	}
 	r.handles = append(r.handles, handles...)
 	return nil
+}
+
+// give pieces back.
+func (s *slab) give(handles []driver.Handle) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, handles...)
 }
 
 // release gives a region back. Nothing may use it any more.
@@ -128,12 +136,10 @@ func (s *slab) release(r *region) error {
 	if r.at == 0 {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var err error
 	if n := len(r.handles); n > 0 {
 		if err = s.context.Unmap(r.at, s.extent, n); err == nil {
-			s.free = append(s.free, r.handles...)
+			s.give(r.handles)
 		}
 	}
 	if err == nil {
