@@ -25,6 +25,6 @@ func (o workerOptions) devices(claim device.Options, held device.Held, log *slog
 	if err != nil {
 		return nil, nil, err
 	}
-	all, err := device.Claim(m, "cuda", 0, device.Options{Headroom: claim.Headroom})
+	all, err := device.Claim(m, "cuda", 0, device.Options{Memory: claim.Expected, Headroom: claim.Headroom})
 	return all, m, err
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // TestEmulate serves on GPUs that a file describes. One falls off the bus: the model that was on it gets
-// its home on the other one, of the same worker, and answers.
+// its home on the other one, of the same worker, and answers. --memory bounds each, whatever the machine has.
 func TestEmulate(t *testing.T) {
 	folder := t.TempDir()
 	gpus := filepath.Join(folder, "gpus")
@@ -38,7 +38,7 @@ func TestEmulate(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Run(ctx, Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: gpus, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		ended <- Run(ctx, Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: gpus, Memory: 70 << 30, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -75,7 +75,7 @@ func TestEmulate(t *testing.T) {
 		}
 		s := pools.Items[0].Status
 		if !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionDegraded) || len(s.Accelerators) != 2 || s.Accelerators[0].State != "Lost" || s.Accelerators[0].Reason != "XID79" ||
-			s.Accelerators[1].Power == nil || *s.Accelerators[1].Power != 90 || s.Summary.Utilization != "50%" || s.Summary.Power != "90W" {
+			s.Accelerators[1].Power == nil || s.Accelerators[1].Capacity.Value()>>20 != 70<<10*95/100 || *s.Accelerators[1].Power != 90 || s.Summary.Utilization != "50%" || s.Summary.Power != "90W" {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil

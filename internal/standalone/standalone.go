@@ -81,22 +81,24 @@ func Run(ctx context.Context, o Options) error {
 	}
 	manifests = withDefaultPool(manifests)
 
-	machine, err := device.CPU(device.Options{Memory: o.Memory})
+	if o.Emulate != "" {
+		_, err = device.Emulated(o.Emulate, nil, o.Log)
+	} else {
+		o.Device, err = named.Resolve(o.Device, o.Log)
+	}
 	if err != nil {
 		return err
 	}
-	asked := o.Memory
-	o.Memory = machine.Capacity
-	most, limit := device.Most(nil) // before models take it
-	if o.Emulate != "" {
-		if _, err := device.Emulated(o.Emulate, nil, o.Log); err != nil {
+	asked, most, limit := o.Memory, int64(0), int64(0)
+	if o.ownMemory() {
+		o.Memory = emulatedMemory
+	} else {
+		machine, err := device.CPU(device.Options{Memory: o.Memory})
+		if err != nil {
 			return err
 		}
-		o.Memory = emulatedMemory
-	} else if o.Device, err = named.Resolve(o.Device, o.Log); err != nil {
-		return err
-	} else if o.Device == named.CUDA {
-		o.Memory = emulatedMemory
+		o.Memory = machine.Capacity
+		most, limit = device.Most(nil) // before models take it
 	}
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {

@@ -78,18 +78,18 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 // devices of a worker, and who watches them: nobody, if that is nil. Each worker has the
 // emulated ones to itself.
 func (l *loop) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
+	if l.server.o.ownMemory() {
+		claim.Memory = l.server.asked // of each device
+	}
 	file := l.server.o.Emulate
 	if file == "" {
-		if l.server.o.Device == named.CUDA {
-			claim.Memory = l.server.asked // of each device
-		}
 		return named.Claim(l.server.o.Device, claim, held, log)
 	}
 	m, err := device.Emulated(file, held, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	all, err := device.Claim(m, "cuda", 0, device.Options{Headroom: claim.Headroom})
+	all, err := device.Claim(m, "cuda", 0, claim)
 	return all, m, err
 }
 
