@@ -6,8 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source <(hack/cuda/env.sh --emulated)
 step() { echo "test-cuda: $*" >&2; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
 step "the emulator: planted bugs"
 hack/cuda/emulator.sh --test
@@ -18,16 +16,6 @@ for schedule in inorder greedy; do
 	step "kernels, schedule $schedule"
 	ESTIBA_EMULATED_CUDA=schedule=$schedule go test -tags cuda -count 1 -timeout 15m ./kernels/cuda ./runtime/backend/cuda/kerneltest
 done
-sanitizer=$($CXX -print-file-name=libasan.so)
-if [ -e "$sanitizer" ]; then
-	step "kernels, with the address and undefined-behaviour sanitizers"
-	go test -c -tags cuda -o "$work/kerneltest" ./runtime/backend/cuda/kerneltest
-	folder=$(hack/cuda/emulator.sh --asan)
-	# Programs that are not C++'s must have the sanitizer loaded first; what Go keeps would count as leaks.
-	(cd runtime/backend/cuda/kerneltest && LD_LIBRARY_PATH=$folder LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0 "$work/kerneltest" -test.timeout 15m)
-else
-	step "no kernels with sanitizers, which $CXX has not"
-fi
 sanitizer=$($CXX -print-file-name=libasan.so) # gcc's; clang has another
 if [ -e "$sanitizer" ]; then
 	step "kernels, with the address sanitizer"
