@@ -299,8 +299,7 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 	// The tile goes to shared memory, permuted such that 16 lanes write to different banks, and on in whole rows.
 	f32* const tile = (f32*)xShared;
 	const auto in = [&](i32 row, i32 column) __attribute__((always_inline)) { return row * T::columns + (column ^ (row & 3) * 8); };
-	waitAsync<0>();
-	barrier();
+	barrier(); // nobody reads the last step any more, and no copies are on their way
 #pragma unroll
 	for (i32 i = 0; i < down; i++)
 #pragma unroll
