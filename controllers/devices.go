@@ -42,6 +42,20 @@ func ailing(d *worker.Device) string {
 // outside is what other processes take of what models might use, in bytes.
 func outside(d *worker.Device) int64 { return d.Whole() - d.CapacityBytes }
 
+// kept: other processes keep m off a device that would hold it without them.
+func (m *model) kept() bool {
+	for _, p := range m.pools {
+		for _, s := range p.stations {
+			if s.Report != nil && s.usable && slices.ContainsFunc(s.Report.Devices, func(at worker.Device) bool {
+				return outside(&at) > 0 && !at.Lost() && likely(known(m), p.key) <= at.Whole()
+			}) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // device is one of s as it last reported it; nil: it has none of that name.
 func (s *station) device(name string) *worker.Device {
 	if s.Report == nil {

@@ -467,8 +467,8 @@ func (d *decision) homeless(m *model) (status.Verdict, bool) {
 	if m.grows != nil || m.why.Reserved > 0 || m.why.Devices() == 0 {
 		return d.waiting(m), true
 	}
-	// Only a person can help if it is larger than every device there is.
-	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.tooLarge()}, true
+	// Only a person can help if it is larger than every device there is, whoever else uses that.
+	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.tooLarge() && !m.kept()}, true
 }
 
 // possible reports whether m fits an empty device of some pool, as far as is known.
