@@ -12,6 +12,7 @@ import (
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -118,4 +119,16 @@ type Out struct {
 	// hidden state of the same rows.
 	Hidden     []float32
 	WantHidden bool
+
+	// Draws, one for each row, let the device choose the rows' tokens, if it can: then Choices has as many, and
+	// Logits is empty. Who cannot leaves Choices as it is.
+	Draws   []sampling.Draw
+	Choices []Choice
+}
+
+// Choice is what was drawn from a row of logits.
+type Choice struct {
+	Token   int32   // negative: no logit was a number that can be chosen
+	Logprob float64 // if it was asked for
+	Certain bool    // its logit was infinite, and no random number was needed
 }

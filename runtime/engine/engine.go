@@ -490,6 +490,7 @@ func (e *Engine) run(ctx context.Context, w *work) (err error) {
 		}
 	}()
 	r := w.replica
+	r.out.Draws, r.out.Choices = w.draws(r.out.Draws[:0]), r.out.Choices[:0]
 	if err := r.Program.Run(ctx, w.batch, &r.out); err != nil {
 		if ctx.Err() != nil {
 			return ErrStopped
@@ -497,7 +498,7 @@ func (e *Engine) run(ctx context.Context, w *work) (err error) {
 		return err
 	}
 	rows := w.batch.Logits()
-	if got, want := len(r.out.Logits), rows*r.Vocabulary; got < want && !r.Encoder {
+	if got, want := len(r.out.Logits), rows*r.Vocabulary; got < want && !r.Encoder && !w.drawn() {
 		return fmt.Errorf("the program gave %d logits where %d were asked for", got, want)
 	}
 	if got, want := len(r.out.Hidden), rows*r.Hidden; got < want && r.out.WantHidden {
@@ -506,10 +507,53 @@ func (e *Engine) run(ctx context.Context, w *work) (err error) {
 	return nil
 }
 
+// draws of a batch's rows, which the program may carry out; none if some row is for more than a token that is drawn from it.
+func (w *work) draws(all []sampling.Draw) []sampling.Draw {
+	for i, s := range w.batch.Spans {
+		q := w.requests[i]
+		if s.Rows == batching.NoRows {
+			continue
+		}
+		d, plain := q.sampler.Draw()
+		if !plain || !s.Next || s.Rows != batching.LastRow || q.Pooling != NoPooling {
+			return all[:0]
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+// drawn: the program has carried them out.
+func (w *work) drawn() bool {
+	return len(w.replica.out.Draws) > 0 && len(w.replica.out.Choices) == len(w.replica.out.Draws)
+}
+
+// take the tokens that the program has drawn.
+func (w *work) take() {
+	row := 0
+	for i, s := range w.batch.Spans {
+		if s.Rows == batching.NoRows {
+			continue
+		}
+		c, is := &w.choices[i], w.replica.out.Choices[row]
+		row++
+		if is.Token < 0 {
+			c.err, c.broken = sampling.ErrNotANumber, true
+			continue
+		}
+		w.requests[i].sampler.Drawn(is.Certain)
+		c.token = sampling.Token{ID: is.Token, Logprob: is.Logprob}
+	}
+}
+
 // choose chooses the tokens of a batch, each by its own request's sampler, and keeps
 // the rows of prompts that want them. It is one after the other, so that they share
 // their scratch.
 func (e *Engine) choose(w *work) {
+	if w.drawn() {
+		w.take()
+		return
+	}
 	r, row := w.replica, 0
 	for i, span := range w.batch.Spans {
 		q, c, rows := w.requests[i], &w.choices[i], 0

@@ -155,6 +155,46 @@ func (s *Sampler) Sample(logits []float32, scratch *Scratch) (Token, error) {
 	return Token{ID: id}, nil
 }
 
+// Draw is how a token is drawn from a row of logits where nothing changes them: by a backend, for one, that has
+// them on its device. Zero is the largest logit.
+type Draw struct {
+	Uniform                 float64 // in [0, 1)
+	Temperature, TopP, MinP float64 // as in Params
+	TopK                    int
+	Logprob                 bool // is wanted
+}
+
+// Draw says how the next token is drawn; false if it takes more than that: a grammar, a bias, penalties, ends that must not
+// come yet, or a list of the likeliest. It changes nothing: Drawn follows, or Sample in its place.
+func (s *Sampler) Draw() (Draw, bool) {
+	p := &s.params
+	if s.changes() || p.Constraint != nil || p.Logprobs && p.TopLogprobs > 0 {
+		return Draw{}, false
+	}
+	d := Draw{Logprob: p.Logprobs}
+	if p.Temperature > 0 {
+		d.Uniform = s.uniform(s.drawn + 1)
+		d.Temperature, d.TopP, d.MinP, d.TopK = p.Temperature, p.TopP, p.MinP, p.TopK
+	}
+	return d, true
+}
+
+// Drawn notes that a token was drawn by the last Draw. Of certain ones the likeliest had an infinite logit.
+func (s *Sampler) Drawn(certain bool) {
+	s.output++
+	if s.params.Temperature > 0 && !certain {
+		s.drawn++
+	}
+}
+
+// changes says whether logits are changed before the next token is chosen, but for a constraint.
+func (s *Sampler) changes() bool {
+	return len(s.bias) > 0 || s.at != nil || s.early()
+}
+
+// early: an end must not come yet.
+func (s *Sampler) early() bool { return s.output < s.params.MinTokens && len(s.params.Ends) > 0 }
+
 func (p *Params) repeats() bool { return p.Repetition != 0 && p.Repetition != 1 }
 
 // view is the logits to choose from: of all tokens, or of those in ids, which are sorted.
@@ -191,10 +231,10 @@ const few = 2048
 // yet, to a copy, if there are any.
 func (s *Sampler) view(logits []float32, scratch *Scratch) (view, error) {
 	p := &s.params
-	early := s.output < p.MinTokens && len(p.Ends) > 0
-	if len(s.bias) == 0 && s.at == nil && !early && p.Constraint == nil {
+	if !s.changes() && p.Constraint == nil {
 		return view{row: logits}, nil
 	}
+	early := s.early()
 	var v view
 	if m := p.Constraint; m != nil {
 		early = early && !m.Ended() // a complete text has nothing else
@@ -566,7 +606,11 @@ func sum(all []candidate) float64 {
 // Source: doi:10.1145/2660193.2660195.
 func (s *Sampler) random() float64 {
 	s.drawn++
-	z := s.params.Seed + s.drawn*0x9e3779b97f4a7c15
+	return s.uniform(s.drawn)
+}
+
+func (s *Sampler) uniform(n uint64) float64 {
+	z := s.params.Seed + n*0x9e3779b97f4a7c15
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return float64((z^z>>31)>>11) / (1 << 53)

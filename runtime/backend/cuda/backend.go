@@ -29,6 +29,8 @@ func overhead(free int64) int64 { return min(384<<20, free/8) }
 const (
 	mostNumbers = 128 * Extent
 	mostScratch = 4096 * Extent
+	// mostSampling is for as many rows as draws pass at once.
+	mostSampling = 16 * Extent
 )
 
 // stepExtents are kept for those from the start; on a small device a few.
@@ -121,15 +123,15 @@ func (e noDriver) Unwrap() []error { return []error{ErrNone, e.error} }
 
 // Backend is one device. It implements backend.Backend.
 type Backend struct {
-	name    string
-	info    driver.Info
-	context *driver.Context
-	module  *driver.Module
-	slab    *slab
-	loader  *loader
-	pass    []byte // pinned memory of the device
-	in, out []byte // of it: what steps take in, and give out
-	stream  *driver.Stream
+	name           string
+	info           driver.Info
+	context        *driver.Context
+	module         *driver.Module
+	slab           *slab
+	loader         *loader
+	pass           []byte // pinned memory of the device
+	in, draws, out []byte // of it: what steps take in, how tokens are drawn, and what steps give out
+	stream         *driver.Stream
 
 	mu      sync.Mutex
 	kernels map[string]driver.Kernel
@@ -137,6 +139,7 @@ type Backend struct {
 	// One step at a time, whichever program's: numbers are what it reads, scratch is what attention works in.
 	step             sync.Mutex
 	numbers, scratch region
+	sampling         region // draws, choices, and what they are found in
 }
 
 // New opens a device that Devices described, and claims its memory.
@@ -202,11 +205,14 @@ func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
 	if b.scratch, err = b.slab.growing(Extent, mostScratch); err != nil {
 		return err
 	}
+	if b.sampling, err = b.slab.growing(Extent, mostSampling); err != nil {
+		return err
+	}
 	var queue chan []byte
 	if b.pass, queue, err = enterHost(b.context); err != nil {
 		return err
 	}
-	b.in, b.out = b.pass[:len(b.pass)/4], b.pass[len(b.pass)/4:]
+	b.in, b.draws, b.out = b.pass[:passBytes/4], b.pass[passBytes/4:passBytes/4+drawsBytes], b.pass[passBytes/4+drawsBytes:]
 	b.loader, err = b.newLoader(queue, lanes, piece)
 	return err
 }
@@ -224,7 +230,7 @@ func (b *Backend) Close() error {
 		errs = append(errs, b.stream.Close())
 	}
 	if b.slab != nil {
-		errs = append(errs, b.slab.release(&b.numbers), b.slab.release(&b.scratch), b.slab.close())
+		errs = append(errs, b.slab.release(&b.numbers), b.slab.release(&b.scratch), b.slab.release(&b.sampling), b.slab.close())
 	}
 	if b.module != nil {
 		errs = append(errs, b.module.Close())

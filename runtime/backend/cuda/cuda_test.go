@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"github.com/estiba/estiba/runtime/batching"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -509,6 +511,64 @@ func TestLongContext(t *testing.T) {
 	}
 	if got := len(p.(*program).graphs); got != 2 {
 		t.Errorf("%d graphs were captured", got)
+	}
+}
+
+// TestDraws: the device draws the tokens that a sampler draws from the logits.
+func TestDraws(t *testing.T) {
+	b := opened(t, 40)
+	g := small(t, 1)
+	p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F32, 1), inSlab)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	params := []sampling.Params{
+		{}, {Logprobs: true}, {Temperature: 1, Seed: 1}, {Temperature: 0.7, TopP: 0.8, Seed: 2, Logprobs: true},
+		{Temperature: 2, TopK: 20, Seed: 3}, {Temperature: 1.3, MinP: 0.1, TopP: 0.95, Seed: 4},
+	}
+	for n := 1; n <= 4; n++ {
+		var host, device []*sampling.Sampler
+		var spans []batching.Span
+		for i := range n {
+			c := params[(n+i)%len(params)]
+			host, device = append(host, sampling.New(c, nil)), append(device, sampling.New(c, nil))
+			spans = append(spans, batching.Span{Blocks: []int32{int32(16 * i)}, Rows: batching.LastRow, Next: true, Tokens: []int32{int32(3 * i), 5}})
+		}
+		if n == 4 { // a row that nobody wants
+			spans = append(spans, batching.Span{Blocks: []int32{100}, Tokens: []int32{7}})
+		}
+		var want, got backend.Out
+		var scratch sampling.Scratch
+		for at := range 6 {
+			got.Draws = got.Draws[:0]
+			for _, s := range device {
+				d, ok := s.Draw()
+				if !ok {
+					t.Fatal("a plain request is none")
+				}
+				got.Draws = append(got.Draws, d)
+			}
+			if err := p.Run(t.Context(), batching.Batch{Spans: spans}, &want); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Run(t.Context(), batching.Batch{Spans: spans}, &got); err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Choices) != n || len(got.Logits) != 0 {
+				t.Fatalf("%d choices and %d logits of %d rows", len(got.Choices), len(got.Logits), n)
+			}
+			for i, c := range got.Choices {
+				token, err := host[i].Sample(want.Logits[i*300:(i+1)*300], &scratch)
+				if err != nil || token.ID != c.Token || math.Abs(token.Logprob-c.Logprob) > 1e-4 {
+					t.Errorf("%d rows, step %d: row %d draws %d (%v), want %d (%v), %v", n, at, i, c.Token, c.Logprob, token.ID, token.Logprob, err)
+				}
+				device[i].Drawn(c.Certain)
+				spans[i].Start += len(spans[i].Tokens)
+				spans[i].Tokens = []int32{token.ID}
+			}
+			spans = spans[:n]
+		}
 	}
 }
 

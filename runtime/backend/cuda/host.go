@@ -16,7 +16,8 @@ const (
 	laneBytes  = 8 << 20 // of what is on its way from a file to a device at once
 	lanes      = 8       // of the process
 	passBytes  = 4 << 20 // of a device: what steps take in and give out passes through it
-	smallLanes = 2       // of a device of less than smallDevice, with pieces of smallPiece
+	drawsBytes = 64 << 10
+	smallLanes = 2 // of a device of less than smallDevice, with pieces of smallPiece
 	smallPiece = 2 << 20
 )
 

@@ -405,6 +405,10 @@ func (p *program) run(ctx context.Context, b batching.Batch, out *backend.Out) e
 	} else if err := p.b.launch(p.b.stream, p.launches(shape{len(l.tokens), len(l.first), len(l.wanted), l.singles, stride})...); err != nil {
 		return err
 	}
+	if p.draws(out, rows) {
+		out.Logits = out.Logits[:0]
+		return p.draw(out)
+	}
 	if err := p.fetch(out.Logits, p.logits, p.graph.Vocabulary(), rows); err != nil {
 		return err
 	}
