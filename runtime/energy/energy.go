@@ -153,14 +153,6 @@ func (a *Account) Joules() (models map[string]float64, idle float64) {
 // Skipped is the time of which nothing is known.
 func (a *Account) Skipped() time.Duration { return a.skipped }
 
-// IdleWatts is the draw at idle; false until there was a time without steps.
-func (a *Account) IdleWatts() (watts float64, known bool) {
-	if !a.drawn {
-		return 0, false
-	}
-	return a.draw, true
-}
-
 // PerToken is what a model has drawn for each token that it computed, as a mean over some 5 minutes in which it
 // did; false if nothing is known.
 func (a *Account) PerToken(model string) (joules float64, known bool) {

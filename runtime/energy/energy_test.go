@@ -72,12 +72,12 @@ func sum(a *Account) float64 {
 func TestExample(t *testing.T) {
 	var a Account
 	a.Add(Sample{At: start, Joules: 5000})
-	if _, known := a.IdleWatts(); known {
+	if a.drawn {
 		t.Error("the draw at idle is known")
 	}
 	a.Add(Sample{At: start.Add(20 * time.Second), Joules: 6200})
-	if draw, known := a.IdleWatts(); !known || draw != 60 {
-		t.Error(draw, known)
+	if !a.drawn || a.draw != 60 {
+		t.Error(a.draw, a.drawn)
 	}
 	_, idle := a.Joules()
 	near(t, "idle before", idle, 1200, 1e-9)

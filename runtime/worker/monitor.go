@@ -367,7 +367,11 @@ func (w *Worker) meter(d *claimed) {
 	if !t.reading.EnergyJoules.Known {
 		return
 	}
+	skipped := t.meter.Skipped()
 	t.meter.Add(energy.Sample{At: t.reading.Time, Joules: t.reading.EnergyJoules.Value, Use: t.use})
+	if more := t.meter.Skipped() - skipped; more > 0 {
+		w.log.Warn("energy not counted: the device's counter jumped", "device", d.Name, "seconds", more.Seconds())
+	}
 	t.models, t.idle = t.meter.Joules()
 	t.joules = t.idle + t.gave
 	for _, joules := range t.models {
