@@ -18,7 +18,7 @@ func inspectCommand() *cobra.Command {
 a device. Only headers are read, and checked as a load would check them.
 
 With --device: what this machine's processor can do, which kernels compute on it and why,
-with how many threads, and how much memory there is. The environment variable ESTIBA_CPU
+with how many threads, how much memory there is, and which GPUs. The environment variable ESTIBA_CPU
 (go, avx2, avx512 or amx) chooses other kernels.`,
 		Example: `  estiba inspect ./stories260K
   estiba inspect ./stories260K.gguf --json

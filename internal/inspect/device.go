@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/cpu"
 
 	kernels "github.com/estiba/estiba/kernels/cpu"
+	"github.com/estiba/estiba/runtime/backend/cuda"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/residency"
 )
@@ -30,6 +31,17 @@ type DeviceResult struct {
 	ThreadsReason string              `json:"threads_reason"`
 	CPUQuota      float64             `json:"cpu_quota,omitzero"` // of the control group, in processors: 1.5; left out where there is none
 	Memory        Memory              `json:"memory"`
+	// Accelerators are the GPUs that this process may compute on, and AcceleratorsReason why there are none.
+	Accelerators       []Accelerator `json:"accelerators"`
+	AcceleratorsReason string        `json:"accelerators_reason,omitempty"`
+}
+
+// Accelerator is a GPU.
+type Accelerator struct {
+	Device      string `json:"device"`       // as --device and reports name it
+	UUID        string `json:"uuid"`         // as NVML names it
+	Description string `json:"description"`  // its maker's name for it, and from what the next is reckoned
+	ModelsBytes int64  `json:"models_bytes"` // that a worker may fill with models, before headroom
 }
 
 // Memory of the machine, in bytes.
@@ -71,12 +83,26 @@ func ofThisMachine() []instruction {
 	return instructions
 }
 
-// RunDevice writes what this machine's processor is and how it would be used to out.
+// accelerators of this machine.
+func accelerators(r *DeviceResult) {
+	r.Accelerators = []Accelerator{}
+	all, err := cuda.Devices(device.Options{})
+	if err != nil {
+		r.AcceleratorsReason = err.Error()
+		return
+	}
+	for _, d := range all {
+		r.Accelerators = append(r.Accelerators, Accelerator{d.Name, d.UUID, d.Description, d.Capacity})
+	}
+}
+
+// RunDevice writes what this machine's processor is and how it would be used to out, and which GPUs there are.
 func RunDevice(out io.Writer, o Options) error {
 	r, err := processor()
 	if err != nil {
 		return err
 	}
+	accelerators(&r)
 	if o.JSON {
 		return json.NewEncoder(out).Encode(r)
 	}
@@ -90,6 +116,12 @@ func RunDevice(out io.Writer, o Options) error {
 		{"Memory", r.Memory.String()},
 	} {
 		fmt.Fprintf(w, "%s:\t%s\n", row[0], row[1])
+	}
+	for _, a := range r.Accelerators {
+		fmt.Fprintf(w, "GPU:\t%s: %s; %s for models\n", a.Device, a.Description, residency.Bytes(a.ModelsBytes))
+	}
+	if r.AcceleratorsReason != "" {
+		fmt.Fprintf(w, "GPU:\t%s\n", r.AcceleratorsReason)
 	}
 	return w.Flush()
 }
