@@ -501,6 +501,16 @@ func random(r *rand.Rand) Seen {
 				free -= n
 			}
 		}
+		switch at := &w.Report.Devices[0]; r.IntN(12) {
+		case 0:
+			at.Health = worker.Health{State: worker.DeviceDegraded, Reason: "Heat"}
+		case 1:
+			at.Health = worker.Health{State: worker.DeviceLost, Reason: "XID79"}
+		case 2: // other processes take some
+			at.ClaimBytes, at.CapacityBytes = 80*gib, max(at.UsedBytes, (80-free)*gib, r.Int64N(80)*gib)
+		case 3: // it came back with another one
+			at.Name = "gpu-7"
+		}
 		w.Hash = []string{"h", "h", "old"}[r.IntN(3)]
 		w.Report.Draining = r.IntN(10) == 0
 		w.Connected = r.IntN(6) > 0
@@ -522,7 +532,7 @@ func random(r *rand.Rand) Seen {
 }
 
 // TestInvariants: of any cluster, no device is given more than it has beside
-// what it still holds; a model has at most one home on a worker; the order of
+// what it still holds, and a lost one nothing; a model has at most one home on a worker; the order of
 // the input does not matter; and every status says something.
 func TestInvariants(t *testing.T) {
 	for seed := range uint64(4000) {
@@ -555,19 +565,25 @@ func TestInvariants(t *testing.T) {
 func within(t *testing.T, seed uint64, seen Seen, name string, a worker.Assignment) {
 	t.Helper()
 	w := seen.Workers[slices.IndexFunc(seen.Workers, func(w Worker) bool { return w.Name == name })]
-	used, there := int64(0), map[string]bool{}
+	used, there, device := int64(0), map[string]bool{}, w.Report.Devices[0]
+	on := func(devices []string) bool { return slices.Contains(devices, device.Name) }
 	for _, h := range w.Report.Homes {
-		used += h.Footprint.Total()
-		there[h.Model] = true
+		if on(h.Devices) {
+			used += h.Footprint.Total()
+			there[h.Model] = true
+		}
 	}
 	for _, h := range seen.Sent[name].Homes {
-		if !there[h.Model] {
+		if !there[h.Model] && on(h.Devices) {
 			used += seen.Inspections[InspectKey{"default/p", h.Revision}].Result.Footprint.Total()
 			there[h.Model] = true
 		}
 	}
 	names := map[string]bool{}
 	for _, h := range a.Homes {
+		if device.Lost() || !on(h.Devices) {
+			t.Fatalf("seed %d: %s gets a home on %v of %+v", seed, name, h.Devices, device)
+		}
 		if names[h.Model] {
 			t.Fatalf("seed %d: %s gets %s twice", seed, name, h.Model)
 		}
@@ -577,8 +593,8 @@ func within(t *testing.T, seed uint64, seen Seen, name string, a worker.Assignme
 			used += in.Result.Footprint.Total()
 		}
 	}
-	if used > 80*gib {
-		t.Fatalf("seed %d: %s is to hold %d GiB of 80: %+v", seed, name, used/gib, a)
+	if used > device.CapacityBytes {
+		t.Fatalf("seed %d: %s is to hold %d GiB of %d: %+v", seed, name, used/gib, device.CapacityBytes/gib, a)
 	}
 }
 
