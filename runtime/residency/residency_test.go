@@ -202,6 +202,39 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestTrouble: what is on a lost device leaves it, whatever it was promised, and nothing comes; where others
+// take some of a device, that is said.
+func TestTrouble(t *testing.T) {
+	accounts := []Account{
+		{Device: "cpu-0", Capacity: 10 * mib, Used: 8 * mib, Lost: "Device cpu-0 is lost: XID 79."},
+		{Device: "cpu-1", Capacity: 3 * mib, Limit: "Other processes hold 7 MiB of cpu-1's 12 MiB."},
+	}
+	homes := []Home{
+		busy("a", 2*mib, time.Hour), with(resident("b", 2*mib, time.Minute), func(h *Home) { h.Required, h.NeverEvict = true, true }), old("c", 2*mib),
+		with(resident("d", 2*mib, time.Minute), func(h *Home) { h.Leaving = true }),
+		wanted("e", mib), {Model: "f", Device: "cpu-0", Need: mib},
+		with(wanted("g", 2*mib), func(h *Home) { h.Device = "cpu-1" }), with(wanted("h", 4*mib), func(h *Home) { h.Device = "cpu-1" }),
+	}
+	decision := Decide(accounts, homes, now)
+	want := `load g
+evict a
+evict b
+evict old c
+refuse e: Device cpu-0 is lost: XID 79.
+refuse h: Needs 4 MiB; cpu-1 has 3 MiB in all. Other processes hold 7 MiB of cpu-1's 12 MiB.`
+	if d := cmp.Diff(want, show(decision)); d != "" {
+		t.Error(d)
+	}
+	for _, r := range decision.Refusals {
+		if r.Lost != (r.Device == "cpu-0") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if Fits(accounts, homes, "f", now) {
+		t.Error("f fits a device that is lost")
+	}
+}
+
 func TestFits(t *testing.T) {
 	asleep := Home{Model: "b", Device: "cpu-0", Need: 6 * mib}
 	for name, c := range map[string]struct {
