@@ -385,14 +385,19 @@ DEVICE void combine(const Params& p, f32* weights, f32* scratch) {
 // narrowed to the halves' range, so that a large query stays a number; NaN stays NaN.
 DEVICE f32 inRange(f32 x) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; }
 
-// copyTile brings the 64 rows whose starts are in rows (-1: none) of one head into shared memory.
-template <int DIM> DEVICE void copyTile(u16* to, const u8* from, const i64* rows, i32 dim) {
+// startOf is where the start of a row of a tile of keys is, -1 for none; of turn 0 or 1. It lies in what pads the rows of queries:
+// beside three tiles of 256 dimensions a block of sm_86, 89 and 120 has no room for it (99 KiB).
+template <int DIM> DEVICE i64& startOf(u16* queries, i32 row, i32 turn) { return ((i64*)(queries + row * (DIM + 8) + DIM))[turn]; }
+
+// copyTile brings the 64 rows of one head whose starts are those of a turn into shared memory.
+template <int DIM> DEVICE void copyTile(u16* to, const u8* from, u16* queries, i32 of, i32 dim) {
 	constexpr int CHUNKS = DIM / 8;
 #pragma unroll 4
 	for (i32 turn = 0; turn < CHUNKS / 2; turn++) {
 		const i32 i = turn * 128 + threadIdx.x, row = i / CHUNKS, chunk = i % CHUNKS;
-		const bool valid = rows[row] >= 0 && chunk * 8 < dim;
-		copyAsync16(to + row * (DIM + 8) + chunk * 8, from + (valid ? rows[row] + chunk * 16 : 0), valid);
+		const i64 start = startOf<DIM>(queries, row, of);
+		const bool valid = start >= 0 && chunk * 8 < dim;
+		copyAsync16(to + row * (DIM + 8) + chunk * 8, from + (valid ? start + chunk * 16 : 0), valid);
 	}
 	commitAsync();
 }
@@ -405,7 +410,6 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 	constexpr int PITCH = DIM + 8, STEPS = DIM / 16;
 	constexpr bool KEPT = DIM <= 128; // queries stay in registers
 	u16 *const q = (u16*)dynamicShared(), *const k = q + 64 * PITCH, *const v = k + 64 * PITCH;
-	i64* const rows = (i64*)(v + 64 * PITCH); // [2][64]
 	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = p.headDim;
 	const i32 shared = p.heads / p.kvHeads, kvHead = blockIdx.y;
 
@@ -438,7 +442,7 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 	if (split > 0 && from >= to) return;
 	const u8 *const keys = p.keys + 2 * i64(kvHead) * dim, *const values = p.values + 2 * i64(kvHead) * dim;
 
-	if (threadIdx.x < 64) rows[threadIdx.x] = from + i32(threadIdx.x) < to ? rowOf(p, span, first, from + threadIdx.x) : -1;
+	if (threadIdx.x < 64) startOf<DIM>(q, threadIdx.x, 0) = from + i32(threadIdx.x) < to ? rowOf(p, span, first, from + threadIdx.x) : -1;
 	const f32 factor = p.softCap != 0 ? p.scale / p.softCap : p.scale * log2e;
 	for (i32 i = threadIdx.x; i < 64 * (DIM / 8); i += 128) {
 		const i32 row = i / (DIM / 8), chunk = i % (DIM / 8), f = start + row;
@@ -451,7 +455,7 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 		                                       toHalf2(inRange(factor * high.x), inRange(factor * high.y)), toHalf2(inRange(factor * high.z), inRange(factor * high.w))});
 	}
 	barrier();
-	copyTile<DIM>(k, keys, rows, dim);
+	copyTile<DIM>(k, keys, q, 0, dim);
 	const u16* const queries = q + (16 * warp + lane % 16) * PITCH + lane / 16 * 8;
 	u32 kept[KEPT ? STEPS : 1][4];
 	if constexpr (KEPT) {
@@ -473,13 +477,13 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 
 	i32 turn = 0;
 #pragma unroll 1
-	for (i32 at = from; at < to; at += 64, turn ^= 64) {
+	for (i32 at = from; at < to; at += 64, turn ^= 1) {
 		waitAsync<0>();
 		barrier(); // the keys are there, and nobody reads the last values
-		copyTile<DIM>(v, values, rows + turn, dim);
+		copyTile<DIM>(v, values, q, turn, dim);
 		if (threadIdx.x < 64) {
 			const i32 position = at + 64 + threadIdx.x;
-			rows[(turn ^ 64) + threadIdx.x] = position < to ? rowOf(p, span, first, position) : -1;
+			startOf<DIM>(q, threadIdx.x, turn ^ 1) = position < to ? rowOf(p, span, first, position) : -1;
 		}
 		f32 s[8][4];
 #pragma unroll
@@ -504,7 +508,7 @@ template <int DIM> DEVICE void prefill(const Params& p) {
 		}
 		waitAsync<0>();
 		barrier(); // the values are there, and nobody reads the keys
-		if (at + 64 < to) copyTile<DIM>(k, keys, rows + (turn ^ 64), dim);
+		if (at + 64 < to) copyTile<DIM>(k, keys, q, turn ^ 1, dim);
 
 		if (p.softCap != 0) {
 #pragma unroll

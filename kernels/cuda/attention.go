@@ -148,7 +148,7 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	return all
 }
 
-// AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to 7000.
+// AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to 3000.
 func AttentionSlow(p AttentionParams, s AttentionStep) Launch {
 	p.check()
 	p.setBlocks()
@@ -187,14 +187,13 @@ func (p AttentionParams) prefill(tokens, spans int) Launch {
 			dim = d
 		}
 	}
-	// Queries, keys and values of a tile, their rows padded by 8 halves; starts of two tiles' rows.
-	shared := 3*64*2*(dim+8) + 2*64*8
+	shared := 3 * 64 * 2 * (dim + 8) // queries, keys and values of a tile, their rows padded by 8 halves
 	grid := [3]uint32{uint32(p.tiles(tokens, spans)), uint32(p.KVHeads), uint32(p.splits)}
 	return launch(fmt.Sprintf("attendPrefill%d", dim), grid, 128, uint32(shared), &p)
 }
 
 func (p *AttentionParams) check() {
-	if p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.HeadDim > 7000 {
+	if p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.HeadDim > 3000 {
 		panic(fmt.Sprintf("cuda: attention of %d heads of %d with %d heads of keys", p.Heads, p.HeadDim, p.KVHeads))
 	}
 }
