@@ -535,6 +535,7 @@ bool estiba_emulated_set(const char* text) {
 	if (!parse(text, &s)) return false;
 	World& w = world();
 	std::lock_guard<std::mutex> lock(w.mu);
+	if (!start(w)) return false; // which takes those of the environment
 	apply(w, s);
 	return true;
 }

@@ -3,11 +3,13 @@
 package driver
 
 import (
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"math"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -144,6 +146,18 @@ func TestWithoutDriver(t *testing.T) {
 	command.Env = append(command.Env, "ESTIBA_WITHOUT_DRIVER=1")
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestNeedsLibcAlone looks at what a program with this package is linked to.
+func TestNeedsLibcAlone(t *testing.T) {
+	program, err := elf.Open(os.Args[0])
+	check(t, err)
+	defer program.Close()
+	libraries, err := program.ImportedLibraries()
+	check(t, err)
+	if !slices.Equal(libraries, []string{"libc.so.6"}) {
+		t.Error(libraries)
 	}
 }
 
