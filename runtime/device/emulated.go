@@ -246,6 +246,7 @@ func (e *Emulation) look(now time.Time) {
 	text, err := contents(e.path)
 	if err == nil {
 		if bytes.Equal(text, e.text) {
+			e.wrong = ""
 			return
 		}
 		var gpus []gpu

@@ -157,10 +157,18 @@ func TestEmulatedChanges(t *testing.T) {
 	if n := strings.Count(log.String(), "last good description stays in force"); n != 1 {
 		t.Errorf("%d times: %s", n, log)
 	}
+	write(t, path, "devices: [{memory: 10Gi, others: 3Gi}]") // as it was
+	if n := others(); n != 3<<30 {
+		t.Error(n)
+	}
+	write(t, path, "devices: [{memory: 10Gi, others: ") // and wrong again
+	if n := others(); n != 3<<30 || strings.Count(log.String(), "\n") != 2 {
+		t.Error(n, log)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if n := others(); n != 3<<30 || strings.Count(log.String(), "\n") != 2 {
+	if n := others(); n != 3<<30 || strings.Count(log.String(), "\n") != 3 {
 		t.Error(n, log)
 	}
 	write(t, path, "devices: [{memory: 10Gi, gone: true}]")
