@@ -145,7 +145,7 @@ func (f *fuser) products(i int) group {
 			p.bias = add()
 			continue
 		}
-		if f.makes(g, other(n, p.out(f.Graph))) {
+		if f.touches(g, other(n, p.out(f.Graph))) {
 			return g
 		}
 		p.sum = add()
@@ -160,9 +160,10 @@ func other(add graph.Node, v graph.Value) graph.Value {
 	return add.In[0]
 }
 
-// makes says whether a value is made within a group.
-func (f *fuser) makes(g group, v graph.Value) bool {
-	return slices.ContainsFunc(g.nodes, func(i int) bool { return f.Nodes[i].Out == v })
+// touches says whether a value is made or read within a group. The sum with it may be written over it, while other blocks of
+// the launch still read it.
+func (f *fuser) touches(g group, v graph.Value) bool {
+	return slices.ContainsFunc(g.nodes, func(i int) bool { return f.Nodes[i].Out == v || slices.Contains(f.Nodes[i].In, v) })
 }
 
 // alike products read the same value, and are for the same experts.

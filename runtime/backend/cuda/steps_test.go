@@ -153,7 +153,8 @@ func TestFuseReaders(t *testing.T) {
 	y = b.Op(graph.Add, none, y, gate) // gate is needed by itself
 	z := b.Op(graph.MatMul, none, y, weight("a", 8, 8))
 	biased := b.Op(graph.Bias, none, z, weight("bias", 8))
-	y = b.Op(graph.Add, none, biased, z) // and z
+	y = b.Op(graph.Add, none, biased, z)                                         // and z
+	y = b.Op(graph.Add, none, b.Op(graph.MatMul, none, y, weight("b", 8, 8)), y) // y is where the sum goes
 	h := b.Op(graph.Rows, none, y)
 	g, err := b.Graph(h, h)
 	if err != nil {
