@@ -47,12 +47,15 @@ type AttentionStep struct {
 	Processors    int // of the device
 }
 
-// maxHeadDim of the kernels but attend.
-const maxHeadDim = 256
+// MaxHeadDim that there is a kernel for.
+const MaxHeadDim = 3000
+
+// fastHeadDim is that of the kernels but attend.
+const fastHeadDim = 256
 
 // odd says that only attend can do it.
 func (p *AttentionParams) odd() bool {
-	return p.HeadDim%8 != 0 || p.HeadDim > maxHeadDim || p.BlockStride%16 != 0
+	return p.HeadDim%8 != 0 || p.HeadDim > fastHeadDim || p.BlockStride%16 != 0
 }
 
 // together is how many query heads of a key head attendDecode takes at once.
@@ -148,7 +151,7 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	return all
 }
 
-// AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to 3000.
+// AttentionSlow is Attention by a kernel that is slow and simple, and takes any head dimension to MaxHeadDim.
 func AttentionSlow(p AttentionParams, s AttentionStep) Launch {
 	p.check()
 	p.setBlocks()
@@ -193,7 +196,7 @@ func (p AttentionParams) prefill(tokens, spans int) Launch {
 }
 
 func (p *AttentionParams) check() {
-	if p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.HeadDim > 3000 {
+	if p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.HeadDim > MaxHeadDim {
 		panic(fmt.Sprintf("cuda: attention of %d heads of %d with %d heads of keys", p.Heads, p.HeadDim, p.KVHeads))
 	}
 }

@@ -46,7 +46,7 @@ func Count() (int, error) {
 }
 
 // Devices are the CUDA devices of this machine as a worker may claim them: what is free on each, less overhead and
-// headroom, and Memory of each at most. They are opened for that, and stay so for New, since opening one takes long.
+// headroom, and Memory of each at most. One that fails is Lost, and keeps the others from nothing. They are opened for that, and stay so for New, since opening one takes long.
 // The error is an ErrNone where there is no driver, or no device that it gives to this process.
 func Devices(o device.Options) ([]device.Device, error) {
 	infos, err := driver.Devices()
@@ -55,11 +55,18 @@ func Devices(o device.Options) ([]device.Device, error) {
 	}
 	var all []device.Device
 	for _, info := range infos {
+		free := int64(0)
 		c, err := found.open(info.Ordinal)
-		if err != nil {
-			return nil, fmt.Errorf("open device %s (%s): %w", Name(info.Ordinal), info.Name, err)
+		if err == nil {
+			free, _, err = c.Memory()
 		}
-		free, _, err := c.Memory()
+		if e, ok := errors.AsType[*driver.Error](err); ok && e.Lost() {
+			all = append(all, device.Device{
+				Name: Name(info.Ordinal), Kind: Kind, UUID: info.UUID, Extent: Extent, Capacity: info.Memory / Extent * Extent,
+				Description: info.Name + ", which does not answer", Lost: true,
+			})
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("device %s (%s): %w", Name(info.Ordinal), info.Name, err)
 		}
@@ -394,6 +401,10 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 			p.bounds.vocabulary = sources[n.In[0]].from.Rows
 		case graph.Positions:
 			p.bounds.positions = min(p.bounds.positions, sources[n.In[0]].from.Rows)
+		case graph.Attention:
+			if n.Attr.HeadDim > kernels.MaxHeadDim {
+				return nil, fmt.Errorf("node %d: heads of %d dimensions; a device attends with %d at most", i, n.Attr.HeadDim, kernels.MaxHeadDim)
+			}
 		case graph.Bias:
 			if uses[n.In[1]] != graph.Vector {
 				return nil, fmt.Errorf("node %d: weight %q is a bias and a matrix too", i, g.Weights[n.In[1]].Name)
