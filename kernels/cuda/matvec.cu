@@ -1,7 +1,7 @@
 // matvec.cu: y = x wᵀ of at most eight rows of x, at the speed of memory: every weight is read once, for all rows.
 // A warp has four rows of weights (or two), of which each lane reads 16 bytes at a time; where there are few rows, split
-// warps share them and take turns along the columns. Sums have a fixed order that depends on the matrix alone,
-// neither on how many rows x has nor on which parts run together.
+// warps share them and take turns along the columns. Sums have a fixed order that depends on the sizes of the
+// matrices that run together and on the device's processors, not on how many rows x has.
 //
 // Weights F32, F16 and BF16 are multiplied by the numbers of x as they are: each product and sum is rounded once
 // (fmaf). The others are multiplied by bytes (quantize in activations.cu), four products an instruction, exactly;
