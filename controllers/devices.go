@@ -147,10 +147,12 @@ func (d *decision) ails(m *model) string {
 // degradation is the pool's condition Degraded; nil: it has none, and never had.
 func (d *decision) degradation(p *pool) *status.Part {
 	var lost, poor []string
+	reports := 0
 	for _, s := range p.present(d.seen.Now) {
 		if s.Report == nil {
 			continue
 		}
+		reports++
 		for i := range s.Report.Devices {
 			at := &s.Report.Devices[i]
 			say := fmt.Sprintf("Device %s of worker %s is", at.Name, s.Name)
@@ -168,15 +170,23 @@ func (d *decision) degradation(p *pool) *status.Part {
 		more = fmt.Sprintf(" So are %d more.", n)
 	}
 	message := strings.Join(all[:min(len(all), mostAilments)], " ") + more
+	was := status.Find(p.Status.Conditions, v1alpha1.ConditionDegraded)
 	switch {
 	case len(lost) > 0:
 		return &status.Part{True: true, Reason: v1alpha1.ReasonDeviceLost, Message: message}
 	case len(poor) > 0:
 		return &status.Part{True: true, Reason: v1alpha1.ReasonDeviceDegraded, Message: message}
-	case status.Find(p.Status.Conditions, v1alpha1.ConditionDegraded) != nil:
+	case was != nil && was.Status == metav1.ConditionTrue && reports == 0 && d.expects(p):
+		return &status.Part{True: true, Reason: was.Reason, Message: was.Message} // until the worker that comes next says otherwise
+	case was != nil:
 		return &status.Part{Reason: v1alpha1.ReasonSucceeded}
 	}
 	return nil
+}
+
+// expects: p is to have a worker, which may be another one than it had.
+func (d *decision) expects(p *pool) bool {
+	return p.Spec.Workers.Min > 0 || len(p.present(d.seen.Now)) > 0 || d.plan.Create[p.key] > 0 || p.Blocked != ""
 }
 
 // complaint is what a device says is the matter with it.

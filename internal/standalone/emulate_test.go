@@ -29,24 +29,7 @@ func TestEmulate(t *testing.T) {
 	}
 	describe("")
 	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() {
-		ended <- Run(ctx, Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: gpus, Memory: 70 << 30, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	url := "http://" + address
+	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"))
 	at := func(device string) func() error {
 		return func() error {
 			var models v1alpha1.ModelList
@@ -80,7 +63,80 @@ func TestEmulate(t *testing.T) {
 		}
 		return nil
 	})
-	if err := Run(t.Context(), Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: address, Emulate: filepath.Join(folder, "none"), Log: slog.New(slog.DiscardHandler)}); err == nil {
+	if err := Run(t.Context(), Options{Paths: []string{filepath.Join(folder, "a.yaml")}, Listen: "127.0.0.1:0", Emulate: filepath.Join(folder, "none"), Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("it serves on devices that nothing describes")
 	}
+}
+
+// TestEmulateLost: a device that is lost from the start keeps a worker from nothing but itself.
+func TestEmulateLost(t *testing.T) {
+	folder := t.TempDir()
+	gpus := filepath.Join(folder, "gpus")
+	describe := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(gpus, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe("devices: [{memory: 1Gi}, {memory: 1Gi, xids: [79]}]")
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
+	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"))
+	pool := func(says func(s v1alpha1.InferencePoolStatus) bool) func() error {
+		return func() error {
+			var pools v1alpha1.InferencePoolList
+			if err := get(url+"/apis/estiba.dev/v1alpha1/inferencepools", &pools); err != nil {
+				return err
+			}
+			if s := pools.Items[0].Status; !says(s) {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		}
+	}
+	degraded := func(s v1alpha1.InferencePoolStatus) bool {
+		return meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionDegraded)
+	}
+	eventually(t, "the pool says which is lost", pool(func(s v1alpha1.InferencePoolStatus) bool {
+		return degraded(s) && len(s.Accelerators) == 2 && s.Accelerators[0].State == "Healthy" && s.Accelerators[1].State == "Lost" && s.Accelerators[1].Reason == "XID79"
+	}))
+	if got := complete(t, url, "stories", 3); got == "" {
+		t.Error("no answer")
+	}
+	describe("devices: [{memory: 1Gi, xids: [79]}, {memory: 1Gi, xids: [79]}]")
+	was := ""
+	eventually(t, "the worker is replaced", pool(func(s v1alpha1.InferencePoolStatus) bool {
+		if !degraded(s) {
+			t.Errorf("nothing is degraded: %+v", s.Conditions)
+		}
+		if len(s.Accelerators) != 2 {
+			return false
+		}
+		if was == "" {
+			was = s.Accelerators[0].Worker
+		}
+		return s.Accelerators[0].Worker != was && s.Accelerators[0].State == "Lost" && s.Accelerators[1].State == "Lost"
+	}))
+}
+
+// serveOn serves on the devices that a file describes until the test ends; --memory is 70 GiB.
+func serveOn(t *testing.T, gpus, manifests string) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Emulate: gpus, Memory: 70 << 30, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return "http://" + address
 }

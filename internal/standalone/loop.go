@@ -314,6 +314,9 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 	w, err := l.newWorker(name, p, memory)
 	if err != nil {
 		l.budget.give(name)
+		if l.failed[key].why != err.Error() { // else each try would say so
+			l.server.o.Log.Warn("worker not started", "pool", p.Name, "error", err)
+		}
 		l.failed[key] = failure{hash, err.Error(), time.Now()}
 		return err
 	}

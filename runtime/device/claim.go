@@ -12,7 +12,8 @@ import (
 // on a device beside models, in bytes; a quarter of a small one at most. What strangers hold at this time is
 // not claimed. Of o, Memory bounds what is claimed of each device, Expected is ignored.
 //
-// The error names a device that has no room or cannot be read; it is ErrNoDevice if there is none.
+// One that does not answer is Lost, and nothing keeps the others from being used. The error names a device that has no
+// room or cannot be read; it is ErrNoDevice if there is none.
 func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) {
 	units, err := m.Devices()
 	if err != nil {
@@ -24,7 +25,10 @@ func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) 
 			continue
 		}
 		r, err := m.Read(u.UUID)
-		if err != nil {
+		lost := errors.Is(err, ErrGone)
+		if lost {
+			r = Reading{Total: u.Total}
+		} else if err != nil {
 			return nil, fmt.Errorf("read device %s (%s): %w", u.UUID, u.Name, err)
 		}
 		claim, why := r.Room(0, min(overhead, r.Total/4))
@@ -40,7 +44,9 @@ func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) 
 			Name: fmt.Sprintf("gpu-%d", len(claimed)), Kind: kind, UUID: u.UUID, Extent: extent, Capacity: claim / extent * extent,
 			Description: fmt.Sprintf("%s, %s, %d %% headroom", u.Name, why, o.Headroom),
 		}
-		if d.Capacity == 0 {
+		if lost {
+			d.Lost, d.Description = true, u.Name+", which does not answer"
+		} else if d.Capacity == 0 {
 			return nil, fmt.Errorf("device %s (%s) has no room for a model: %s; end what others run there, or give this process another device", u.UUID, u.Name, why)
 		}
 		claimed = append(claimed, d)

@@ -25,6 +25,8 @@ type Device struct {
 	Capacity    int64
 	// UUID is what a Monitor knows the device by; empty: it knows nothing of it.
 	UUID string
+	// Lost: it did not answer when it was to be claimed. Nothing can be put on it, and Capacity is what it should have.
+	Lost bool
 }
 
 // Options bound the claim.

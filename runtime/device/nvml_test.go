@@ -114,8 +114,9 @@ func TestClaim(t *testing.T) {
 		t.Error(err)
 	}
 	delete(m.readings, "c")
-	if _, err := Claim(m, "cuda", 0, Options{}); !errors.Is(err, ErrGone) {
-		t.Error(err)
+	m.units[2].Total = 100 << 20
+	if got, err := Claim(m, "cuda", 0, Options{}); err != nil || len(got) != 2 || got[0].Lost || !got[1].Lost || got[1].Capacity != 100<<20 || got[1].Description != "A100 MIG, which does not answer" {
+		t.Error(got, err) // one that is lost keeps the other from nothing
 	}
 	if _, err := Claim(units{units: m.units[1:2]}, "cuda", 0, Options{}); !errors.Is(err, ErrNoDevice) {
 		t.Error(err)

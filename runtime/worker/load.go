@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	api "github.com/estiba/estiba/api/worker"
@@ -41,7 +42,7 @@ type Loaded struct {
 // openBackend of a device; emulated: the processor computes for it.
 func openBackend(d device.Device, emulated bool, threads int) (backend.Backend, error) {
 	kind := d.Kind
-	if emulated {
+	if emulated || d.Lost { // one that is lost cannot be opened, and computes nothing
 		kind = "cpu"
 	}
 	switch kind {
@@ -275,7 +276,8 @@ func (w *Worker) Inspect(ctx context.Context, r api.InspectRequest) api.Inspecti
 		return bad(err)
 	}
 	c, _ := residency.Clamp(r.Context, h.Config.MaxPositions)
-	f, err := estimate(w.devices[0].backend, h, c, w.devices[0].Extent)
+	on := w.devices[max(slices.IndexFunc(w.devices, func(d *claimed) bool { return !d.Lost }), 0)]
+	f, err := estimate(on.backend, h, c, on.Extent)
 	if err != nil {
 		return bad(&fault{api.ReasonDoesNotFit, err.Error()})
 	}

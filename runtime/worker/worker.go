@@ -180,6 +180,11 @@ func New(o Options) (*Worker, error) {
 		c := &claimed{Device: d, backend: b, budget: n, engine: engine.New(engine.Options{
 			Log: o.Log, Failed: w.broke, Extents: n, Discard: b.Discard,
 		})}
+		if d.Lost {
+			c.failed = api.Health{State: api.DeviceLost, Reason: gone, Since: time.Now().UTC(),
+				Message: "it did not answer when the worker started; look for XIDs in the kernel's log and reset the device"}
+			o.Log.Warn("device lost", "device", d.Name, "message", c.failed.Message)
+		}
 		if o.Monitor != nil && d.UUID != "" {
 			c.watched = &watched{claim: residency.NewClaim(d.Capacity), use: map[string]energy.Use{}}
 		}
