@@ -59,11 +59,6 @@ func workerPod(p *v1alpha1.InferencePool, image string) (*corev1.Pod, string, er
 	if err := usable(t); err != nil {
 		return nil, "", err
 	}
-	for i := range t.Spec.Containers {
-		if c := &t.Spec.Containers[i]; c.Name == workerContainer && takesGPU(c) {
-			c.Args = append(c.Args, "--device=cuda")
-		}
-	}
 	sum := hash(t)
 	yes := true
 	pod := &corev1.Pod{ObjectMeta: *t.ObjectMeta.DeepCopy(), Spec: t.Spec}
@@ -86,17 +81,6 @@ func MemoryLimit(p *v1alpha1.InferencePool) (int64, error) {
 		}
 	}
 	return 0, nil
-}
-
-// takesGPU says that a container is given GPUs, or parts of them. A worker that has them and no driver says so then:
-// it would else compute on the processor, a hundredth as fast, and nobody would know.
-func takesGPU(c *corev1.Container) bool {
-	for name := range c.Resources.Limits {
-		if n := string(name); strings.HasPrefix(n, "nvidia.com/gpu") || strings.HasPrefix(n, "nvidia.com/mig-") {
-			return true
-		}
-	}
-	return false
 }
 
 // usable names what of a merged template contradicts a worker.

@@ -27,23 +27,6 @@ func poolWith(t *testing.T, template string, change ...func(*v1alpha1.InferenceP
 	return &p
 }
 
-// TestTakesGPU: only a worker that is given a GPU, or a part of one, insists on it.
-func TestTakesGPU(t *testing.T) {
-	for limits, want := range map[string]bool{
-		"{nvidia.com/gpu: 2}": true, "{nvidia.com/gpu.shared: 1}": true, "{nvidia.com/mig-3g.40gb: 1}": true, "{memory: 1Gi}": false, "{example.com/gpu: 1}": false,
-	} {
-		pod, _, err := workerPod(poolWith(t, "{spec: {containers: [{name: worker, resources: {limits: "+limits+"}}, {name: s, image: s, resources: {limits: {nvidia.com/gpu: 1}}}]}}"), "estiba")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range pod.Spec.Containers {
-			if got := slices.Contains(c.Args, "--device=cuda"); got != (want && c.Name == "worker") {
-				t.Errorf("%s: %s has %v", limits, c.Name, c.Args)
-			}
-		}
-	}
-}
-
 func TestWorkerPod(t *testing.T) {
 	memory := resource.MustParse("8Gi")
 	p := poolWith(t, `
@@ -81,7 +64,7 @@ spec:
 	if c.Image != "estiba:1" || len(pod.Spec.Containers) != 2 || len(c.Env) != 2 || len(c.VolumeMounts) != 4 || len(pod.Spec.Volumes) != 4 {
 		t.Errorf("worker is %+v, volumes %+v", c, pod.Spec.Volumes)
 	}
-	for _, arg := range []string{"worker", "--pool=default/p", "--model-root=/models", "--memory=8Gi", "--headroom=3%", "--drain=1m0s", "--cache-size=10Gi", "--device=cuda"} {
+	for _, arg := range []string{"worker", "--pool=default/p", "--model-root=/models", "--memory=8Gi", "--headroom=3%", "--drain=1m0s", "--cache-size=10Gi"} {
 		if !slices.Contains(c.Args, arg) {
 			t.Errorf("no %s in %v", arg, c.Args)
 		}
