@@ -138,7 +138,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 // damaged says which model gives no numbers.
 func damaged(path string, err error) error {
 	if errors.Is(err, sampling.ErrNotANumber) {
-		return fmt.Errorf("%s answers with no numbers (NaN): its weights are damaged; get its files again", path)
+		return fmt.Errorf("%s: the logits are no finite numbers, so its weights are damaged; get its files again", path)
 	}
 	return err
 }
@@ -200,6 +200,7 @@ func generate(ctx context.Context, program backend.Program, limits backend.Limit
 		Sampling:     sampling.Params{Temperature: o.Temperature, Seed: rand.Uint64()},
 		PromptLogits: o.Logits != "",
 		PromptOnly:   o.MaxTokens == 0,
+		Finite:       true,
 	})
 	if err != nil {
 		return nil, err

@@ -334,11 +334,31 @@ func TestDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	header := 8 + int(binary.LittleEndian.Uint64(data))
-	fixture.WriteFile(t, file, append(data[:header:header], bytes.Repeat([]byte{0xff}, len(data)-header)...))
+	copy(data[header:], bytes.Repeat([]byte{0xff}, len(data)-header))
+	fixture.WriteFile(t, file, data)
 	err = run.Run(context.Background(), io.Discard, io.Discard, dir, run.Options{Prompt: "Once", MaxTokens: 2})
-	if want := dir + " answers with no numbers (NaN): its weights are damaged; get its files again"; err == nil || err.Error() != want {
+	want := dir + ": the logits are no finite numbers, so its weights are damaged; get its files again"
+	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
+	// One number of the output row that is no number is enough, as for bench and eval.
+	whole, err := os.ReadFile(filepath.Join(fixture.Model("stories260K/hf-f32"), "model.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tensors map[string]struct {
+		Offsets []int `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(whole[8:header], &tensors); err != nil {
+		t.Fatal(err)
+	}
+	one := bytes.Clone(whole)
+	copy(one[header+tensors["model.embed_tokens.weight"].Offsets[1]-4:], []byte{0xff, 0xff, 0xff, 0xff}) // of the last token
+	fixture.WriteFile(t, file, one)
+	if err = run.Run(context.Background(), io.Discard, io.Discard, dir, run.Options{Prompt: "Once", MaxTokens: 2}); err == nil || err.Error() != want {
+		t.Errorf("one: got %v, want %s", err, want)
+	}
+	fixture.WriteFile(t, file, data)
 	err = run.Embed(context.Background(), io.Discard, dir, run.EmbedOptions{Text: "Once"})
 	if err == nil || !strings.Contains(err.Error(), "its weights are damaged") {
 		t.Error(err)

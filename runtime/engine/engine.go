@@ -99,6 +99,7 @@ type Request struct {
 	PromptLogprobs bool
 	Pooling        Pooling // the last event has the prompt's embedding, and there is no text
 	Trial          bool    // nobody's: it is in no count
+	Finite         bool    // one logit that is no finite number, of a row from which a token is drawn, ends the text with sampling.ErrNotANumber
 }
 
 // Event is one token of a request, or its end.
@@ -515,7 +516,7 @@ func (w *work) draws(all []sampling.Draw) []sampling.Draw {
 			continue
 		}
 		d, plain := q.sampler.Draw()
-		if !plain || !s.Next || s.Rows != batching.LastRow || q.Pooling != NoPooling {
+		if !plain || !s.Next || s.Rows != batching.LastRow || q.Pooling != NoPooling || q.Finite {
 			return all[:0]
 		}
 		all = append(all, d)
@@ -587,6 +588,10 @@ func (e *Engine) choose(w *work) {
 		}
 		if span.Next {
 			last := logits[len(logits)-r.Vocabulary:]
+			if q.Finite && slices.ContainsFunc(last, notFinite) {
+				c.err, c.broken = sampling.ErrNotANumber, true
+				continue
+			}
 			c.token, c.err = q.sampler.Sample(last, &e.scratch)
 			c.broken = c.err != nil && !slices.ContainsFunc(last, isNumber)
 		}
@@ -605,6 +610,9 @@ func promptLogprobs(q *request, span batching.Span, rows []float32, vocabulary i
 
 // isNumber: a logit that can be chosen.
 func isNumber(x float32) bool { return x > float32(math.Inf(-1)) }
+
+// notFinite: NaN, or infinite.
+func notFinite(x float32) bool { return x-x != 0 }
 
 func (e *Engine) commit(w *work) {
 	e.mu.Lock()
