@@ -351,6 +351,7 @@ func (p *program) Run(ctx context.Context, b batching.Batch, out *backend.Out) e
 	p.b.step.Lock()
 	defer p.b.step.Unlock()
 	if err := p.run(ctx, b, out); err != nil {
+		_ = p.b.stream.Synchronize() // what was queued before it may still run, and the program may go now
 		return fmt.Errorf("run on %s: %w", p.b.name, p.b.fault(err))
 	}
 	return nil
