@@ -173,7 +173,9 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 	constexpr int SCORES = HEADS * KEYS, OWN = SCORES > LANES ? SCORES / LANES : 1, SAME = SCORES > LANES ? 1 : LANES / SCORES;
 	const i32 span = blockIdx.z, row = p.spanFirst[span], split = blockIdx.x, dim = p.headDim;
 	if (p.spanFirst[span + 1] - row != 1) return;
-	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = lane % LANES, group = lane / LANES;
+	// A number that is shuffled from one lane is known to be the warp's: so are the ends of loops over it, within which shuffles
+	// need no second way for lanes that are not there.
+	const i32 lane = threadIdx.x % 32, warp = shuffle(threadIdx.x / 32, 0), place = lane % LANES, group = lane / LANES;
 	const i32 shared = p.heads / p.kvHeads, pieces = (shared + HEADS - 1) / HEADS;
 	const i32 kvHead = blockIdx.y / pieces, piece = blockIdx.y % pieces * HEADS, heads = smaller(HEADS, shared - piece);
 	const i32 head = kvHead * shared + piece;
@@ -215,15 +217,16 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 	const u32 units = u32(p.kvHeads * dim) / 8;
 	i32 block[KEYS], next[KEYS]; // that the keys of this turn, of the next are in
 	u32x4 k[KEYS], v[KEYS];
-	i32 turn = begin + warp * TURN + group; // key u of a lane's turn is at turn + u*GROUPS, or else the last one, unused
+	i32 at = begin + warp * TURN; // key u of a lane's turn is at at + group + u*GROUPS, or else the last one, unused
 #pragma unroll
 	for (int u = 0; u < KEYS; u++) {
-		const i32 position = smaller(turn + u * GROUPS, stop - 1);
+		const i32 position = smaller(at + group + u * GROUPS, stop - 1);
 		block[u] = table[blockOf(p, position)];
 		k[u] = load128(keys + 16 * unitsInBlock(p, block[u], position, units));
 	}
 #pragma unroll 1
-	for (; turn - group < stop; turn += WARPS * TURN) {
+	for (; at < stop; at += WARPS * TURN) {
+		const i32 turn = at + group;
 #pragma unroll
 		for (int u = 0; u < KEYS; u++) {
 			const i32 position = smaller(turn + u * GROUPS, stop - 1), later = smaller(turn + u * GROUPS + WARPS * TURN, stop - 1);
@@ -273,7 +276,7 @@ template <int LANES, int HEADS> DEVICE void decode(const Params& p) {
 		for (int i = 0; i < OWN; i++) own[i] = p.softCap != 0 ? p.softCap * log2e * bent(scores[i]) : scores[i];
 #pragma unroll
 		for (int i = 0; i < SCORES; i++) scores[i] = shuffle(own[i % OWN], u32(group * LANES + i / OWN * SAME));
-		if (turn - group + TURN > stop) { // the last
+		if (at + TURN > stop) { // the last
 #pragma unroll
 			for (int i = 0; i < SCORES; i++)
 				if (turn + i % KEYS * GROUPS >= stop) scores[i] = -infinity();
