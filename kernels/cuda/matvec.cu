@@ -7,8 +7,8 @@
 // (fmaf). The others are multiplied by bytes (quantize in activations.cu), four products an instruction, exactly;
 // the sums of 32 columns (of 16 in Q8_0 and Q6_K) are scaled and added in f32.
 //
-// Bandwidth: a warp has 2 KiB on the way for each load of a lane, twice that with one or two rows of x; 16 warps
-// on a processor are 32 to 64 KiB, where 600 ns at 3.3 TB/s want 15.
+// Bandwidth: a warp has 2 KiB on the way (of two rows, 1) while it adds those before; 16 warps on a processor are
+// 32 KiB, where 600 ns at 3.3 TB/s want 15.
 #include "product.cuh"
 
 namespace matvec {
@@ -78,7 +78,6 @@ template <i32 F, i32 R, i32 N> DEVICE void addFloats(f32 (&sums)[R * N], const u
 
 template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Params& p, const Rows<R>& rows, const f32* x, i32 from, i32 step) {
 	constexpr i32 numbers = F == F32 ? 4 : 8; // of 16 bytes
-	constexpr i32 turns = N <= 2 ? 2 : 1; // whose loads are on the way together
 	const i32 stride = (p.cols + numbers - 1) / numbers;
 	u32 at[R]; // in 16 bytes
 	i32 xAt[N];
@@ -104,34 +103,20 @@ template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Para
 		}
 		return;
 	}
-	i32 c = from;
-	u32x4 v[turns][R];
 	const auto load = [&](u32x4 (&to)[R], i32 line) __attribute__((always_inline)) {
 #pragma unroll
 		for (i32 r = 0; r < R; r++) to[r] = load128((r < R / 2 ? rows.a : rows.b) + u64(at[r] + line) * 16);
 	};
-	if constexpr (N == 8) { // one block on a processor: the next turn's loads are on the way while this one is added
-		if (c < stride) load(v[0], c);
+	// The next turn's loads are on the way while this one is added. That they are wanted beyond the end of a turn keeps
+	// the assembler from moving each to where it is used, and waiting for one after the other.
+	u32x4 v[R], next[R];
+	if (from < stride) load(v, from);
 #pragma unroll 1
-		for (; c < stride; c += step) {
-			u32x4 next[R];
-			load(next, product::smaller(c + step, stride - 1));
-			addFloats<F, R, N>(sums, v[0], x, xAt, c * numbers);
+	for (i32 c = from; c < stride; c += step) {
+		load(next, product::smaller(c + step, stride - 1));
+		addFloats<F, R, N>(sums, v, x, xAt, c * numbers);
 #pragma unroll
-			for (i32 r = 0; r < R; r++) v[0][r] = next[r];
-		}
-		return;
-	}
-#pragma unroll 1
-	for (; c + (turns - 1) * step < stride; c += turns * step) {
-#pragma unroll
-		for (i32 t = 0; t < turns; t++) load(v[t], c + t * step);
-#pragma unroll
-		for (i32 t = 0; t < turns; t++) addFloats<F, R, N>(sums, v[t], x, xAt, (c + t * step) * numbers);
-	}
-	if (turns > 1 && c < stride) { // the odd turn
-		load(v[0], c);
-		addFloats<F, R, N>(sums, v[0], x, xAt, c * numbers);
+		for (i32 r = 0; r < R; r++) v[r] = next[r];
 	}
 }
 
@@ -201,7 +186,6 @@ template <i32 F, i32 R, i32 N> DEVICE void addBytes(f32 (&sums)[R * N], const Ra
 }
 
 template <i32 F, i32 R, i32 N> DEVICE void bytes(f32 (&sums)[R * N], const Params& p, const Rows<R>& rows, const i8* x, const f32x2* xScales, i32 from, i32 step) {
-	constexpr i32 turns = N == 1 ? 2 : 1;
 	const i32 groups = p.cols / 32, units = F == Q8_0 ? groups * 2 : groups;
 	const Planes planes = planesOf(rows.a, F, rows.rows, p.cols);
 	const i64 beyond = rows.b - rows.a;
@@ -210,21 +194,18 @@ template <i32 F, i32 R, i32 N> DEVICE void bytes(f32 (&sums)[R * N], const Param
 	for (i32 r = 0; r < R; r++) at[r] = rows.at[r] * groups;
 #pragma unroll
 	for (i32 n = 0; n < N; n++) xAt[n] = N == 1 ? 0 : product::smaller(n, p.n - 1) * p.cols;
-	i32 c = from;
-	Raw raw[turns][R];
+	Raw raw[R], next[R];
+	const auto load = [&](Raw (&to)[R], i32 c) __attribute__((always_inline)) {
+#pragma unroll
+		for (i32 r = 0; r < R; r++) to[r] = loadRaw<F>(planes, r < R / 2 ? 0 : beyond, at[r], c);
+	};
+	if (from < units) load(raw, from);
 #pragma unroll 1
-	for (; c + (turns - 1) * step < units; c += turns * step) {
+	for (i32 c = from; c < units; c += step) {
+		load(next, product::smaller(c + step, units - 1)); // as floats does
+		addBytes<F, R, N>(sums, raw, x, xScales, xAt, c);
 #pragma unroll
-		for (i32 t = 0; t < turns; t++)
-#pragma unroll
-			for (i32 r = 0; r < R; r++) raw[t][r] = loadRaw<F>(planes, r < R / 2 ? 0 : beyond, at[r], c + t * step);
-#pragma unroll
-		for (i32 t = 0; t < turns; t++) addBytes<F, R, N>(sums, raw[t], x, xScales, xAt, c + t * step);
-	}
-	if (turns > 1 && c < units) {
-#pragma unroll
-		for (i32 r = 0; r < R; r++) raw[0][r] = loadRaw<F>(planes, r < R / 2 ? 0 : beyond, at[r], c);
-		addBytes<F, R, N>(sums, raw[0], x, xScales, xAt, c);
+		for (i32 r = 0; r < R; r++) raw[r] = next[r];
 	}
 }
 
