@@ -22,7 +22,7 @@ build-cuda: ## build bin/estiba-cuda, which uses GPUs where there are any
 .PHONY: demo
 demo: ## serve the bundled tiny model on this machine and ask it something
 	@echo 'building bin/estiba; the first time fetches and compiles its modules, which takes minutes' >&2
-	@$(GO) build -o bin/estiba ./cmd/estiba && $(GO) run ./hack/demo
+	@$(GO) build -o bin/estiba ./cmd/estiba && $(GO) build -o bin/demo ./hack/demo && bin/demo # go run would fail at Ctrl-C
 
 .PHONY: test
 test: ## everything that needs only Go

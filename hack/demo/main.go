@@ -30,7 +30,7 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE) // of an output that nobody reads any more too: what it started is to end
 	defer stop()
 	only := flag.String("ask", "", "URL of a gateway that runs already: only ask it")
 	flag.Parse()
