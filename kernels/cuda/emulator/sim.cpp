@@ -172,6 +172,7 @@ struct Machine {
 	u32 current, done, atBarrier;
 	bool running; // a fiber, not the thread's own stack
 	u32 atWarp[maxThreads / lanes];
+	u32 firstAtBarrier, firstAtWarp[maxThreads / lanes]; // who came first of those who wait
 	u8* room; // static arrays, then dynamic memory, each with a margin
 	u8* dynamic;
 	Array arrays[maxArrays];
@@ -179,7 +180,7 @@ struct Machine {
 	size_t arrayBytes;
 };
 
-__thread Machine* machine;
+__thread __attribute__((tls_model("initial-exec"))) Machine* machine;
 pthread_key_t machineKey;
 pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -294,7 +295,7 @@ bool prepare(Machine* m, u32 threads) {
 		f.state = State::Ready;
 		f.fake = nullptr;
 		f.copyCount = f.groupCount = 0;
-		void** top = (void**)(f.stack + stackSize);
+		void** top = (void**)(f.stack + stackSize - i % 64 * 320); // not all in the same lines of the cache
 #if defined(__x86_64__)
 		*--top = nullptr; // as if begin had been called: the stack is 8 off a multiple of 16
 		*--top = (void*)begin;
@@ -482,33 +483,25 @@ void matrices(Machine* m, u32 first, u32 count, bool transposed) {
 	}
 }
 
-// multiply is mma with k in the rows of registers, 32 bits each.
-template <typename T, typename Sum, u32 perRegister, typename Decode> void multiply(Machine* m, u32 first, Decode decode) {
+// multiply is mma: d [16,8] += a [16,k] b [k,8], with k in registers of 32 bits.
+template <typename Number, typename Sum, typename Out, u32 perRegister, typename Decode> void multiply(Machine* m, u32 first, Decode decode) {
 	constexpr u32 k = 8 * perRegister;
-	T a[16][k], b[8][k];
+	Number a[16][k], b[k][8];
 	for (u32 i = 0; i < lanes; i++) {
 		const u32 *x = (const u32*)m->fibers[first + i].a, *y = (const u32*)m->fibers[first + i].b;
 		const u32 g = i / 4, t = i % 4 * perRegister;
 		for (u32 r = 0; r < 4; r++)
 			for (u32 e = 0; e < perRegister; e++) a[g + r % 2 * 8][t + r / 2 * (k / 2) + e] = decode(x[r], e);
 		for (u32 r = 0; r < 2; r++)
-			for (u32 e = 0; e < perRegister; e++) b[g][t + r * (k / 2) + e] = decode(y[r], e);
+			for (u32 e = 0; e < perRegister; e++) b[t + r * (k / 2) + e][g] = decode(y[r], e);
 	}
+	Sum d[16][8] = {};
+	for (u32 row = 0; row < 16; row++)
+		for (u32 e = 0; e < k; e++)
+			for (u32 column = 0; column < 8; column++) d[row][column] += Sum(a[row][e]) * Sum(b[e][column]);
 	for (u32 i = 0; i < lanes; i++) {
-		auto* d = (decltype(Sum() + 0)*)nullptr;
-		(void)d;
-		const u32 g = i / 4, t = i % 4 * 2;
-		for (u32 r = 0; r < 4; r++) {
-			Sum sum = 0;
-			for (u32 e = 0; e < k; e++) sum += Sum(a[g + r / 2 * 8][e]) * Sum(b[t + r % 2][e]);
-			if constexpr (perRegister == 2) {
-				f32* out = (f32*)m->fibers[first + i].out + r;
-				*out = f32(Sum(*out) + sum);
-			} else {
-				i32* out = (i32*)m->fibers[first + i].out + r;
-				*out = i32(u32(*out) + u32(sum));
-			}
-		}
+		Out* out = (Out*)m->fibers[first + i].out;
+		for (u32 r = 0; r < 4; r++) out[r] = Out(Sum(out[r]) + d[i / 4 + r / 2 * 8][i % 4 * 2 + r % 2]);
 	}
 }
 
@@ -547,13 +540,13 @@ void together(Machine* m, u32 first) {
 		matrices(m, first, 2, op == Op::LdMatrix2T);
 		break;
 	case Op::MmaBF16: // products are exact, and the sum is rounded once; devices round a little more often
-		multiply<f32, f64, 2>(m, first, [](u32 v, u32 e) { return fromBF16(u16(v >> 16 * e)); });
+		multiply<f32, f64, f32, 2>(m, first, [](u32 v, u32 e) { return fromBF16(u16(v >> 16 * e)); });
 		break;
 	case Op::MmaF16:
-		multiply<f32, f64, 2>(m, first, [](u32 v, u32 e) { return fromHalf(u16(v >> 16 * e)); });
+		multiply<f32, f64, f32, 2>(m, first, [](u32 v, u32 e) { return fromHalf(u16(v >> 16 * e)); });
 		break;
 	case Op::MmaS8:
-		multiply<i8, i32, 4>(m, first, [](u32 v, u32 e) { return i8(v >> 8 * e); });
+		multiply<i8, u32, i32, 4>(m, first, [](u32 v, u32 e) { return i8(v >> 8 * e); });
 		break;
 	}
 }
@@ -582,18 +575,14 @@ void meet(Op op, At at, void* out, const void* a, const void* b, u32 argument) {
 	if (end > threads) broken(m, thread, at, "the warp has fewer than 32 threads");
 	const State waiting = block ? State::AtBarrier : State::AtWarp;
 	u32& here = block ? m->atBarrier : m->atWarp[first / lanes];
-	if (here++ > 0) {
-		for (u32 i = first; i < end; i++) {
-			const Fiber& other = m->fibers[i];
-			if (i == thread || other.state != waiting) continue;
-			if (other.op != op || other.at.line != at.line) {
-				char what[300];
-				snprintf(what, sizeof what, "%s, while thread %u waits in %s (%s:%d): threads that must meet are in different places", names[u32(op)], i, names[u32(other.op)],
-				         other.at.file, other.at.line);
-				broken(m, thread, at, what);
-			}
-			break; // they agree with each other
-		}
+	u32& earliest = block ? m->firstAtBarrier : m->firstAtWarp[first / lanes];
+	if (here++ == 0) earliest = thread;
+	const Fiber& other = m->fibers[earliest];
+	if (other.op != op || other.at.line != at.line) {
+		char what[300];
+		snprintf(what, sizeof what, "%s, while thread %u waits in %s (%s:%d): threads that must meet are in different places", names[u32(op)], earliest, names[u32(other.op)],
+		         other.at.file, other.at.line);
+		broken(m, thread, at, what);
 	}
 	f.state = waiting;
 	if (block ? here + m->done < threads : here < lanes) {

@@ -79,7 +79,7 @@ struct Place {
 	Index thread, block, blockSize, gridSize;
 	u8* dynamic;
 };
-extern __thread Place place;
+extern __thread __attribute__((tls_model("initial-exec"))) Place place; // few bytes, and read all the time
 
 enum class Op : u32 {
 	Barrier, WarpBarrier, ShuffleXor, ShuffleDown, Shuffle, Ballot,
