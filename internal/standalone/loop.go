@@ -49,6 +49,7 @@ type loop struct {
 	memory      controllers.Memory
 	budget      budget
 	failed      map[string]failure // pool -> why its last worker did not start
+	filled      map[string]bool    // manifest files that have had contents
 }
 
 // failure of a worker to start.
@@ -80,6 +81,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 		ended:       make(chan string, 64),
 		budget:      budget{total: s.o.Memory, taken: map[string]int64{}},
 		failed:      map[string]failure{},
+		filled:      map[string]bool{},
 	}
 }
 
@@ -87,6 +89,7 @@ func (l *loop) run(ctx context.Context) {
 	files := time.NewTicker(filesEvery)
 	defer files.Stop()
 	last := stamp(l.server.o.Paths)
+	emptied(l.server.o.Paths, l.filled)
 	for {
 		again := l.decide(ctx)
 		soonest := time.After(atMost)
@@ -128,6 +131,10 @@ func (l *loop) run(ctx context.Context) {
 // reload reads the files again. What cannot be read leaves everything as it is.
 func (l *loop) reload() {
 	s := l.server
+	if file := emptied(s.o.Paths, l.filled); file != "" {
+		s.o.Log.Warn("manifest file is empty, as one is that is being written; what was there before goes on", "file", file)
+		return
+	}
 	fresh, err := Read(s.o.Paths...)
 	if err != nil {
 		s.o.Log.Error("manifests changed but cannot be used; what was there before goes on", "error", err)

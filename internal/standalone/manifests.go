@@ -229,3 +229,21 @@ func stamp(paths []string) string {
 	}
 	return s.String()
 }
+
+// emptied is a file of paths that is empty and was not before: whoever writes one often cuts it first.
+// filled are those that were not, which it adds to.
+func emptied(paths []string, filled map[string]bool) (file string) {
+	for _, path := range paths {
+		files, _ := manifestFiles(path) // Read says what is wrong
+		for _, f := range files {
+			if info, err := os.Stat(f); err != nil {
+				continue
+			} else if info.Size() > 0 {
+				filled[f] = true
+			} else if filled[f] {
+				file = f
+			}
+		}
+	}
+	return file
+}

@@ -102,6 +102,18 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// Nor does one change anything that is empty for a moment, as it is written.
+	half, err := os.ReadFile(filepath.Join(folder, "b.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(folder, "b.yaml"), "")
+	time.Sleep(2 * filesEvery)
+	if err := serves(url, "half"); err != nil {
+		t.Error(err)
+	}
+	write(t, filepath.Join(folder, "b.yaml"), string(half))
+
 	// A Model that goes is not served any more; its neighbour is.
 	if err := os.Remove(filepath.Join(folder, "b.yaml")); err != nil {
 		t.Fatal(err)
