@@ -127,10 +127,15 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	if err := logits.write(rows, len(prompt), m.Config.Vocabulary); err != nil {
 		return err
 	}
+	if !o.JSON {
+		if err := w.end(); err != nil { // before the figures: both may be on one terminal
+			return err
+		}
+	}
 	fmt.Fprintf(stderr, "prefill: %s; decode: %s; ended by %s\n",
 		figure(len(prompt), result.PrefillTokensPerSecond), figure(len(result.IDs), result.DecodeTokensPerSecond), result.FinishReason)
 	if !o.JSON {
-		return w.end()
+		return nil
 	}
 	return json.NewEncoder(stdout).Encode(result)
 }

@@ -322,6 +322,14 @@ func TestStreamsText(t *testing.T) {
 	}
 }
 
+// TestLines: the text has its line to itself, where figures are on the same terminal.
+func TestLines(t *testing.T) {
+	var both bytes.Buffer
+	if err := run.Run(context.Background(), &both, &both, fixture.Model("stories260K/hf-f32"), run.Options{Prompt: "Once upon a time", MaxTokens: 3}); err != nil || !strings.Contains(both.String(), "\nprefill: ") {
+		t.Errorf("%v: %q", err, both.String())
+	}
+}
+
 // TestDamaged: weights that are no numbers are blamed, not what comes of them.
 func TestDamaged(t *testing.T) {
 	dir := t.TempDir()
