@@ -30,7 +30,7 @@ import (
 //	  memory: 80Gi                       # without what the driver reserves
 //	  processes:                         # strangers
 //	  - {pid: 4711, memory: 30Gi}
-//	  others: 30Gi                       # or their memory without their numbers
+//	  others: 30Gi                       # instead of them: their memory without their numbers
 //	  utilization: 0.4                   # 0 to 1
 //	  power: 250                         # watts
 //	  powerLimit: 400
@@ -176,6 +176,7 @@ func describe(text []byte) ([]gpu, error) {
 		if g.Profile != "" {
 			return nil, fmt.Errorf("device %s: only MIG instances have a profile; write it into mig", g.UUID)
 		}
+		instances := size(0)
 		for k := range g.MIG {
 			m := &g.MIG[k]
 			m.UUID = cmp.Or(m.UUID, fmt.Sprintf("MIG-emulated-%d-%d", i, k))
@@ -186,6 +187,9 @@ func describe(text []byte) ([]gpu, error) {
 			m.PCI = g.PCI
 			if err := m.check(seen); err != nil {
 				return nil, err
+			}
+			if instances += min(m.Memory, math.MaxInt64-instances); instances > g.Memory {
+				return nil, fmt.Errorf("device %s: its MIG instances have more memory than it has itself; lower theirs", g.UUID)
 			}
 		}
 	}
@@ -203,6 +207,8 @@ func (g *gpu) check(seen map[string]bool) error {
 		return what("two have this uuid")
 	case g.Memory <= 0:
 		return what("memory is missing; say how much it has, as in memory: 80Gi")
+	case g.Others > 0 && len(g.Processes) > 0:
+		return what("it has both processes and others, which is their memory without their numbers; write one of them")
 	case g.strangers() > g.Memory:
 		return what("others hold more than its memory")
 	case g.Utilization != nil && (*g.Utilization < 0 || *g.Utilization > 1):
