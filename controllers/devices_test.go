@@ -75,3 +75,20 @@ func TestAccelerators(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// TestLargestIsLost: a device that is lost is not the largest one, unless nothing else is there.
+func TestLargestIsLost(t *testing.T) {
+	w := reporting("w1", 5, 1)
+	w.Report.Devices = []worker.Device{
+		{Name: "gpu-0", CapacityBytes: 80 * gib, Health: worker.Health{State: worker.DeviceLost}},
+		{Name: "gpu-1", CapacityBytes: 10 * gib, Health: worker.Health{State: worker.DeviceHealthy}},
+	}
+	m := &model{pools: []*pool{{device: 80 * gib, stations: []*station{{Worker: &w}}}}}
+	if n := largestDevice(m); n != 10*gib {
+		t.Errorf("it has %d GiB", n/gib)
+	}
+	w.Report.Devices = w.Report.Devices[:1]
+	if n := largestDevice(m); n != 80*gib {
+		t.Errorf("it has %d GiB", n/gib)
+	}
+}

@@ -480,9 +480,21 @@ func smallestNeed(m *model) int64 {
 	return slices.Min(slices.Collect(maps.Values(known(m))))
 }
 
+// largestDevice of m's pools, in bytes: of those that are not lost, or as they are expected where there is none.
 func largestDevice(m *model) (n int64) {
 	for _, p := range m.pools {
-		n = max(n, p.device)
+		here := int64(0)
+		for _, s := range p.stations {
+			if s.Report == nil {
+				continue
+			}
+			for i := range s.Report.Devices {
+				if at := &s.Report.Devices[i]; !at.Lost() {
+					here = max(here, at.Whole())
+				}
+			}
+		}
+		n = max(n, cmp.Or(here, p.device))
 	}
 	return n
 }
