@@ -244,7 +244,7 @@ func limits(cut [][]int32, vocabulary int) backend.Limits {
 	for _, w := range cut {
 		longest = max(longest, len(w))
 	}
-	rows := min(max(8, 16<<20/vocabulary), 256)
+	rows := min(max(8, 16<<20/vocabulary), 256, max(longest, 1))
 	return backend.Limits{MaxTokens: rows, MaxRows: rows, BlockTokens: blockTokens, Blocks: (longest + blockTokens - 1) / blockTokens}
 }
 

@@ -222,3 +222,12 @@ func TestNoRoom(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestLimits: a short text takes no more memory than it needs.
+func TestLimits(t *testing.T) {
+	for longest, want := range map[int]int{2: 2, 100: 100, 4096: 256} {
+		if l := limits([][]int32{{1}, make([]int32, longest)}, 32000); l.MaxTokens != want || l.MaxRows != want {
+			t.Errorf("%d tokens: %+v", longest, l)
+		}
+	}
+}

@@ -100,11 +100,10 @@ func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooli
 	if len(ids) > c.MaxPositions {
 		return nil, fmt.Errorf("the text has %d tokens, and the model takes at most %d; shorten it", len(ids), c.MaxPositions)
 	}
-	limits := backend.Limits{MaxTokens: stepTokens, BlockTokens: blockTokens, Exact: o.Exact}
 	room := len(ids)
-	if c.Encoder {
-		limits.MaxTokens = max(room, 1)
-	} else {
+	limits := backend.Limits{MaxTokens: max(room, 1), BlockTokens: blockTokens, Exact: o.Exact}
+	if !c.Encoder {
+		limits.MaxTokens = min(limits.MaxTokens, stepTokens)
 		room = min(room+1, c.MaxPositions)
 		limits.Blocks = (room + blockTokens - 1) / blockTokens
 	}
