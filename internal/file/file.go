@@ -78,6 +78,7 @@ func Cause(err error) error {
 type Replacement struct {
 	f    *os.File
 	path string      // the file itself, not a link to it
+	name string      // that f has until it is whole; empty: none
 	old  fs.FileInfo // nil: there was none
 }
 
@@ -125,11 +126,22 @@ func create(path string) (*Replacement, error) {
 		}
 		f.Close()
 	}
-	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8]), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if _, err := os.Stat("/proc/self/fd"); err == nil { // through which it gets its name
+		if f, err := unnamed(filepath.Dir(path), mode); err == nil {
+			return &Replacement{f, path, "", old}, nil
+		}
+	}
+	name := hidden(path)
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
 		return nil, err
 	}
-	return &Replacement{f, path, old}, nil
+	return &Replacement{f, path, name, old}, nil
+}
+
+// hidden is a name beside path that nothing has.
+func hidden(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8])
 }
 
 // behindLinks is where path leads, though there may be no file yet.
@@ -167,14 +179,21 @@ func (r *Replacement) Write(b []byte) (int, error) {
 // Commit makes the file what path gives, with the mode of the one before it.
 func (r *Replacement) Commit() error {
 	err := r.keep()
+	if name := hidden(r.path); err == nil && r.name == "" {
+		if err = give(r.f, name); err == nil {
+			r.name = name
+		}
+	}
 	if e := r.f.Close(); err == nil {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(r.f.Name(), r.path)
+		err = os.Rename(r.name, r.path)
 	}
 	if err != nil {
-		os.Remove(r.f.Name())
+		if r.name != "" {
+			os.Remove(r.name)
+		}
 		return fmt.Errorf("write %s: %w", r.path, Cause(err))
 	}
 	return nil
@@ -193,7 +212,7 @@ func (r *Replacement) keep() error {
 
 // Discard removes what has been written. After Commit it does nothing.
 func (r *Replacement) Discard() {
-	if r.f.Close() == nil {
-		os.Remove(r.f.Name())
+	if r.f.Close() == nil && r.name != "" {
+		os.Remove(r.name)
 	}
 }

@@ -81,7 +81,15 @@ func TestCreate(t *testing.T) {
 		if info, err := r.f.Stat(); err != nil || info.Mode().Perm()&^c.mode != 0 {
 			t.Errorf("%s: in the making it has mode %v", name, info.Mode())
 		}
+		f, no := unnamed(dir, 0o600) // not on every system
+		can := no == nil
+		if can {
+			f.Close()
+		}
 		r.Write([]byte("unfinished"))
+		if entries, err := filepath.Glob(filepath.Join(filepath.Dir(at(c.real)), ".*")); err != nil || r.name == "" && len(entries) > 0 || r.name != "" && can {
+			t.Errorf("%s: in the making it has a name, which stays if the process is killed: %v", name, entries)
+		}
 		r.Discard()
 		r, err = Create(at(name))
 		check(err)
