@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/term"
 )
 
 const (
@@ -45,12 +47,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	stdout, err := os.Stdout.Stat()
-	if err != nil {
-		return err
-	}
-	terminal := stdout.Mode()&os.ModeCharDevice != 0
-
+	terminal := term.IsTerminal(int(os.Stdout.Fd()))
 	address, err := pickAddress(terminal)
 	if err != nil {
 		return err
