@@ -40,6 +40,26 @@ type Backend interface {
 // leave the pages of what it has made its own copy of to the system.
 type Weights func(name string) (tensor.Tensor, error)
 
+// Checked gives a weight of a graph, and says what is wrong with one that has another shape, no bytes or other than its
+// shape has, or rows that are no whole blocks.
+func (weights Weights) Checked(w graph.Weight) (tensor.Tensor, error) {
+	t, err := weights(w.Name)
+	if err != nil {
+		return t, err
+	}
+	if !t.Shape.Equal(w.Shape) {
+		return t, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
+	}
+	n, ok := t.Shape.Elements()
+	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
+		return t, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
+	}
+	if row := w.Shape[len(w.Shape)-1]; row%t.DType.Block() != 0 {
+		return t, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, row, t.DType, t.DType.Block())
+	}
+	return t, nil
+}
+
 // ErrFault marks a step, or a load, that could not read the weights: the mapped
 // file was truncated or its disk failed. The process is sound, the program is not.
 var ErrFault = errors.New("the weights cannot be read: the model's files changed or vanished while it was loaded")

@@ -184,19 +184,9 @@ func (b *Backend) Discard(extents []int32) { b.slab.discard(extents) }
 
 // matrix is a weight as the kernels take it; a vector is a matrix of one row. pages says that it is a file's.
 func matrix(w graph.Weight, weights backend.Weights) (m kernels.Matrix, pages bool, err error) {
-	t, err := weights(w.Name)
+	t, err := weights.Checked(w)
 	if err != nil {
 		return m, false, err
-	}
-	if !t.Shape.Equal(w.Shape) {
-		return m, false, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
-	}
-	n, ok := t.Shape.Elements()
-	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
-		return m, false, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
-	}
-	if row := w.Shape[len(w.Shape)-1]; row%t.DType.Block() != 0 {
-		return m, false, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, row, t.DType, t.DType.Block())
 	}
 	m = kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
 	if len(w.Shape) == 2 {

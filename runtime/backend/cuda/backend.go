@@ -433,22 +433,11 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 
 // matrix is a weight as checkpoints have it; a vector is a matrix of one row. pages says that it is a file's.
 func matrix(w graph.Weight, weights backend.Weights) (m processor.Matrix, pages bool, err error) {
-	t, err := weights(w.Name)
+	t, err := weights.Checked(w)
 	if err != nil {
 		return m, false, err
 	}
-	if !t.Shape.Equal(w.Shape) {
-		return m, false, fmt.Errorf("weight %q has shape %v, want %v", w.Name, t.Shape, w.Shape)
-	}
-	n, ok := t.Shape.Elements()
-	if size := t.DType.Bytes(n); !ok || size == 0 || int64(len(t.Data)) != size {
-		return m, false, fmt.Errorf("weight %q: %d bytes of %v for shape %v", w.Name, len(t.Data), t.DType, t.Shape)
-	}
-	cols := w.Shape[len(w.Shape)-1]
-	if cols%t.DType.Block() != 0 {
-		return m, false, fmt.Errorf("weight %q: rows of %d elements are no whole blocks of %v, which have %d", w.Name, cols, t.DType, t.DType.Block())
-	}
-	m = processor.Matrix{DType: t.DType, Rows: 1, Cols: cols, Data: t.Data}
+	m = processor.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
 	if len(w.Shape) == 2 {
 		m.Rows = w.Shape[0]
 	}
