@@ -10,7 +10,7 @@ step() { echo "test-cuda: $*" >&2; }
 step "the emulator: planted bugs"
 hack/cuda/emulator.sh --test
 step "go vet"
-tagged=(./kernels/cuda ./runtime/backend/cuda/... ./runtime/device)
+tagged=(./kernels/cuda ./runtime/backend/cuda/... ./runtime/device/...)
 go vet -tags cuda "${tagged[@]}" ./cmd/estiba
 for schedule in inorder greedy; do
 	step "kernels, schedule $schedule"

@@ -82,7 +82,7 @@ var rules = map[string]rule{
 	"runtime/backend":                      {ours: underRuntime, deny: kubernetes},
 	"runtime/backend/cpu":                  {ours: underRuntime, deny: kubernetes},
 	"runtime/backend/cuda":                 {ours: underRuntime, deny: kubernetes},
-	"runtime/backend/cuda/driver":          {ours: []string{"kernels/cuda"}, deny: kubernetes},
+	"runtime/backend/cuda/driver":          {ours: []string{"kernels/cuda", "runtime/device/library"}, deny: kubernetes},
 	"runtime/backend/cuda/driver/emulated": {deny: kubernetes}, // tests only
 	"runtime/backend/cuda/kerneltest":      {deny: kubernetes}, // tests only
 	"runtime/backend/named":                {ours: underRuntime, deny: kubernetes},
@@ -94,6 +94,7 @@ var rules = map[string]rule{
 	"runtime/model":                        {ours: underRuntime, deny: kubernetes},
 	"runtime/engine":                       {ours: underRuntime, deny: kubernetes},
 	"runtime/device":                       {ours: underRuntime, deny: kubernetes},
+	"runtime/device/library":               {deny: kubernetes},
 	"runtime/worker":                       {ours: underRuntime, deny: kubernetes},
 	"runtime/server":                       {ours: underRuntime, deny: kubernetes},
 

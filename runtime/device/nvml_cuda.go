@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/estiba/estiba/runtime/device/library"
 )
 
 // NVML reads the devices that NVIDIA's driver knows. held is what this process holds of them. The error is
@@ -20,6 +22,9 @@ import (
 // A call of a function that the installed driver's library lacks, or of any before it is initialized, ends the
 // process: go-nvml resolves symbols when they are first called. So each call below asks first (has).
 func NVML(held Held) (Monitor, error) {
+	if err := library.Try("libnvidia-ml.so.1", "nvmlInit_v2", "nvmlInit"); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoDriver, err)
+	}
 	if ret := nvml.Init(); ret != nvml.SUCCESS {
 		return nil, fmt.Errorf("%w: %s", ErrNoDriver, initFailed(ret))
 	}

@@ -293,6 +293,27 @@ func TestNVMLWithoutDriver(t *testing.T) {
 	}
 }
 
+// TestNVMLDamaged: a library that would end this process is not loaded.
+func TestNVMLDamaged(t *testing.T) {
+	const folder = "ESTIBA_NVML_DAMAGED"
+	if os.Getenv(folder) != "" {
+		if _, err := NVML(nil); !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), filepath.Join(os.Getenv(folder), "libnvidia-ml.so.1")) || !strings.Contains(err.Error(), "SIGBUS") {
+			t.Fatal(err)
+		}
+		return
+	}
+	whole, err := os.ReadFile(filepath.Join(libraries(t), "new", "libnvidia-ml.so.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := t.TempDir()
+	if err := os.WriteFile(filepath.Join(damaged, "libnvidia-ml.so.1"), whole[:8<<10], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(folder, damaged)
+	again(t, damaged, t.Name())
+}
+
 func TestNVMLInitFails(t *testing.T) {
 	for code, says := range map[int]string{9: "kernel module", 18: "another version", 4: "may not", 17: "control group", 999: "999"} {
 		newMachine(t, fmt.Sprintf("init return=%d\n", code))

@@ -14,11 +14,14 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
 	"github.com/google/uuid"
 	"gorgonia.org/cu"
+
+	"github.com/estiba/estiba/runtime/device/library"
 )
 
 // Info is what the driver says about a device.
@@ -32,8 +35,14 @@ type Info struct {
 	Driver          int    // the driver's version of CUDA: 12040 is 12.4
 }
 
+// tried says why the driver may not be loaded. It must be asked before the first call of the driver.
+var tried = sync.OnceValue(func() error { return library.Try("libcuda.so.1", "cuInit") })
+
 // Devices that the driver shows this process. Without any it is an ErrNoDriver that says why, in one line.
 func Devices() ([]Info, error) {
+	if err := tried(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoDriver, err)
+	}
 	if why := C.estiba_cuda_failure(); why != nil {
 		return nil, fmt.Errorf("%w: %s", ErrNoDriver, C.GoString(why))
 	}

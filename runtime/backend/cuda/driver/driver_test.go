@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -137,15 +138,23 @@ func TestWithoutDriver(t *testing.T) {
 		}
 		return
 	}
-	command := exec.Command(os.Args[0], "-test.run", "^TestWithoutDriver$", "-test.v")
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "LD_LIBRARY_PATH=") {
-			command.Env = append(command.Env, v)
+	damaged := t.TempDir() // loading it is the end of a process
+	for _, folder := range filepath.SplitList(os.Getenv("LD_LIBRARY_PATH")) {
+		if whole, err := os.ReadFile(filepath.Join(folder, "libcuda.so.1")); err == nil {
+			check(t, os.WriteFile(filepath.Join(damaged, "libcuda.so.1"), whole[:100<<10], 0o600))
 		}
 	}
-	command.Env = append(command.Env, "ESTIBA_WITHOUT_DRIVER=1")
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+	for _, libraries := range []string{"", damaged} {
+		command := exec.Command(os.Args[0], "-test.run", "^TestWithoutDriver$", "-test.v")
+		for _, v := range os.Environ() {
+			if !strings.HasPrefix(v, "LD_LIBRARY_PATH=") {
+				command.Env = append(command.Env, v)
+			}
+		}
+		command.Env = append(command.Env, "ESTIBA_WITHOUT_DRIVER=1", "LD_LIBRARY_PATH="+libraries)
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
 	}
 }
 

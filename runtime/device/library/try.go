@@ -1,0 +1,98 @@
+//go:build cuda && cgo
+
+package library
+
+// #cgo LDFLAGS: -ldl
+// #include <stdlib.h>
+// #include "try.h"
+import "C"
+
+import (
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Try loads a library in a child process and calls the first of the functions initialize that it has, each of which takes
+// the number 0 or nothing. The error says in one line why this process had better not. Where there can be no child,
+// nothing is known against it.
+func Try(name string, initialize ...string) error {
+	from, to, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	defer from.Close()
+	names := make([]*C.char, 1, 1+len(initialize))
+	names[0] = C.CString(name)
+	for _, f := range initialize {
+		names = append(names, C.CString(f))
+	}
+	child := int(C.estiba_library_try(names[0], unsafe.SliceData(names[1:]), C.int(len(initialize)), C.int(to.Fd())))
+	for _, n := range names {
+		C.free(unsafe.Pointer(n))
+	}
+	to.Close()
+	if child < 0 {
+		return nil
+	}
+	report, _ := io.ReadAll(from)
+	var status unix.WaitStatus
+	for {
+		if _, err = unix.Wait4(child, &status, 0, nil); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return nil
+	}
+	signal := status.ExitStatus() - C.LIBRARY_SIGNAL
+	if status.Signaled() { // by somebody else: what the library does is caught
+		signal = int(status.Signal())
+	}
+	switch {
+	case status.ExitStatus() == 0:
+		return nil
+	case status.ExitStatus() == C.LIBRARY_REFUSED:
+		return errors.New(string(report) + foreign(name))
+	case signal > 0:
+		s := unix.Signal(signal)
+		return fmt.Errorf("%s ends the process that loads it with %s (%v), as damaged libraries do; install the driver anew", found(name, string(report)), unix.SignalName(s), s)
+	}
+	return fmt.Errorf("%s ends the process that loads it with exit code %d; install the driver anew", name, status.ExitStatus())
+}
+
+// found is the file of a library, by what was mapped.
+func found(name, maps string) string {
+	library, _, _ := strings.Cut(filepath.Base(name), ".so.") // libcuda.so.1 links to libcuda.so.535.104.05
+	for line := range strings.Lines(maps) {
+		if at := strings.IndexByte(line, '/'); at >= 0 && strings.HasPrefix(filepath.Base(line[at:]), library+".so") {
+			return strings.TrimSpace(line[at:])
+		}
+	}
+	return name
+}
+
+// foreign says of a library that the loader has passed over, since it is for other machines, where it lies.
+func foreign(name string) string {
+	own := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]
+	for _, folder := range filepath.SplitList(os.Getenv("LD_LIBRARY_PATH")) {
+		path := filepath.Join(folder, name)
+		f, err := elf.Open(path)
+		if err != nil {
+			continue
+		}
+		f.Close()
+		if f.Machine != own {
+			return fmt.Sprintf(" (%s is for %v)", path, f.Machine)
+		}
+	}
+	return ""
+}

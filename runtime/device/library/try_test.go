@@ -1,0 +1,91 @@
+//go:build cuda && cgo
+
+package library
+
+import (
+	"cmp"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// build a library of C.
+func build(t *testing.T, source string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "libodd.so.1")
+	cc := exec.Command(cmp.Or(os.Getenv("CC"), "cc"), "-shared", "-fPIC", "-x", "c", "-", "-o", path)
+	cc.Stdin = strings.NewReader("#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n" + source)
+	if out, err := cc.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// TestTry: what a library does to who loads it is told in one line, and not done to this process.
+func TestTry(t *testing.T) {
+	const good = "int begin(unsigned n) { return n ? 1 : 999; }\n"
+	constructor := func(body string) string {
+		return good + "__attribute__((constructor)) static void first(void) { " + body + " }"
+	}
+	for name, c := range map[string]struct {
+		source string
+		says   []string
+	}{
+		"fails to begin": {good, nil},
+		"talks":          {constructor(`puts("hello"); fflush(stdout);`), nil},
+		"no function":    {"int end(void) { return 0; }", []string{"libodd.so.1 has no begin"}},
+		"aborts":         {constructor("abort();"), []string{"libodd.so.1 ends the process", "SIGABRT (aborted)", "install the driver anew"}},
+		"exits":          {constructor("exit(3);"), []string{"libodd.so.1 ends the process", "exit code 3"}},
+		"is killed":      {constructor("raise(SIGKILL);"), []string{"libodd.so.1 ends the process", "SIGKILL"}},
+		"begins badly":   {"int begin(unsigned n) { return *(volatile int *)8; }", []string{"SIGSEGV"}},
+		"needs another":  {good + "extern int elsewhere; int *also = &elsewhere;", []string{"undefined symbol: elsewhere"}},
+	} {
+		err := Try(build(t, c.source), "begin")
+		if (err == nil) != (c.says == nil) || err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, part := range c.says {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %q does not say %q", name, err, part)
+			}
+		}
+	}
+}
+
+// TestTryDamaged: files that are no whole libraries, where the loader looks for them.
+func TestTryDamaged(t *testing.T) {
+	whole, err := os.ReadFile(build(t, "int begin(unsigned n) { return 0; }\nchar large[1 << 20] = {1};\nint (*also)(unsigned) = begin;"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	t.Setenv("LD_LIBRARY_PATH", folder)
+	file, link := filepath.Join(folder, "libodd.so.1.2"), filepath.Join(folder, "libodd.so.1")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := append([]byte(nil), whole...)
+	elsewhere[18], elsewhere[19] = 2, 0 // e_machine of SPARC
+	for name, c := range map[string]struct {
+		file []byte
+		as   string // how it is opened
+		says []string
+	}{
+		"truncated":     {whole[:8192], link, []string{file, "SIGBUS"}},
+		"empty":         {nil, link, []string{"file too short"}},
+		"no library":    {[]byte(strings.Repeat("text\n", 1000)), link, []string{"invalid ELF header"}},
+		"other machine": {elsewhere, "libodd.so.1", []string{"No such file", "(" + link + " is for EM_SPARC)"}},
+	} {
+		if err := os.WriteFile(file, c.file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := Try(c.as, "begin")
+		for _, part := range c.says {
+			if err == nil || !strings.Contains(err.Error(), part) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v does not say %q", name, err, part)
+			}
+		}
+	}
+}
