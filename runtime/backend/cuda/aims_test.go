@@ -22,6 +22,7 @@ import (
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/quantize"
+	"github.com/estiba/estiba/runtime/sampling"
 	"github.com/estiba/estiba/runtime/tensor"
 )
 
@@ -132,22 +133,24 @@ func TestAims(t *testing.T) {
 	if r.Copies, err = b.loader.rate(); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { // whatever fails, what was measured is told
+		r.print(os.Stdout)
+		if path == "" {
+			return
+		}
+		text, err := json.MarshalIndent(r, "", "\t")
+		if err == nil {
+			err = os.WriteFile(path, append(text, '\n'), 0o644)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}()
 	m := &measurement{t: t, b: b, r: &r, sizes: s}
 	for i, d := range s.formats {
 		m.model(d, i == 0)
 	}
 	m.residency()
-	r.print(os.Stdout)
-	if path == "" {
-		return
-	}
-	text, err := json.MarshalIndent(r, "", "\t")
-	if err == nil {
-		err = os.WriteFile(path, append(text, '\n'), 0o644)
-	}
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // rate at which pinned memory is copied to the device, at best, in bytes per second.
@@ -241,7 +244,7 @@ func (m *measurement) load(g *graph.Graph, w backend.Weights, prompt int) (backe
 
 // decode runs so many tokens of so many sequences from an empty context on, and says how many a second.
 func (m *measurement) decode(p backend.Program, sequences, tokens int) float64 {
-	var out backend.Out
+	out := backend.Out{Draws: make([]sampling.Draw, sequences)} // the likeliest tokens, which the device chooses as it does for requests
 	per := m.tokens/16 + 2
 	var start time.Time
 	for at := range tokens + 1 {
@@ -258,6 +261,9 @@ func (m *measurement) decode(p backend.Program, sequences, tokens int) float64 {
 		}
 		if err := p.Run(m.t.Context(), batching.Batch{Spans: spans}, &out); err != nil {
 			m.t.Fatal(err)
+		}
+		if len(out.Choices) != sequences {
+			m.t.Fatalf("%d tokens drawn for %d sequences", len(out.Choices), sequences)
 		}
 	}
 	return float64(sequences*tokens) / time.Since(start).Seconds()
