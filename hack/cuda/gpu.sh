@@ -2,15 +2,15 @@
 # gpu.sh: run what needs a GPU. It builds here and runs here, or runs elsewhere what was built here: bin/gpu with the
 # tree around it is all that another machine needs, which may have neither Go nor a compiler nor a network.
 #
-#   gpu.sh build   build the tests of kernels, driver and backend into bin/gpu (30 MiB)
-#   gpu.sh test    run them on the first device: every kernel, op, architecture and format, golden models
+#   gpu.sh build   build the tests of kernels, driver, backend and NVML into bin/gpu (40 MiB)
+#   gpu.sh test    run them on the first device: every kernel, op, architecture and format, golden models, and what NVML tells
 #   gpu.sh bench   measure the first device against docs/benchmarks.md's aims: a table, and figures as JSON in OUT (bin/gpu)
 #
 # test and bench build what is missing. Together they take less than ten minutes on a device.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 to=bin/gpu
-tests=(runtime/backend/cuda runtime/backend/cuda/driver runtime/backend/cuda/kerneltest)
+tests=(runtime/backend/cuda runtime/backend/cuda/driver runtime/backend/cuda/kerneltest runtime/device)
 out=${OUT:-$PWD/$to}
 
 build() {
