@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,8 +17,12 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/estiba/estiba/runtime/residency"
+	"github.com/estiba/estiba/runtime/weights"
 )
 
 // Emulation is a Monitor of GPUs that are described in a file and are not there: for tests, and for trying
@@ -46,6 +52,9 @@ import (
 //
 // A figure that is left out is absent. At most 64 KiB are read, which describe hundreds of devices. What MIG instances cannot tell (energy, power, utilization) they do not
 // tell here either; temperature, throttling, errors and XIDs are their GPU's.
+//
+// A device that goes from the file is gone until it comes back. As on a machine, none is added to a process that
+// runs, and none becomes another one: such contents are wrong.
 type Emulation struct {
 	path string
 	held Held
@@ -55,9 +64,36 @@ type Emulation struct {
 	text    []byte // of the file when its description came into force
 	wrong   string // what was wrong with it, as logged
 	gpus    []gpu
+	first   []identity          // of the devices when e was made
 	energy  map[string]*counter // UUID -> grown with power
 	closed  chan struct{}
 	happens chan Event // nil until Events is called
+}
+
+// identity is what a device stays while a process uses it.
+type identity struct {
+	uuid, name string
+	memory     size
+	parent     string // UUID of a MIG instance's GPU
+}
+
+func (i identity) String() string {
+	text := fmt.Sprintf("%s with %s", i.name, residency.Bytes(int64(i.memory)))
+	if i.parent != "" {
+		text += " on " + i.parent
+	}
+	return text
+}
+
+// identities of GPUs and their MIG instances.
+func identities(gpus []gpu) (all []identity) {
+	for _, g := range gpus {
+		all = append(all, identity{g.UUID, g.Name, g.Memory, ""})
+		for _, m := range g.MIG {
+			all = append(all, identity{m.UUID, m.Name, m.Memory, g.UUID})
+		}
+	}
+	return all
 }
 
 // counter is energy that grows with power.
@@ -131,7 +167,7 @@ func Emulated(path string, held Held, log *slog.Logger) (*Emulation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read emulated devices from %s: %w", path, err)
 	}
-	e.text = text
+	e.text, e.first = text, identities(gpus)
 	e.take(gpus, time.Now())
 	return e, nil
 }
@@ -159,7 +195,7 @@ func describe(text []byte) ([]gpu, error) {
 		Devices []gpu `json:"devices"`
 	}
 	if err := yaml.UnmarshalStrict(text, &file); err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	if len(file.Devices) == 0 {
 		return nil, fmt.Errorf("no devices; describe one, as in devices: [{memory: 80Gi}]")
@@ -196,8 +232,41 @@ func describe(text []byte) ([]gpu, error) {
 	return file.Devices, nil
 }
 
+// plain puts an error of the YAML reader, which names types of Go's, into the words of a description's author, on one line.
+func plain(err error) error {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		err = inner
+	}
+	if _, ok := errors.AsType[*json.UnsupportedValueError](err); ok {
+		return errors.New("a number is infinite or none; leave out a figure that is not known")
+	}
+	if strings.Contains(err.Error(), "map key") {
+		return errors.New("what stands before a colon is no name of a field; write fields as in the example of docs/gpus.md")
+	}
+	text := strings.Join(strings.Fields(weights.JSONError(err).Error()), " ")
+	return errors.New(strings.TrimPrefix(text, "json: "))
+}
+
+// bounds of figures: more than any device has, and no more than can be reckoned with.
+const (
+	mostMemory  = 1 << 50 // bytes
+	mostWatts   = 10_000
+	mostJoules  = 1e15
+	mostErrors  = 1e15
+	mostXID     = 9999
+	mostPID     = 1 << 22 // of Linux
+	leastDegree = -100    // Celsius
+	mostDegree  = 200
+	mostName    = 96 // bytes; NVML's
+)
+
 // check finds what cannot be.
 func (g *gpu) check(seen map[string]bool) error {
+	for _, text := range []string{g.UUID, g.Name, g.PCI, g.Profile} {
+		if len(text) > mostName || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return fmt.Errorf("a device has the text %.40q; write %d printable bytes at most", text, mostName)
+		}
+	}
 	what := func(format string, a ...any) error {
 		return fmt.Errorf("device %s: %s", g.UUID, fmt.Sprintf(format, a...))
 	}
@@ -207,19 +276,36 @@ func (g *gpu) check(seen map[string]bool) error {
 		return what("two have this uuid")
 	case g.Memory <= 0:
 		return what("memory is missing; say how much it has, as in memory: 80Gi")
+	case g.Memory > mostMemory:
+		return what("memory is %s; write 1024Ti at most", residency.Bytes(int64(g.Memory)))
 	case g.Others > 0 && len(g.Processes) > 0:
 		return what("it has both processes and others, which is their memory without their numbers; write one of them")
 	case g.strangers() > g.Memory:
 		return what("others hold more than its memory")
-	case g.Utilization != nil && (*g.Utilization < 0 || *g.Utilization > 1):
-		return what("utilization is %v; write a number from 0 to 1", *g.Utilization)
 	case g.RowRemap != "" && g.RowRemap != "Pending" && g.RowRemap != "Failed":
 		return what("rowRemap is %q; write Pending or Failed", g.RowRemap)
 	}
-	for _, n := range []*float64{g.Power, g.PowerLimit, g.Energy, g.ECCUncorrected} {
-		if n != nil && *n < 0 {
-			return what("%v is below zero", *n)
+	for _, f := range []struct {
+		name        string
+		is          *float64
+		least, most float64
+	}{
+		{"utilization", g.Utilization, 0, 1}, {"power", g.Power, 0, mostWatts}, {"powerLimit", g.PowerLimit, 0, mostWatts}, {"energy", g.Energy, 0, mostJoules},
+		{"temperature", g.Temperature, leastDegree, mostDegree}, {"eccUncorrected", g.ECCUncorrected, 0, mostErrors},
+	} {
+		if f.is != nil && !(*f.is >= f.least && *f.is <= f.most) {
+			return what("%s is %v; write a number from %v to %v", f.name, *f.is, f.least, f.most)
 		}
+	}
+	if n := g.ECCUncorrected; n != nil && *n != math.Trunc(*n) {
+		return what("eccUncorrected is %v; write how many errors there are", *n)
+	}
+	pids := map[int]bool{}
+	for _, p := range g.Processes {
+		if p.PID < 1 || p.PID > mostPID || pids[p.PID] {
+			return what("a process has the number %d; write those of different processes, from 1 to %d, as in {pid: 4711, memory: 30Gi}, or others in their place", p.PID, mostPID)
+		}
+		pids[p.PID] = true
 	}
 	for i, t := range g.Throttled {
 		if !slices.Contains(reasons, t) || slices.Contains(g.Throttled[:i], t) {
@@ -227,7 +313,7 @@ func (g *gpu) check(seen map[string]bool) error {
 		}
 	}
 	for _, xid := range g.XIDs {
-		if xid <= 0 {
+		if xid <= 0 || xid > mostXID {
 			return what("xids has %d; write numbers of NVIDIA's list, as in [79]", xid)
 		}
 	}
@@ -257,6 +343,9 @@ func (e *Emulation) look(now time.Time) {
 		}
 		var gpus []gpu
 		if gpus, err = describe(text); err == nil {
+			err = e.stays(gpus)
+		}
+		if err == nil {
 			e.text, e.wrong = text, ""
 			e.take(gpus, now)
 			return
@@ -266,6 +355,20 @@ func (e *Emulation) look(now time.Time) {
 		e.wrong = err.Error()
 		e.log.Error("emulated devices not read, the last good description stays in force", "file", e.path, "error", err)
 	}
+}
+
+// stays says which device is another one than it was when e was made, or is new.
+func (e *Emulation) stays(gpus []gpu) error {
+	for _, is := range identities(gpus) {
+		at := slices.IndexFunc(e.first, func(was identity) bool { return was.uuid == is.uuid })
+		if at < 0 {
+			return fmt.Errorf("device %s is new, and a process that runs gets no further ones; start it anew", is.uuid)
+		}
+		if was := e.first[at]; is != was {
+			return fmt.Errorf("device %s is %v, and it was %v; write as others what strangers take of it, or start the process anew for another device", is.uuid, is, was)
+		}
+	}
+	return nil
 }
 
 // take puts a description into force: counters go on with the new power, and an XID that the one before

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,7 +108,7 @@ func TestEmulatedWrong(t *testing.T) {
 		"devices: [{memory: 1Gi, uuid: a}, {memory: 1Gi, uuid: a}]":                 "two have this uuid",
 		"devices: [{memory: 1Gi, others: 2Gi}]":                                     "more than its memory",
 		"devices: [{memory: 1Gi, utilization: 40}]":                                 "from 0 to 1",
-		"devices: [{memory: 1Gi, power: -3}]":                                       "below zero",
+		"devices: [{memory: 1Gi, power: -3}]":                                       "power is -3",
 		"devices: [{memory: 1Gi, throttled: [Hot]}]":                                "HeatHard",
 		"devices: [{memory: 1Gi, rowRemap: Yes}]":                                   "Pending or Failed",
 		"devices: [{memory: 1Gi, mig: [{memory: 1Gi, power: 3}]}]":                  "only uuid",
@@ -126,6 +127,23 @@ func TestEmulatedWrong(t *testing.T) {
 		"devices: [{memory: 1Gi, processes: [{memory: 4000000Ti}, {memory: 4000000Ti}, {memory: 4000000Ti}]}]": "more than its memory",
 		"devices: [{memory: 1Gi}]" + strings.Repeat(" ", 64<<10):                                               "describe fewer devices",
 		"devices: [{memory: 1Gi, processes: [{pid: 1, memory: 1025Mi}]}]":                                      "more than its memory",
+		// Figures that no device has.
+		"devices: [{memory: 1Gi, power: 1e308}]":                                                                "power is 1e+308; write a number from 0 to 10000",
+		"devices: [{memory: 1Gi, powerLimit: 1e5}]":                                                             "powerLimit is 100000",
+		"devices: [{memory: 1Gi, energy: 1e16}]":                                                                "energy is 1e+16",
+		"devices: [{memory: 1Gi, temperature: 1e9}]":                                                            "temperature is 1e+09; write a number from -100 to 200",
+		"devices: [{memory: 1Gi, eccUncorrected: 1e300}]":                                                       "eccUncorrected is 1e+300",
+		"devices: [{memory: 1Gi, eccUncorrected: 0.5}]":                                                         "how many errors there are",
+		"devices: [{memory: 1Gi, power: .inf}]":                                                                 "infinite",
+		"devices: [{memory: 1Gi, power: .nan}]":                                                                 "infinite or none",
+		"devices: [{memory: 1Gi, xids: [123456789]}]":                                                           "as in [79]",
+		"devices: [{memory: 2048Ti}]":                                                                           "1024Ti at most",
+		"devices: [{memory: 1Gi, processes: [{pid: 7, memory: 1Mi}, {pid: 7, memory: 1Mi}]}]":                   "a process has the number 7",
+		"devices: [{memory: 1Gi, processes: [{pid: -7, memory: 1Mi}]}]":                                         "a process has the number -7",
+		"devices: [{memory: 1Gi, processes: [{memory: 1Mi}]}]":                                                  "or others in their place",
+		"devices: [{memory: 1Gi, mig: [{memory: 1Gi, processes: [{pid: 7, memory: 1}, {pid: 7, memory: 1}]}]}]": "a process has the number 7",
+		`devices: [{memory: 1Gi, uuid: "GPU\e[31m"}]`:                                                           "96 printable bytes",
+		"devices: [{memory: 1Gi, name: " + strings.Repeat("x", 97) + "}]":                                       "96 printable bytes",
 	} {
 		path := filepath.Join(t.TempDir(), "gpus")
 		write(t, path, text)
@@ -135,6 +153,84 @@ func TestEmulatedWrong(t *testing.T) {
 	}
 	if _, err := Emulated(filepath.Join(t.TempDir(), "none"), nil, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// TestEmulatedWrongWords: what is wrong is said in one line and without types of Go's.
+func TestEmulatedWrongWords(t *testing.T) {
+	for text, says := range map[string]string{
+		"devices: [{memory: 1Gi, power: much}]":                    "devices.power is a string, not a number",
+		"devices: [{memory: 1Gi, gone: 1}]":                        "devices.gone is a number, not true or false",
+		"devices: [{memory: 1Gi, xids: [1.5]}]":                    "devices.xids is a number 1.5, not a whole number",
+		"devices: [{memory: 1Gi, xids: 79}]":                       "devices.xids is a number, not a list",
+		"devices: [{memory: 1Gi, processes: [{pid: 1e30}]}]":       "devices.processes.pid is a number 1e+30, not a whole number",
+		"devices: {memory: 1Gi}":                                   "devices is an object, not a list",
+		"devices: [80Gi]":                                          "devices is a string, not an object",
+		"80Gi":                                                     "it is a string, not an object",
+		"[]":                                                       "it is a list, not an object",
+		"devices: [{memory: [1Gi]}]":                               `["1Gi"] is no size; write 30Gi or a number of bytes`,
+		"devices: [{memory: {1: 2}}]":                              `{"1":2} is no size`,
+		"devices: [{memry: 1Gi}]":                                  `unknown field "memry"`,
+		"devices: [{memory: 1Gi, memory: 2Gi}]":                    `yaml: unmarshal errors: line 1: key "memory" already set in map`,
+		"devices: [{[1]: 2}]":                                      "is no name of a field",
+		"devices: [{~: 2}]":                                        "is no name of a field",
+		"devices: [{memory: 1Gi, mig: 1}]":                         "devices.mig is a number, not a list",
+		"devices: [{memory: 1Gi, mig: [{memory: 1Gi, uuid: []}]}]": "devices.mig.uuid is a list, not a string",
+		"devices: \t- {}":                                          "yaml: ",
+	} {
+		_, err := describe([]byte(text))
+		if err == nil || err.Error() != says && !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, want %s", text, err, says)
+			continue
+		}
+		said := err.Error()
+		for _, never := range []string{"\n", "Go ", "struct", "interface", "float64", "int64", "device.", "json", "JSON"} {
+			if strings.Contains(said, never) {
+				t.Errorf("%q: %q has %q", text, said, never)
+			}
+		}
+	}
+}
+
+// TestEmulatedStays: devices do not become others, and none comes. One may go and come back.
+func TestEmulatedStays(t *testing.T) {
+	const two = "devices: [{memory: 10Gi}, {uuid: GPU-2, memory: 20Gi, mig: [{uuid: MIG-1, profile: 1g.5gb, memory: 5Gi}]}]"
+	e, path, log := emulate(t, two, nil)
+	total := func(uuid string) int64 {
+		r, err := e.Read(uuid)
+		if err != nil && !errors.Is(err, ErrGone) {
+			t.Fatal(err)
+		}
+		return r.Total
+	}
+	for text, says := range map[string]string{
+		"devices: [{memory: 9Gi}]":                                     "device GPU-emulated-0 is Emulated GPU with 9 GiB, and it was Emulated GPU with 10 GiB; write as others",
+		"devices: [{memory: 10Gi, name: NVIDIA}]":                      "device GPU-emulated-0 is NVIDIA with 10 GiB",
+		"devices: [{memory: 10Gi}, {memory: 20Gi}]":                    "device GPU-emulated-1 is new, and a process that runs gets no further ones; start it anew",
+		"devices: [{memory: 10Gi, mig: [{memory: 1Gi}]}]":              "device MIG-emulated-0-0 is new",
+		strings.Replace(two, "1g.5gb", "1g.10gb", 1):                   "device MIG-1 is Emulated GPU MIG 1g.10gb with 5 GiB on GPU-2, and",
+		strings.Replace(two, "memory: 5Gi", "memory: 6Gi", 1):          "device MIG-1 is Emulated GPU MIG 1g.5gb with 6 GiB",
+		"devices: [{memory: 10Gi, mig: [{uuid: MIG-1, memory: 5Gi}]}]": "on GPU-emulated-0, and it was",
+	} {
+		log.Reset()
+		write(t, path, text)
+		for range 2 {
+			if a, b := total("GPU-emulated-0"), total("MIG-1"); a != 10<<30 || b != 5<<30 {
+				t.Errorf("%s: %d, %d", text, a, b)
+			}
+		}
+		if said := log.String(); !strings.Contains(said, says) || strings.Count(said, "last good description stays in force") != 1 {
+			t.Errorf("%s: %s", text, said)
+		}
+	}
+	log.Reset()
+	write(t, path, "devices: [{memory: 10Gi, power: 100}]")
+	if a, b := total("GPU-emulated-0"), total("MIG-1"); a != 10<<30 || b != 0 {
+		t.Error(a, b)
+	}
+	write(t, path, two)
+	if b := total("MIG-1"); b != 5<<30 || log.Len() > 0 {
+		t.Error(b, log)
 	}
 }
 
@@ -258,18 +354,30 @@ func TestEmulatedEvents(t *testing.T) {
 func FuzzDescribe(f *testing.F) {
 	f.Add([]byte(everything), int64(1<<30))
 	f.Add([]byte("devices: [{memory: 1Ti, others: 0.3Ti, xids: [79]}]"), int64(-1))
+	f.Add([]byte("devices: [{memory: 1Gi, power: 9e3, eccUncorrected: 7}, {[1]: 2}]"), int64(1))
 	f.Fuzz(func(t *testing.T, text []byte, held int64) {
 		gpus, err := describe(text)
 		if err != nil {
+			if said := err.Error(); strings.Contains(said, "\n") || strings.Contains(said, "Go struct") || strings.Contains(said, "of type") {
+				t.Fatal(said)
+			}
 			return
 		}
-		e := &Emulation{energy: map[string]*counter{}}
+		e := &Emulation{energy: map[string]*counter{}, first: identities(gpus)}
+		if err := e.stays(gpus); err != nil {
+			t.Fatal(err)
+		}
 		e.take(gpus, time.Time{})
 		for _, g := range gpus {
 			for _, d := range append([]gpu{g}, g.MIG...) {
-				r, err := e.read(d, g, max(held, 0), time.Time{})
+				r, err := e.read(d, g, max(held, 0), time.Time{}.AddDate(100, 0, 0))
 				if (err != nil) != g.gone() {
 					t.Fatal(err)
+				}
+				for _, f := range []Figure{r.Utilization, r.PowerWatts, r.PowerLimitWatts, r.EnergyJoules, r.TemperatureCelsius, r.ECCUncorrected} {
+					if math.IsInf(f.Value, 0) || math.IsNaN(f.Value) || f.Value > 1e15 {
+						t.Fatalf("%+v", r)
+					}
 				}
 				if err == nil && (r.Total <= 0 || r.Free < 0 || r.Ours < 0 || r.Others < 0 || r.Total != r.Free+r.Ours+r.Others) {
 					t.Fatalf("%+v", r)
