@@ -46,6 +46,7 @@ func decide(seen Seen) *decision {
 	d.readPools()
 	d.readModels()
 	d.readWorkers()
+	d.giveDevices()
 	d.readDemand()
 	d.suspect()
 	d.readMoves()
@@ -354,6 +355,30 @@ func (d *decision) readWorkers() {
 		}
 	}
 }
+
+// giveDevices finds out which pool has the one worker of its process: the others get none.
+func (d *decision) giveDevices() {
+	at := slices.IndexFunc(d.stations, func(s *station) bool {
+		return s.pool.Sole && !s.Failed && s.Deleting.IsZero() && s.memory.Going == ""
+	})
+	if at < 0 {
+		return
+	}
+	has := d.stations[at].pool
+	for _, p := range d.pools {
+		if !p.Sole || p == has || len(p.stations) > 0 {
+			continue
+		}
+		own := *p.Pool // what was seen stays as it is
+		own.Lasting = true
+		own.Blocked = fmt.Sprintf("that of pool %s has all CUDA devices of estiba serve: let that pool hold these Models too, "+
+			"or start another estiba serve for them and divide the devices with CUDA_VISIBLE_DEVICES", has.key)
+		p.Pool = &own
+	}
+}
+
+// soleWorker is why some pools have one worker together.
+const soleWorker = "one worker has all CUDA devices of estiba serve"
 
 // readDemand sums up what clients want, and finds out what each model needs.
 func (d *decision) readDemand() {

@@ -164,6 +164,7 @@ const (
 	GrowthPossible = "Possible"
 	GrowthFull     = "AtMax"   // spec.workers.max, or spec.replicas
 	GrowthDivided  = "Divided" // AtMax, and with more workers each would have less
+	GrowthSole     = "Sole"    // AtMax: the worker that there is takes all devices of the process
 	GrowthBlocked  = "Blocked"
 	GrowthBarred   = "Barred" // until somebody changes something
 )

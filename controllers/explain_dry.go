@@ -55,6 +55,7 @@ func ProposePool(seen Seen, p v1alpha1.InferencePool) Seen {
 	is := Pool{InferencePool: p}
 	at := slices.IndexFunc(pools, func(o Pool) bool { return o.Key() == is.Key() })
 	if at < 0 {
+		is.Sole = len(pools) > 0 && pools[0].Sole
 		seen.Pools = append(pools, is)
 		return seen
 	}

@@ -135,7 +135,7 @@ func (d *decision) growth(m *model) []Growth {
 		g := Growth{Pool: p.key, Workers: len(p.present(d.seen.Now)), Max: p.limit(), Device: p.device}
 		g.Helps = p.device == 0 || likely(known(m), p.key) <= p.device
 		g.State, g.Pod, g.Message = d.growing(p, g)
-		g.Helps = g.Helps && g.State != GrowthDivided
+		g.Helps = g.Helps && g.State != GrowthDivided && g.State != GrowthSole
 		if p.barred() != "" {
 			g.Max = int(p.Spec.Workers.Max)
 		}
@@ -167,6 +167,8 @@ func (d *decision) growing(p *pool, g Growth) (state, pod, message string) {
 		return GrowthBlocked, "", p.Blocked
 	case g.Workers < g.Max || p.replacing() || d.plan.Create[p.key] > 0:
 		return GrowthPossible, "", ""
+	case p.Sole && g.Workers > 0:
+		return GrowthSole, "", soleWorker
 	case p.Divided > 0:
 		return GrowthDivided, "", fmt.Sprintf("the workers divide %s, and have all of it", packing.Size(p.Divided))
 	}
@@ -444,6 +446,7 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 		})
 	}
 	all = append(all, d.adviseMemory(m, e)...)
+	all = append(all, adviseSole(m)...)
 	if s, ok := d.context(m); ok {
 		all = append(all, Action{
 			fmt.Sprintf("Lower spec.context.%s of the Model from %d to %d: then it fits %s.", s.field, s.now, s.fits, cmp.Or(s.at.at(), "an empty device")),
@@ -452,7 +455,11 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 	}
 	all = append(all, d.adviseGo(m, e, len(wait) > 0)...)
 	if e.Stalled && e.Reason == v1alpha1.ReasonDoesNotFit {
-		all = append(all, Action{What: fmt.Sprintf("Name a smaller checkpoint in spec.source (of fewer bits a weight, for example), or add a pool whose devices have at least %s.", packing.Size(smallestNeed(m)))})
+		or := "add a pool whose devices have"
+		if m.pools[0].Sole {
+			or = "serve it on a machine with a device of"
+		}
+		all = append(all, Action{What: fmt.Sprintf("Name a smaller checkpoint in spec.source (of fewer bits a weight, for example), or %s at least %s.", or, packing.Size(smallestNeed(m)))})
 	}
 	return append(wait, all...)
 }
@@ -478,6 +485,18 @@ func (d *decision) adviseMemory(m *model, e Explanation) []Action {
 		}
 	}
 	return all
+}
+
+// adviseSole is about more replicas than there can be workers: one of them holds one of a Model.
+func adviseSole(m *model) []Action {
+	if len(m.homes) == 0 || !slices.ContainsFunc(m.pools, func(p *pool) bool { return p.Sole }) {
+		return nil
+	}
+	field, change := "spec.replicas", `{"spec":{"replicas":1}}`
+	if a := m.Spec.Autoscaling; a != nil {
+		field, change = "spec.autoscaling.max", fmt.Sprintf(`{"spec":{"autoscaling":{"min":%d,"max":1}}}`, min(a.Min, 1))
+	}
+	return []Action{{"Lower " + field + " of the Model to 1: a worker holds one replica of a Model, and " + soleWorker + ".", patch("model", m.Namespace, m.Name, change)}}
 }
 
 // divide says how p's workers come to divide so many bytes: by a flag, after what keeps the flag from it has grown.

@@ -81,7 +81,7 @@ func StowageOf(seen Seen) []Stowage {
 }
 
 func (d *decision) stowage(p *pool) Stowage {
-	s := Stowage{Pool: p.key, Min: int(p.Spec.Workers.Min), Max: p.limit(), MovesLeft: p.left.moves, MovesPerHour: p.movesPerHour()}
+	s := Stowage{Pool: p.key, Min: p.least(), Max: p.limit(), MovesLeft: p.left.moves, MovesPerHour: p.movesPerHour()}
 	is := d.poolStatusOf(p)
 	s.Workers, s.ReadyWorkers = int(is.Workers), int(is.ReadyWorkers)
 	if c := status.Find(is.Conditions, v1alpha1.ConditionReady); c != nil {

@@ -192,6 +192,8 @@ func (r Repacking) String() string {
 func (g Growth) String() string {
 	has := fmt.Sprintf("pool %s has %d of at most %s", g.Pool, g.Workers, count(g.Max, "worker"))
 	switch {
+	case g.State == GrowthSole:
+		return fmt.Sprintf("%s; there cannot be another one: %s", has, g.Message)
 	case g.State == GrowthDivided:
 		return fmt.Sprintf("%s; another one would not help: %s", has, g.Message)
 	case !g.Helps && g.Device > 0:

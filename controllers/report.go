@@ -512,6 +512,8 @@ func (d *decision) limits(m *model) string {
 			fmt.Fprintf(&b, " Pool %s cannot grow: %s", short(p.key), sentence(p.Blocked))
 		case p.device > 0 && likely(known(m), p.key) > p.device:
 			fmt.Fprintf(&b, " Another worker of pool %s would not help%s.", short(p.key), p.butForHeadroom(likely(known(m), p.key)))
+		case p.Sole && n >= p.limit():
+			fmt.Fprintf(&b, " Pool %s has the only worker that there can be: %s.", short(p.key), soleWorker)
 		case n >= p.limit():
 			fmt.Fprintf(&b, " Pool %s has %d of at most %s.", short(p.key), n, count(p.limit(), "worker"))
 		}
@@ -687,10 +689,25 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 	all := d.accelerators(p)
 	s.Accelerators = all[:min(len(all), mostAccelerators)]
 	s.Summary.Utilization, s.Summary.Power = drawn(all)
-	v := p.withBrake(d.poolVerdict(p, s))
+	v := p.withBrake(p.withSole(d.poolVerdict(p, s)))
 	v.Degraded = d.degradation(p)
 	s.Conditions = v.Conditions(p.Status.Conditions, p.Generation, d.seen.Now)
 	return s
+}
+
+// withSole adds that p asks for more workers than there can be.
+func (p *pool) withSole(v status.Verdict) status.Verdict {
+	field, n := "spec.workers.min", p.Spec.Workers.Min
+	if r := p.Spec.Replicas; r != nil {
+		field, n = "spec.replicas", *r
+	}
+	if !p.Sole || n <= 1 || v.Stalled {
+		return v
+	}
+	v.Stalled, v.Progressing = true, false
+	v.StalledBy = &status.Part{True: true, Reason: v1alpha1.ReasonWaitingForWorker,
+		Message: fmt.Sprintf("%s is %d, and there can be one: %s. Set it to 1.", field, n, soleWorker)}
+	return v
 }
 
 func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.Verdict {
@@ -720,12 +737,13 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	}
 	v := status.Verdict{Ready: ready > 0, Reason: v1alpha1.ReasonWaitingForWorker, Progressing: true,
 		Message: fmt.Sprintf("%d of %s %s ready.", ready, count(all, "worker"), verb(all, "is", "are"))}
-	switch {
-	case p.Blocked != "" && s.Workers == 0:
-		v.Message = "There is no worker, and none can be made: " + sentence(p.Blocked)
-		return v
-	case p.Blocked != "":
-		v.Message += " Another one cannot be made: " + sentence(p.Blocked)
+	if p.Blocked != "" {
+		v.Stalled, v.Progressing = p.Lasting, !p.Lasting
+		if s.Workers == 0 {
+			v.Message = "There is no worker, and none can be made: " + sentence(p.Blocked)
+		} else {
+			v.Message += " Another one cannot be made: " + sentence(p.Blocked)
+		}
 		return v
 	}
 	for _, w := range p.stations {

@@ -21,7 +21,7 @@ import (
 // one device. A tick is one second; it prints what the plan did and which
 // conditions changed. Sizes are in GiB.
 //
-//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m] [allow=KEY:VALUE of namespaces]
+//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m] [allow=KEY:VALUE of namespaces] [sole]
 //	model NAME size=N [replicas=N | min=N max=N] [idle=5m] [uri=U] [names=a,b] [priority=N] [suspend] [age=N] [select=KEY:VALUE of pools]
 //	source URI size=N | error=REASON    what a reading of its header says
 //	worker NAME capacity=N              for workers made later: capacity of all
@@ -62,6 +62,7 @@ type story struct {
 	capacity    int
 	pools       []v1alpha1.InferencePool
 	hashes      map[string]string
+	sole        bool // all pools have one worker together
 	models      []v1alpha1.Model
 	hidden      []v1alpha1.Model
 	namespaces  map[string]map[string]string
@@ -142,6 +143,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			p.Spec.Moves.MaxPerHour = &n
 		}
 		s.hashes[p.Namespace+"/"+p.Name] = text("hash", "")
+		s.sole = s.sole || d.HasArg("sole")
 		if i := slices.IndexFunc(s.pools, func(o v1alpha1.InferencePool) bool { return o.Name == name }); i >= 0 {
 			p.Status, p.Generation, p.Labels = s.pools[i].Status, s.pools[i].Generation+1, s.pools[i].Labels
 			s.pools[i] = p
@@ -334,7 +336,7 @@ func (s *story) seen() Seen {
 		seen.Missing[Key(&s.hidden[i])] = true
 	}
 	for _, p := range s.pools {
-		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name]})
+		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name], Sole: s.sole})
 	}
 	for _, p := range s.pods {
 		seen.Workers = append(seen.Workers, p.Worker)

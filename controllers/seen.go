@@ -68,6 +68,8 @@ type Pool struct {
 	// there (0: the machine has no more). Most 0: nobody knows.
 	Most  int64 `json:"mostBytes,omitzero"`
 	Limit int64 `json:"limitBytes,omitzero"`
+	// Sole: all pools of its process have one worker together, which takes all CUDA devices that the process is given.
+	Sole bool `json:"sole,omitzero"`
 	// MadeUp: no manifest has the pool; there is one since there has to be.
 	MadeUp bool `json:"madeUp,omitzero"`
 }
@@ -77,6 +79,15 @@ func (p *Pool) Key() string { return p.Namespace + "/" + p.Name }
 
 // barred says why no pods are made until somebody changes something.
 func (p *Pool) barred() string { return cmp.Or(p.Invalid, p.Taken) }
+
+// between is spec.workers, as far as there can be so many.
+func (p *Pool) between() (low, high int) {
+	low, high = int(p.Spec.Workers.Min), int(p.Spec.Workers.Max)
+	if p.Sole {
+		return min(low, 1), min(high, 1)
+	}
+	return low, high
+}
 
 // Worker is a worker and what it last reported.
 type Worker struct {

@@ -156,7 +156,8 @@ func (p *pool) least() int {
 	if p.Spec.Replicas != nil {
 		return p.limit()
 	}
-	return int(p.Spec.Workers.Min)
+	low, _ := p.between()
+	return low
 }
 
 // quiet are the pools in which no model waits or loads, nothing moves, and no worker comes or goes.

@@ -67,9 +67,9 @@ func (d *decision) overdue(p *pool) bool {
 
 // limit is how many workers the pool may have.
 func (p *pool) limit() int {
-	n := int(p.Spec.Workers.Max)
+	low, n := p.between()
 	if p.Spec.Replicas != nil {
-		n = min(max(int(*p.Spec.Replicas), int(p.Spec.Workers.Min)), n)
+		n = min(max(int(*p.Spec.Replicas), low), n)
 	}
 	if p.barred() != "" {
 		n = 0
@@ -121,10 +121,12 @@ func (d *decision) growable(m *model) *pool {
 	for _, p := range m.pools {
 		coming := slices.ContainsFunc(p.stations, (*station).starting)
 		if (coming || len(p.present(d.seen.Now)) < p.limit() || p.replacing()) && (p.device == 0 || likely(need, p.key) <= p.device) {
-			if !d.overdue(p) {
+			switch {
+			case !d.overdue(p):
 				return p
+			case !p.Lasting:
+				late = cmp.Or(late, p)
 			}
-			late = cmp.Or(late, p)
 		}
 	}
 	return late
@@ -190,7 +192,7 @@ func (d *decision) resizePool(p *pool) {
 	if !todo.Again.IsZero() {
 		d.soon(todo.Again)
 	}
-	if todo.Create > 0 && p.barred() == "" {
+	if todo.Create > 0 && p.barred() == "" && !p.Lasting {
 		d.plan.Create[p.key] = todo.Create
 		if n := min(todo.Create, spec.Replacing); n > 0 {
 			d.plan.Successors[p.key], d.plan.Memory.Pools[p.key] = n, n
@@ -208,8 +210,9 @@ func (d *decision) resizePool(p *pool) {
 
 // bounds are p's rules for its workers, as scaling has them.
 func (d *decision) bounds(p *pool) scaling.Pool {
+	low, high := p.between()
 	spec := scaling.Pool{
-		Min: int(p.Spec.Workers.Min), Max: int(p.Spec.Workers.Max),
+		Min: low, Max: high,
 		ScaleDownAfter: orElse(p.Spec.ScaleDown.After, defaultScaleDown),
 		MaxUnavailable: max(1, int(p.Spec.Update.MaxUnavailable)), Blocked: p.Blocked != "", Replacing: d.replacing(p),
 	}

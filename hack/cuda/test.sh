@@ -26,5 +26,7 @@ else
 fi
 step "the driver and the backend, with the race detector"
 go test -race -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda ./runtime/backend/cuda/driver
+step "estiba serve"
+ESTIBA_EMULATED_CUDA=devices=2,memory=256Mi go test -tags cuda -count 1 -timeout 5m -run '^TestCUDA' ./internal/standalone
 step "NVML, with the race detector"
 hack/cuda/nvml-test.sh -race

@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,7 +80,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 		inspections: map[controllers.InspectKey]controllers.Inspected{},
 		inspected:   make(chan inspectAnswer, 64),
 		ended:       make(chan string, 64),
-		budget:      budget{total: s.o.Memory, taken: map[string]int64{}},
+		budget:      budget{total: s.o.Memory, sole: s.o.sole(), taken: map[string]int64{}},
 		failed:      map[string]failure{},
 		filled:      map[string]bool{},
 	}
@@ -196,7 +197,7 @@ func (l *loop) observe(objects Manifests) controllers.Seen {
 
 // pool is p, with what keeps another worker of it from being made.
 func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) controllers.Pool {
-	is := controllers.Pool{InferencePool: p, Hash: hashOf(p), MadeUp: madeUp(p)}
+	is := controllers.Pool{InferencePool: p, Hash: hashOf(p), MadeUp: madeUp(p), Sole: l.server.o.sole()}
 	if asked(p) == 0 && !l.server.o.ownMemory() {
 		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
@@ -239,12 +240,13 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 			}
 		}
 	}
-	for _, d := range plan.Delete {
+	ends := append(plan.Delete, l.orphans(objects)...)
+	for _, d := range ends {
 		log.Info("worker ended", "worker", d.Worker, "reason", d.Reason)
 		l.hosts.remove(d.Worker, func() { l.ended <- d.Worker })
 		delete(l.started, d.Worker)
 	}
-	if len(plan.Create) > 0 || len(plan.Delete) > 0 {
+	if len(plan.Create) > 0 || len(ends) > 0 {
 		l.sync()
 	}
 	for i := range objects.Models {
@@ -257,6 +259,16 @@ func (l *loop) apply(ctx context.Context, objects Manifests, plan controllers.Pl
 	l.forget(objects)
 	l.server.setObjects(withStatus(objects, plan))
 	l.server.gateway.SetModels(gateway.FromResources(l.server.objects().Models))
+}
+
+// orphans are workers whose pool is gone, which no decision is about.
+func (l *loop) orphans(objects Manifests) (all []controllers.Deletion) {
+	for name, w := range l.started {
+		if !slices.ContainsFunc(objects.Pools, func(p v1alpha1.InferencePool) bool { return p.Namespace+"/"+p.Name == w.pool }) {
+			all = append(all, controllers.Deletion{Worker: name, Reason: "its pool is gone"})
+		}
+	}
+	return all
 }
 
 // announce logs a change of an object's conditions, as an event would tell it on Kubernetes.
@@ -313,11 +325,14 @@ func (l *loop) forget(objects Manifests) {
 // start makes a worker of a pool in this process.
 func (l *loop) start(p v1alpha1.InferencePool) error {
 	name := p.Name + "-" + strings.ToLower(rand.Text()[:5])
+	key, hash := p.Namespace+"/"+p.Name, hashOf(p)
+	if f, ok := l.failed[key]; ok && f.hash == hash && time.Since(f.at) < failureLasts {
+		return errors.New(f.why)
+	}
 	memory, err := l.budget.take(name, p, l.server.objects().Pools)
 	if err != nil {
 		return err
 	}
-	key, hash := p.Namespace+"/"+p.Name, hashOf(p)
 	w, err := l.newWorker(name, p, memory)
 	if err != nil {
 		l.budget.give(name)
@@ -330,7 +345,6 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 	delete(l.failed, key)
 	l.hosts.add(name, w)
 	l.started[name] = started{pool: key, hash: hash}
-	l.server.o.Log.Info("worker started", "worker", name, "pool", p.Name, "memoryBytes", memory)
 	return nil
 }
 
@@ -359,6 +373,7 @@ func hashOf(p v1alpha1.InferencePool) string {
 // budget divides the memory for models among the workers of this process.
 type budget struct {
 	total int64
+	sole  bool             // the first worker takes all there is
 	taken map[string]int64 // worker -> bytes
 	most  int64            // that --memory could make of total; 0: nobody knows
 	limit int64            // of the control group, that ends it there; 0: the machine has no more
@@ -385,6 +400,9 @@ func (b *budget) raise(total int64) string {
 
 // take gives a new worker what it wants.
 func (b *budget) take(name string, p v1alpha1.InferencePool, pools []v1alpha1.InferencePool) (int64, error) {
+	if b.sole && len(b.taken) > 0 {
+		return 0, taken{errors.New("the worker that takes all devices is there, or has not ended yet")}
+	}
 	want, err := b.want(p, pools, func(string) bool { return false })
 	if err == nil {
 		b.taken[name] = want

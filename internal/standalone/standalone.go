@@ -46,7 +46,11 @@ type Options struct {
 }
 
 // ownMemory says that devices bring memory of their own, and do not divide the machine's.
-func (o Options) ownMemory() bool { return o.Emulate != "" || o.Device == named.CUDA }
+func (o Options) ownMemory() bool { return o.Emulate != "" || o.sole() }
+
+// sole says that all pools have one worker together: in one process each device is opened once. Emulated ones
+// are there for each worker.
+func (o Options) sole() bool { return o.Emulate == "" && o.Device == named.CUDA }
 
 // emulatedMemory is that of the machine for workers whose devices bring their own: more than they ask for.
 const emulatedMemory = 1 << 50

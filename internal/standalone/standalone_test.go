@@ -209,6 +209,33 @@ func TestServeRefusesAtOnce(t *testing.T) {
 	}
 }
 
+// TestPoolGone: a pool that is in no file any more leaves its memory to others.
+func TestPoolGone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.yaml")
+	const pool = "---\napiVersion: estiba.dev/v1alpha1\nkind: InferencePool\nmetadata: {name: %s, labels: {tier: %[1]s}}\nspec: {workers: {min: 1}, device: {memory: 48Mi}}\n"
+	b := fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")) + "  poolSelector: {matchLabels: {tier: b}}\n" + fmt.Sprintf(pool, "b")
+	write(t, file, fmt.Sprintf(pool, "a")+"---\n"+b)
+	url := serve(t, file, 64<<20)
+	eventually(t, "there is no memory for it", func() error { return reason(url, "stories", v1alpha1.ReasonWaitingForWorker) })
+	write(t, file, b)
+	eventually(t, "it serves", func() error { return serves(url, "stories") })
+}
+
+// TestFailedStart: a worker that could not be started is not tried again at once.
+func TestFailedStart(t *testing.T) {
+	p := withDefaultPool(Manifests{}).Pools[0]
+	l := &loop{
+		server:  &Server{o: Options{Emulate: filepath.Join(t.TempDir(), "none"), Log: slog.New(slog.DiscardHandler)}},
+		budget:  budget{total: emulatedMemory, taken: map[string]int64{}},
+		started: map[string]started{}, failed: map[string]failure{},
+	}
+	first := l.start(p)
+	at := l.failed["default/default"].at
+	if second := l.start(p); first == nil || second == nil || second.Error() != first.Error() || !l.failed["default/default"].at.Equal(at) {
+		t.Errorf("%v, then %v", first, second)
+	}
+}
+
 func TestReadNoFile(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe.yaml")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {

@@ -1,0 +1,116 @@
+//go:build cuda && cgo
+
+package standalone
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/estiba/estiba/api/v1alpha1"
+	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/backend/cuda"
+	"github.com/estiba/estiba/runtime/backend/named"
+)
+
+// TestCUDA: one worker has all devices of the process. A pool that wants another one says so at once, and tries nothing; it
+// gets its worker when the other pool is gone. The worker is replaced where its pool's spec changes.
+func TestCUDA(t *testing.T) {
+	if _, err := cuda.Count(); errors.Is(err, cuda.ErrNone) {
+		t.Skipf("SKIPPED: %v", err)
+	}
+	const pool = "---\napiVersion: estiba.dev/v1alpha1\nkind: InferencePool\nmetadata: {name: %s, labels: {tier: %[1]s}}\nspec: {workers: {min: 1, max: 3}%s}\n"
+	in := func(pool string) string { return "  poolSelector: {matchLabels: {tier: " + pool + "}}\n" }
+	stories := fixture.Model("stories260K/hf-f32")
+	b := "---\n" + fmt.Sprintf(model, "other", stories) + in("b")
+	file := filepath.Join(t.TempDir(), "m.yaml")
+	write(t, file, fmt.Sprintf(model, "stories", stories)+in("a")+fmt.Sprintf(pool, "a", "")+fmt.Sprintf(pool, "b", "")+b)
+	url, log := serveOnCUDA(t, file)
+	eventually(t, "the first pool serves", func() error { return serves(url, "stories") })
+	eventually(t, "the second has no worker", func() error { return reason(url, "other", v1alpha1.ReasonWaitingForWorker) })
+	body, _ := json.Marshal(map[string]any{"model": "other", "prompt": "Once", "max_tokens": 1})
+	res, err := http.Post(url+"/v1/completions", "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	if res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(text), "Pool b cannot make a worker: that of pool default/a has all CUDA devices of estiba serve") {
+		t.Errorf("%s: %s", res.Status, text)
+	}
+	if got := complete(t, url, "stories", 3); got == "" {
+		t.Error("no answer")
+	}
+	workers := func() (first string) {
+		var models v1alpha1.ModelList
+		if err := get(url+"/apis/estiba.dev/v1alpha1/models", &models); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range models.Items {
+			for _, p := range m.Status.Placements {
+				if p.State == v1alpha1.PlacementResident {
+					first = p.Worker
+				}
+			}
+		}
+		return first
+	}
+	was := workers()
+	write(t, file, fmt.Sprintf(model, "stories", stories)+in("a")+fmt.Sprintf(pool, "a", ", memory: {headroom: 6%}")+fmt.Sprintf(pool, "b", "")+b)
+	eventually(t, "its worker is replaced", func() error {
+		if is := workers(); is == was || is == "" {
+			return fmt.Errorf("it is %q", is)
+		}
+		return serves(url, "stories")
+	})
+	write(t, file, fmt.Sprintf(model, "other", stories)+in("b")+fmt.Sprintf(pool, "b", ""))
+	eventually(t, "the second pool has the devices", func() error { return serves(url, "other") })
+	if got := complete(t, url, "other", 3); got == "" {
+		t.Error("no answer")
+	}
+	if text := log(); strings.Contains(text, "worker not started") {
+		t.Errorf("a worker was tried in vain:\n%s", text)
+	}
+}
+
+// serveOnCUDA serves on the devices of the driver until the test ends; log is what it has written.
+func serveOnCUDA(t *testing.T, manifests string) (url string, log func() string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	var (
+		mu  sync.Mutex
+		out bytes.Buffer
+	)
+	go func() {
+		w := writer(func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return out.Write(p) })
+		ended <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Device: named.CUDA, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(w, nil))})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return "http://" + address, func() string { mu.Lock(); defer mu.Unlock(); return out.String() }
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
