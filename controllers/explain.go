@@ -331,7 +331,11 @@ func (d *decision) refused(m *model) []Refused {
 		r.Examples = append(r.Examples, b)
 	}
 	if len(m.need) > 0 {
-		for _, v := range d.fleet.Look(d.want(m, nil)) {
+		want := d.want(m, nil)
+		if !d.lacks(m) { // its homes are in the way of no other one
+			want.Model = ""
+		}
+		for _, v := range d.fleet.Look(want) {
 			if m.at(v.Worker, v.Device) || m.room != nil && m.room.Worker == v.Worker && slices.Contains(m.room.Devices, v.Device) {
 				continue
 			}

@@ -278,6 +278,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestRefusedDevices: each device has a reason of its own, also those of the worker where the model is.
+func TestRefusedDevices(t *testing.T) {
+	x, y := fixture.NewModel("x"), fixture.NewModel("y")
+	other := resident(y, 70)
+	other.Devices = []string{"gpu-1"}
+	w := reporting("w1", 1, 1, resident(x, 50), other)
+	for _, name := range []string{"gpu-1", "gpu-2"} {
+		w.Report.Devices = append(w.Report.Devices, worker.Device{Name: name, ExtentBytes: gib, CapacityBytes: 80 * gib})
+	}
+	seen := seenWith([]v1alpha1.Model{x, y}, w)
+	const full, free = "1 full now: w1/gpu-1 (10 GiB of 80 GiB free; default/y 70 GiB)\n", "1 that could hold it too: w1/gpu-2 (80 GiB of 80 GiB free)\n"
+	if e := Explain(seen, "default/x").Text(true); !strings.Contains(e, full) || !strings.Contains(e, free) {
+		t.Error(e)
+	}
+	fixture.Replicas(2)(&seen.Models[0])
+	if e := Explain(seen, "default/x").Text(true); !strings.Contains(e, "2 on workers that hold a replica already: w1/gpu-2") {
+		t.Error(e)
+	}
+}
+
 // TestControlCharacters: nothing that others wrote moves the cursor, or begins a line.
 func TestControlCharacters(t *testing.T) {
 	e := Explanation{Model: "x", Answer: "no\x1b[2J", Reason: "a\nb", Do: []Action{{What: "make file:///\x1b]0;t\x07 readable\nnow"}}}

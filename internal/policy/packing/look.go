@@ -1,5 +1,7 @@
 package packing
 
+import "slices"
+
 // Sight is a device as a Want finds it.
 type Sight struct {
 	Pool, Worker, Device string
@@ -15,7 +17,8 @@ type Sight struct {
 const (
 	Unsuited = "of another kind"
 	TooSmall = "too small even when empty"
-	Excluded = "on workers that hold a replica already, or are not to be used"
+	Holds    = "on workers that hold a replica already"
+	Excluded = "on workers that are not to be used"
 	Reserved = "kept for a model that is tried alone"
 	NotEmpty = "not empty, and it is to be tried alone"
 	NoHost   = "on workers with too little CPU or memory left"
@@ -33,7 +36,7 @@ func (f *Fleet) Look(w Want) []Sight {
 		for _, at := range f.workersOf(pool) {
 			refused := f.refuses(at, &w)
 			for _, d := range at.devices {
-				s := Sight{Pool: pool, Worker: at.Name, Device: d.Name, Free: max(0, d.room()), Capacity: d.Capacity, Refused: refusal(d, &w, need, refused), Degraded: d.Degraded}
+				s := Sight{Pool: pool, Worker: at.Name, Device: d.Name, Free: max(0, d.room()), Capacity: d.Capacity, Refused: f.refusal(d, &w, need, refused), Degraded: d.Degraded}
 				for _, e := range d.held {
 					s.Homes = append(s.Homes, e.Home)
 				}
@@ -44,13 +47,16 @@ func (f *Fleet) Look(w Want) []Sight {
 	return all
 }
 
-func refusal(d *device, w *Want, need int64, refused class) string {
+func (f *Fleet) refusal(d *device, w *Want, need int64, refused class) string {
 	switch c := d.class(w, need, refused); c {
 	case unsuited:
 		return Unsuited
 	case tooSmall:
 		return TooSmall
 	case excluded:
+		if slices.ContainsFunc(f.models[w.Model], func(e *held) bool { return e.worker == d.at }) {
+			return Holds
+		}
 		return Excluded
 	case noHost:
 		return NoHost

@@ -28,10 +28,10 @@ func TestLook(t *testing.T) {
 	}{
 		"nowhere else": {Want{Model: "x", Need: map[string]int64{"p": 30 * gib}, Kinds: []string{"", "cuda"}},
 			"w0/0 20: full now, w1/0 10: full of what may not leave, w2/0 24: too small even when empty, w3/0 80: of another kind, " +
-				"w4/0 50: on workers that hold a replica already, or are not to be used"},
+				"w4/0 50: on workers that hold a replica already"},
 		"some": {Want{Model: "y", Need: map[string]int64{"p": 30 * gib}, Alone: true, Not: map[string]bool{"w3": true}},
 			"w0/0 20: not empty, and it is to be tried alone, w1/0 10: not empty, and it is to be tried alone, w2/0 24: too small even when empty, " +
-				"w3/0 80: on workers that hold a replica already, or are not to be used, w4/0 50: not empty, and it is to be tried alone"},
+				"w3/0 80: on workers that are not to be used, w4/0 50: not empty, and it is to be tried alone"},
 		"fits": {Want{Model: "z", Need: map[string]int64{"p": 15 * gib}},
 			"w0/0 20: , w1/0 10: full of what may not leave, w2/0 24: , w3/0 80: , w4/0 50: "},
 	} {
