@@ -96,7 +96,7 @@ func run(ctx context.Context, stderr io.Writer, path string, o Options) (Result,
 		return Result{}, fmt.Errorf("%s: %w", o.Text, err)
 	}
 
-	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Free(nil)})
+	processor, err := cpu.New("cpu-0", cpu.Options{Threads: o.Threads, Left: device.Rest(nil)})
 	if err != nil {
 		return Result{}, err
 	}

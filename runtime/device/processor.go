@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 
 	"github.com/estiba/estiba/runtime/residency"
@@ -64,26 +65,49 @@ type Left struct {
 // smallest limit of its control groups leaves beside its own overhead and what others in the group
 // hold, or less where the machine has less available. host is the root folder of the machine; nil
 // means the real one.
-func Free(host fs.FS) Left {
+func Free(host fs.FS) Left { return free(host, false) }
+
+// Rest is Free for a process that has been at work: what it holds by now, of tokenizers for one, may be more than
+// its overhead.
+func Rest(host fs.FS) Left { return free(host, true) }
+
+func free(host fs.FS, worked bool) Left {
 	if host == nil {
 		host = os.DirFS("/")
 	}
 	var left Left
-	if available, err := meminfo(host, "MemAvailable"); err == nil {
+	if available, err := meminfo(host, "MemAvailable"); err == nil { // beside what this process holds
 		left = Left{max(Room(available), 1), fmt.Sprintf("this machine has %s available", residency.Bytes(available))}
 	}
 	limit, group, limited := cgroupLimit(host)
 	if !limited {
 		return left
 	}
-	others := strangers(host, group)
-	if room := max(Room(limit)-others, 1); left.Bytes == 0 || room < left.Bytes {
+	others, own := strangers(host, group), int64(0)
+	overhead := limit - Room(limit)
+	if worked && held(host) > overhead {
+		debug.FreeOSMemory() // what was in use only while files were read can be had again
+		own = held(host)
+	}
+	if room := max(limit-max(overhead, own)-others, 1); left.Bytes == 0 || room < left.Bytes {
 		left = Left{room, fmt.Sprintf("its control group may have %s", residency.Bytes(limit))}
 		if others > 0 {
 			left.Bound += fmt.Sprintf(", of which other processes hold %s", residency.Bytes(others))
 		}
+		if own > overhead {
+			left.Bound += fmt.Sprintf(", of which this process holds %s", residency.Bytes(own))
+		}
 	}
 	return left
+}
+
+// held is what this process has in memory that no file backs; 0 where nobody can tell.
+func held(host fs.FS) int64 {
+	n, err := kernelFigure(host, "proc/self/status", "RssAnon")
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // Most is the most that CPU would claim, whatever Options.Memory asks for, and the limit of the control

@@ -65,6 +65,32 @@ func TestFree(t *testing.T) {
 	}
 }
 
+// TestRest: what a process holds beyond its overhead is not left, and is known to be missing where the machine says what is available.
+func TestRest(t *testing.T) {
+	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	for name, c := range map[string]struct {
+		limit, own string
+		bytes      int64
+		bound      string
+	}{
+		"within the overhead": {"67108864", "16384", 48 << 20, "its control group may have 64 MiB"},
+		"beyond it":           {"67108864", "40960", 24 << 20, "its control group may have 64 MiB, of which this process holds 40 MiB"},
+		"everything":          {"67108864", "65536", 1, "its control group may have 64 MiB, of which this process holds 64 MiB"},
+		"no limit":            {"max", "65536", 48 << 20, "this machine has 64 MiB available"},
+	} {
+		host := fstest.MapFS{
+			"proc/meminfo": file("MemTotal: 8388608 kB\nMemAvailable: 65536 kB\n"), "proc/self/cgroup": file("0::/g\n"),
+			"proc/self/status": file("RssAnon: " + c.own + " kB\n"), "sys/fs/cgroup/g/memory.max": file(c.limit), "sys/fs/cgroup/g/memory.stat": file("anon 0\n"),
+		}
+		if c.limit != "max" {
+			host["proc/meminfo"] = file("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+		}
+		if got := Rest(host); got != (Left{c.bytes, c.bound}) {
+			t.Errorf("%s: %+v, want %d, %q", name, got, c.bytes, c.bound)
+		}
+	}
+}
+
 func TestMost(t *testing.T) {
 	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
 	meminfo := file("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 
 	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/graph"
+	"github.com/estiba/estiba/runtime/residency"
 	"github.com/estiba/estiba/runtime/tensor"
 	"github.com/estiba/estiba/runtime/tokenizer"
 	"github.com/estiba/estiba/runtime/weights"
@@ -20,6 +22,8 @@ import (
 // Every error of Inspect and Open is one of these, whichever part found it;
 // or fs.ErrNotExist if the path leads nowhere; or one of reading files.
 var (
+	// ErrNoRoom: this process may not have as much memory as the tokenizer takes.
+	ErrNoRoom = errors.New("too little memory")
 	// ErrInvalid: the files contradict themselves, each other, or their format.
 	ErrInvalid = weights.ErrInvalid
 	// ErrUnsupported: the model may be good, but would be computed wrongly by this version.
@@ -51,7 +55,7 @@ func Inspect(path string) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	m, err := read(path, w, true)
+	m, err := read(path, w, true, device.Free(nil))
 	if err != nil {
 		return Header{}, err
 	}
@@ -100,7 +104,7 @@ func open(path string, text bool) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := read(path, c.Header, text)
+	m, err := read(path, c.Header, text, device.Free(nil))
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -132,16 +136,16 @@ func (m *Model) Weights(name string) (tensor.Tensor, error) {
 // Close unmaps the files. Nothing may read the weights any more.
 func (m *Model) Close() error { return m.checkpoint.Close() }
 
-// read puts together all but the weights' data; with text also what turns it into ids and back.
-func read(path string, w *weights.Header, text bool) (*Model, error) {
+// read puts together all but the weights' data; with text also what turns it into ids and back, if there is memory left for that.
+func read(path string, w *weights.Header, text bool, left device.Left) (*Model, error) {
 	m := &Model{Header: Header{Path: path, Format: string(w.Format)}, parts: map[string]part{}}
-	parts := m.folder
+	configuration, texts := m.folder, m.folderText
 	if w.Format == weights.GGUF {
-		parts = m.gguf
+		configuration, texts = m.gguf, m.ggufText
 	} else if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
 		path = filepath.Dir(path) // a .safetensors file stands for its folder
 	}
-	if err := parts(path, w, text); err != nil {
+	if err := configuration(path, w); err != nil {
 		return nil, ofKind(err)
 	}
 	m.Architecture = m.Config.Architecture
@@ -153,16 +157,31 @@ func read(path string, w *weights.Header, text bool) (*Model, error) {
 		return nil, ofKind(fmt.Errorf("read %s: %w", configOf(path, w), err))
 	}
 	m.Graph = g
+	if err := m.check(configOf(path, w), w); err != nil {
+		return nil, err
+	}
+	if text {
+		if need := arch.HostBytes(m.Config); left.Bytes > 0 && need > left.Bytes {
+			return nil, roomError{fmt.Sprintf("%s needs %s of memory for its tokenizer of %d tokens, and %s can be had (%s): give more memory",
+				m.Path, residency.Bytes(need), m.Config.Vocabulary, residency.Bytes(left.Bytes), left.Bound)}
+		}
+		if err := texts(path, w); err != nil {
+			return nil, ofKind(err)
+		}
+	}
 	if most := 2 * arch.HostBytes(m.Config); m.Tokenizer != nil && m.Tokenizer.Bytes() > most {
 		return nil, fmt.Errorf("read %s: %w: its tokenizer takes %d bytes of memory, where at most %d are reckoned for a vocabulary of %d tokens",
 			path, ErrUnsupported, m.Tokenizer.Bytes(), most, m.Config.Vocabulary)
 	}
-	if err := m.check(configOf(path, w), w); err != nil {
-		return nil, err
-	}
 	m.HostBytes = m.hostBytes()
 	return m, nil
 }
+
+// roomError is an ErrNoRoom in words.
+type roomError struct{ text string }
+
+func (e roomError) Error() string { return e.text }
+func (roomError) Unwrap() error   { return ErrNoRoom }
 
 // configOf is the file that holds the configuration.
 func configOf(path string, w *weights.Header) string {
@@ -179,8 +198,8 @@ const (
 	maxTokenizerConfig = 8 << 20
 )
 
-// folder reads what lies beside safetensors.
-func (m *Model) folder(dir string, _ *weights.Header, text bool) error {
+// folder reads the configuration that lies beside safetensors.
+func (m *Model) folder(dir string, _ *weights.Header) error {
 	config, err := weights.ReadSmallFile(filepath.Join(dir, "config.json"), maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read %s: %w: the folder has weights but no config.json", dir, ErrInvalid)
@@ -195,12 +214,12 @@ func (m *Model) folder(dir string, _ *weights.Header, text bool) error {
 	if m.Config, err = arch.ParseHF(config, generation); err != nil {
 		return fmt.Errorf("read %s: %w", dir, err) // the error names the file
 	}
-	if m.Pooling, err = pooling(dir); err != nil {
-		return err
-	}
-	if !text {
-		return nil
-	}
+	m.Pooling, err = pooling(dir)
+	return err
+}
+
+// folderText reads what makes ids of text and of chats, where it lies beside safetensors.
+func (m *Model) folderText(dir string, _ *weights.Header) (err error) {
 	if m.Chat, err = chatOfFolder(dir); err != nil {
 		return err
 	}
@@ -223,20 +242,20 @@ func optional(dir, name string, most int64) ([]byte, error) {
 	return text, nil
 }
 
-// gguf reads what a GGUF file has in its fields.
-func (m *Model) gguf(path string, w *weights.Header, text bool) error {
-	fail := func(err error) error { return fmt.Errorf("read %s: %w", path, err) }
-	var err error
+// gguf takes the configuration from the fields of a GGUF file.
+func (m *Model) gguf(path string, w *weights.Header) (err error) {
 	tensors := func(name string) bool { _, ok := w.Lookup(name); return ok }
 	if m.Config, err = arch.ParseGGUF(w.Fields, tensors); err != nil {
-		return fail(err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	m.Pooling = poolingOfGGUF(m.Config.Architecture, w.Fields)
-	if !text {
-		return nil
-	}
+	return nil
+}
+
+// ggufText takes what makes ids of text and of chats from the fields of a GGUF file.
+func (m *Model) ggufText(path string, w *weights.Header) (err error) {
 	if m.Tokenizer, err = tokenizer.FromGGUF(w.Fields); err != nil {
-		return fail(err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	m.Chat = chatOfGGUF(w.Fields)
 	return nil

@@ -13,10 +13,12 @@ import (
 
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/runtime/arch"
+	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/graph"
 	"github.com/estiba/estiba/runtime/template"
 	"github.com/estiba/estiba/runtime/tensor"
 	"github.com/estiba/estiba/runtime/tokenizer"
+	"github.com/estiba/estiba/runtime/weights"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -250,6 +252,34 @@ func TestTokenizerLargerThanItsModel(t *testing.T) {
 	fixture.EditJSON(t, filepath.Join(dir, "tokenizer.json"), map[string]any{"added_tokens": []any{map[string]any{"id": 512, "content": strings.Repeat("x", 1<<20)}}})
 	if _, err := Inspect(dir); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "tokenizer takes") {
 		t.Error(err)
+	}
+}
+
+// TestRoomForTokenizer: where there is too little memory for a tokenizer it is not read: this one could not be.
+func TestRoomForTokenizer(t *testing.T) {
+	folder := fixture.CopyModel(t, "stories260K/hf-f32", t.TempDir())
+	if err := os.WriteFile(filepath.Join(folder, "tokenizer.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{folder, fixture.Model("stories260K/stories260K-f16.gguf")} {
+		header, err := weights.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		little := device.Left{Bytes: 128 << 10, Bound: "its control group may have 170 KiB"}
+		_, err = read(path, header, true, little)
+		const says = " needs 188 KiB of memory for its tokenizer of 512 tokens, and 128 KiB can be had (its control group may have 170 KiB): give more memory"
+		if !errors.Is(err, ErrNoRoom) || err.Error() != path+says {
+			t.Errorf("got %v, want %s", err, path+says)
+		}
+		if _, err := read(path, header, false, little); err != nil {
+			t.Errorf("without a tokenizer: %v", err)
+		}
+		for _, enough := range []device.Left{{}, {Bytes: 1 << 20}} { // of the first nobody knows a bound
+			if _, err := read(path, header, true, enough); (err == nil) != (path != folder) || errors.Is(err, ErrNoRoom) {
+				t.Errorf("with %d bytes: %v", enough.Bytes, err)
+			}
+		}
 	}
 }
 

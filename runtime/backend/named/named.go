@@ -64,7 +64,7 @@ func Open(name string, threads int) (backend.Backend, error) {
 		return nil, err
 	}
 	if own == "cpu-0" {
-		return cpu.New(own, cpu.Options{Threads: threads, Left: device.Free(nil)})
+		return cpu.New(own, cpu.Options{Threads: threads, Left: device.Rest(nil)})
 	}
 	all, err := cuda.Devices(device.Options{})
 	if err != nil {
