@@ -273,7 +273,7 @@ func (d *decision) needs(m *model) []Need {
 func (d *decision) stays(m *model) []Stay {
 	var all []Stay
 	for _, h := range m.homes {
-		all = append(all, h.stay())
+		all = append(all, d.stay(h))
 	}
 	for _, s := range d.stations {
 		for _, left := range s.ending() {
@@ -289,7 +289,7 @@ func (d *decision) stays(m *model) []Stay {
 }
 
 // stay is the home as it is told.
-func (h *home) stay() Stay {
+func (d *decision) stay(h *home) Stay {
 	s := Stay{Pool: h.station.pool.key, Worker: h.station.Name, Devices: h.devices, State: h.placement(), Reason: h.reason}
 	if m := h.model; m != nil {
 		s.Model, s.Bytes, s.Sleeps = m.key, m.need.in(s.Pool).Total(), m.sleeps()
@@ -306,7 +306,13 @@ func (h *home) stay() Stay {
 		s.JoulesPerToken = h.state.EnergyJoules / float64(h.state.Tokens)
 	}
 	s.Progress, s.Load, s.Running, s.Waiting = h.state.Progress, h.state.Load, h.state.Running, h.state.Waiting
-	s.ResidentSeconds, s.IdleSeconds = h.state.ResidentSeconds, h.state.IdleSeconds
+	since := max(d.seen.Now.Sub(h.station.Heard), 0).Seconds()
+	if s.ResidentSeconds = h.state.ResidentSeconds; s.ResidentSeconds > 0 {
+		s.ResidentSeconds += since
+	}
+	if s.Running+s.Waiting == 0 {
+		s.IdleSeconds = h.state.IdleSeconds + since
+	}
 	if s.State == v1alpha1.PlacementFailed || s.State == v1alpha1.PlacementWaiting {
 		s.Message = cmp.Or(h.state.Message, h.state.Reason)
 	}

@@ -42,7 +42,7 @@ func (d *decision) inTheWay(m *model) *InTheWay {
 	w := &InTheWay{Worker: worker, Device: device, Free: max(0, d.fleet.Free(worker, device))}
 	for _, key := range these {
 		if h := s.homes[key]; h != nil {
-			w.Go = append(w.Go, h.stay())
+			w.Go = append(w.Go, d.stay(h))
 		}
 	}
 	if len(w.Go) == 0 {

@@ -151,7 +151,7 @@ func (d *decision) decks(s *station) []Deck {
 		}
 		for _, key := range sortedKeys(s.homes) {
 			if h := s.homes[key]; slices.Contains(h.devices, device.Name) {
-				deck.Homes = append(deck.Homes, h.named(key))
+				deck.Homes = append(deck.Homes, d.named(h, key))
 			}
 		}
 		for _, left := range s.ending() {
@@ -168,8 +168,8 @@ func (d *decision) decks(s *station) []Deck {
 }
 
 // named is the stay of a home whose Model may be gone.
-func (h *home) named(key string) Stay {
-	s := h.stay()
+func (d *decision) named(h *home, key string) Stay {
+	s := d.stay(h)
 	s.Model = key
 	return s
 }

@@ -210,7 +210,8 @@ func (d *decision) times(m *model, e Explanation) []Span {
 		case (state == v1alpha1.PlacementHost || state == v1alpha1.PlacementDisk) && known:
 			add("to wake it, about", s, because)
 		case state == v1alpha1.PlacementResident && m.sleeps() && h.state.Running+h.state.Waiting == 0 && !h.awake:
-			add("until it may go to sleep", m.idleAfter().Seconds()-h.state.IdleSeconds, fmt.Sprintf("spec.autoscaling.idleAfter is %v, and the last request ended %s ago", m.idleAfter(), span(h.state.IdleSeconds)))
+			idle := d.stay(h).IdleSeconds
+			add("until it may go to sleep", m.idleAfter().Seconds()-idle, fmt.Sprintf("spec.autoscaling.idleAfter is %v, and the last request ended %s ago", m.idleAfter(), span(idle)))
 		}
 	}
 	if d.lacks(m) && !e.Stalled {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -219,6 +220,25 @@ func InspectBy(ctx context.Context, f *fleet.Fleet, pool string, request worker.
 		}
 	}
 	return worker.Inspection{}, fmt.Errorf("no worker %sis connected that could read %s: start one, or wait for it", of(pool), request.Source.URI)
+}
+
+// Current is what a decision has seen, as it is now: with the clocks, loads and readings of the latest reports. What they
+// say beside is left to the next decision, which is about to come. It may be called beside decisions.
+func (r *Reconciler) Current(seen Seen) Seen { return CurrentBy(r.fleet, seen, r.now()) }
+
+// CurrentBy does the same with the workers of a fleet.
+func CurrentBy(f *fleet.Fleet, seen Seen, now time.Time) Seen {
+	seen.Now, seen.Workers = now.Round(0), slices.Clone(seen.Workers)
+	for i := range seen.Workers {
+		w := &seen.Workers[i]
+		if w.Report == nil {
+			continue
+		}
+		if r, same := f.Again(w.Name, *w.Report); same {
+			w.Report, w.Heard = &r.State, r.Seen
+		}
+	}
+	return seen
 }
 
 func of(pool string) string {

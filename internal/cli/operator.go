@@ -56,7 +56,7 @@ and says in their conditions what became of them. Several operators may run with
 		recorder := history.NewRecorder(history.RecorderOptions{Dir: historyDir, Log: o.Log})
 		go recorder.Run(cmd.Context())
 		o.Decided = recorder.Decided
-		o.Debug = func(r *controllers.Reconciler) http.Handler { return recorder.Handler(r.Inspect) }
+		o.Debug = func(r *controllers.Reconciler) http.Handler { return recorder.Handler(r.Inspect, r.Current) }
 		return controllers.Run(cmd.Context(), config, o)
 	}
 	return cmd

@@ -12,7 +12,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -28,9 +27,6 @@ type Options struct {
 	JSON            bool
 	Needs           int64 // bytes of the model on a device, for Manifest; 0: ask the workers
 }
-
-// stale is how old a decision may be before the answer says so.
-const stale = time.Minute
 
 // Model explains the Model of a name, which may be "namespace/name".
 func Model(ctx context.Context, w io.Writer, name string, o Options) error {
@@ -75,11 +71,7 @@ func (o Options) tell(w io.Writer, e controllers.Explanation) error {
 	if o.JSON {
 		return json.NewEncoder(w).Encode(e)
 	}
-	text := e.Text(o.Server == "")
-	if age := time.Since(e.At); !e.At.IsZero() && age > stale {
-		text = fmt.Sprintf("This was so %v ago; the operator has decided nothing since.\n", age.Round(time.Second)) + text
-	}
-	_, err := io.WriteString(w, text)
+	_, err := io.WriteString(w, e.Text(o.Server == ""))
 	return err
 }
 

@@ -109,6 +109,17 @@ func (f *Fleet) Workers() []Report {
 	return reports
 }
 
+// Again is the latest report of a worker; false: there is none, or it says something else than s beside what moves by itself.
+func (f *Fleet) Again(name string, s worker.State) (Report, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.all[name]
+	if p == nil || p.seen.IsZero() || !sameState(p.last, s) {
+		return Report{}, false
+	}
+	return Report{Target: p.Target, State: p.last, Connected: p.connected, Seen: p.seen, Err: p.err}, true
+}
+
 // Changed holds a signal after any change of what Workers, Sent and Refusals
 // say, other than the passing of time; several changes may be one signal. It has
 // one reader.

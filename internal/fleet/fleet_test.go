@@ -165,6 +165,16 @@ func TestReports(t *testing.T) {
 		if changed(f) || f.Workers()[0].State.Homes[0].IdleSeconds != 2 {
 			t.Error("an idle clock is no change, but is kept")
 		}
+		s.Homes = []worker.HomeState{{Model: "ns/m", IdleSeconds: 1}}
+		if r, same := f.Again("w0", s); !same || r.State.Homes[0].IdleSeconds != 2 || r.Seen != time.Now() {
+			t.Errorf("what has moved by itself since an earlier report: %+v", r)
+		}
+		if _, same := f.Again("w0", state(1)); same {
+			t.Error("a report without the home is not the same")
+		}
+		if _, same := f.Again("w1", s); same {
+			t.Error("there is no such worker")
+		}
 
 		// Silence: disconnected, and what it said is kept.
 		time.Sleep(silence + time.Millisecond)

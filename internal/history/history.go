@@ -16,12 +16,12 @@ const Version = 1
 
 // Paths under which a decision can be read.
 const (
-	PathSnapshot = "/estiba/v1/snapshot" // GET -> Snapshot: the latest
+	PathSnapshot = "/estiba/v1/snapshot" // GET -> Snapshot
 	PathHistory  = "/estiba/v1/history"  // GET -> the last ones, as Read takes them
 	PathInspect  = "/estiba/v1/inspect"  // POST InspectRequest -> worker.Inspection
 )
 
-// Snapshot is one decision: what it looked at, and what came of it.
+// Snapshot is the latest decision: what it looked at, with the clocks, loads and readings of now, and what came of it.
 type Snapshot struct {
 	Version int              `json:"version"`
 	Seen    controllers.Seen `json:"seen"`

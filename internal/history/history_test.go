@@ -356,7 +356,7 @@ func TestEndpoints(t *testing.T) {
 		}
 		return worker.Inspection{Architecture: in.Source.URI}, nil
 	}
-	s := httptest.NewServer(r.Handler(ask))
+	s := httptest.NewServer(r.Handler(ask, func(s controllers.Seen) controllers.Seen { return s }))
 	defer s.Close()
 	o := Options{Server: s.URL}
 	if _, err := Latest(t.Context(), o); err == nil || !strings.Contains(err.Error(), "does not lead") {

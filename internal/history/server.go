@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/controllers"
 )
 
 // InspectRequest asks a worker of a pool to read the header of a source.
@@ -23,11 +24,14 @@ type InspectRequest struct {
 // Ask has a worker of a pool read a header.
 type Ask func(ctx context.Context, pool string, request worker.InspectRequest) (worker.Inspection, error)
 
+// Current is what a decision has seen, with the clocks, loads and readings of now.
+type Current func(controllers.Seen) controllers.Seen
+
 // Handler serves decisions to programs on this machine, or in this pod: who
 // reaches it there, as by kubectl port-forward, may see them.
-func (r *Recorder) Handler(ask Ask) http.Handler {
+func (r *Recorder) Handler(ask Ask, current Current) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+PathSnapshot, r.serveLatest)
+	mux.HandleFunc("GET "+PathSnapshot, func(w http.ResponseWriter, req *http.Request) { r.serveLatest(w, req, current) })
 	mux.HandleFunc("GET "+PathHistory, r.serveHistory)
 	mux.HandleFunc("POST "+PathInspect, func(w http.ResponseWriter, req *http.Request) { serveInspect(w, req, ask) })
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -63,13 +67,13 @@ func near(r *http.Request) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-func (r *Recorder) serveLatest(w http.ResponseWriter, req *http.Request) {
+func (r *Recorder) serveLatest(w http.ResponseWriter, req *http.Request, current Current) {
 	seen, plan, ok := r.Latest()
 	if !ok {
 		undecided(w)
 		return
 	}
-	out := Snapshot{Version: Version, Seen: seen, Plan: plan}
+	out := Snapshot{Version: Version, Seen: current(seen), Plan: plan}
 	text, err := out.encode()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

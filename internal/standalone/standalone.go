@@ -207,6 +207,8 @@ func (s *Server) handler(metrics *metrics) http.Handler {
 	s.readOnly(mux)
 	decisions := s.history.Handler(func(ctx context.Context, pool string, r worker.InspectRequest) (worker.Inspection, error) {
 		return controllers.InspectBy(ctx, s.loop.workers, pool, r)
+	}, func(seen controllers.Seen) controllers.Seen {
+		return controllers.CurrentBy(s.loop.workers, seen, time.Now())
 	})
 	for _, path := range []string{history.PathSnapshot, history.PathHistory, history.PathInspect} {
 		mux.Handle(path, decisions)

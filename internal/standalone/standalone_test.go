@@ -19,6 +19,7 @@ import (
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/internal/history"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/yaml"
 )
@@ -206,6 +207,31 @@ func TestServeRefusesAtOnce(t *testing.T) {
 	// A pool that may grow gets a worker, and the request that is held for it its answer.
 	if got := complete(t, url, "grows", 3); got == "" {
 		t.Error("no answer from a pool that grows")
+	}
+}
+
+// TestQuiet: while nothing is decided, ages go on all the same.
+func TestQuiet(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.yaml")
+	write(t, file, fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
+	url := serve(t, file, 0)
+	eventually(t, "it serves", func() error { return serves(url, "stories") })
+	stay := func() (s controllers.Stay) {
+		t.Helper()
+		var latest struct{ Seen controllers.Seen }
+		if err := get(url+history.PathSnapshot, &latest); err != nil {
+			t.Fatal(err)
+		}
+		if e := controllers.Explain(latest.Seen, "default/stories"); len(e.Homes) == 1 {
+			s = e.Homes[0]
+		}
+		return s
+	}
+	const quiet = 2.5
+	was := stay()
+	time.Sleep(quiet * 1e9)
+	if is := stay(); is.ResidentSeconds < was.ResidentSeconds+quiet || is.ResidentSeconds > was.ResidentSeconds+10*quiet || is.IdleSeconds < quiet {
+		t.Errorf("%.1f s later: resident for %.1f s, before for %.1f s; idle for %.1f s", quiet, is.ResidentSeconds, was.ResidentSeconds, is.IdleSeconds)
 	}
 }
 
