@@ -41,6 +41,7 @@ func TestUsage(t *testing.T) {
 		"run a --json=maybe":                              {2, `--json "maybe": give true or false`},
 		"serve a":                                         {2, `"a" is too much: estiba serve takes flags only`},
 		"serve -f a --drain soon":                         {2, `--drain "soon": give a time such as 30s or 5m`},
+		"serve -f a --emulate g --device cuda":            {2, "--device is cuda, and for the GPUs of --emulate the processor computes: leave out one of them"},
 		"serve -f a --drain -5s":                          {2, "--drain is -5s: give 0s or more"},
 		"gateway --key-file a --drain -5s":                {2, "--drain is -5s: give 0s or more"},
 		"worker --pool a/b --token-file a --drain -5s":    {2, "--drain is -5s: give 0s or more"},

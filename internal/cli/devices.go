@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"log/slog"
 
 	"github.com/estiba/estiba/runtime/backend/named"
@@ -10,6 +11,17 @@ import (
 // emulateHelp is that of --emulate.
 const emulateHelp = "file that describes GPUs which are not there (memory, other processes, power, heat, XIDs; read again when it changes): " +
 	"to try how models are packed on them; the processor computes"
+
+// checkClaim says what is wrong with what a worker is to compute on.
+func checkClaim(device, emulate string) error {
+	if err := named.CheckClaim(device); err != nil {
+		return usageError{err}
+	}
+	if emulate != "" && device == named.CUDA {
+		return usageError{errors.New("--device is cuda, and for the GPUs of --emulate the processor computes: leave out one of them")}
+	}
+	return nil
+}
 
 // devices are those of the worker, and who watches them: nobody, if that is nil. held is how many
 // bytes models hold of the device with a UUID.

@@ -40,8 +40,8 @@ user may read.` + kernelsHelp,
 		if err := checkThreads(o.Threads); err != nil {
 			return err
 		}
-		if err := named.CheckClaim(o.Device); err != nil {
-			return usageError{err}
+		if err := checkClaim(o.Device, o.Emulate); err != nil {
+			return err
 		}
 		if len(o.Paths) == 0 {
 			return usageError{fmt.Errorf("which manifests? Give a file or a folder with -f")}

@@ -74,8 +74,8 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 	if err := checkThreads(o.threads); err != nil {
 		return err
 	}
-	if err := named.CheckClaim(o.device); err != nil {
-		return usageError{err}
+	if err := checkClaim(o.device, o.emulate); err != nil {
+		return err
 	}
 	claim, err := o.claim()
 	if err != nil {

@@ -39,6 +39,7 @@ func TestWorkerUsage(t *testing.T) {
 		"root":                  {append(good, "--model-root", "models"), 2, "absolute path"},
 		"arguments":             {append(good, "more"), 2, ""},
 		"no such GPUs":          {append(good, "--emulate", token+"x"), 1, "read emulated devices"},
+		"two kinds of GPUs":     {append(good, "--emulate", token, "--device", "cuda"), 2, "leave out one of them"},
 		"no GPUs":               {append(good, "--emulate", token), 1, "read emulated devices"},
 		"address is taken":      {append(good, "--listen", "256.0.0.1:1"), 1, "--listen"},
 	} {

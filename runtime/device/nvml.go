@@ -39,10 +39,10 @@ func (h Held) of(uuid string) int64 {
 }
 
 var (
-	// ErrNoDriver says that the machine has no NVML: no GPU of NVIDIA's, or no driver in the container.
-	ErrNoDriver = errors.New("no NVIDIA driver is installed here, or it is not given to this container")
+	// ErrNoNVML says that NVML cannot be used. CUDA may do without.
+	ErrNoNVML = errors.New("NVML cannot be used")
 	// ErrNotBuilt says that this program cannot ask NVML.
-	ErrNotBuilt = errors.New("this program is built without CUDA and knows no GPUs; use one that is built with it (go build -tags cuda)")
+	ErrNotBuilt = errors.New("this program is built without CUDA and knows no GPUs; use one that is built with it ('make build-cuda')")
 	// ErrGone says that a device does not answer any more: it fell off the bus, or must be reset.
 	ErrGone = errors.New("the device does not answer")
 )

@@ -17,21 +17,21 @@ import (
 )
 
 // NVML reads the devices that NVIDIA's driver knows. held is what this process holds of them. The error is
-// an ErrNoDriver that says what is missing.
+// an ErrNoNVML that says why not.
 //
 // A call of a function that the installed driver's library lacks, or of any before it is initialized, ends the
 // process: go-nvml resolves symbols when they are first called. So each call below asks first (has).
 func NVML(held Held) (Monitor, error) {
 	if err := library.Try("libnvidia-ml.so.1", "nvmlInit_v2", "nvmlInit"); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoDriver, err)
+		return nil, fmt.Errorf("%w: %w (a container is given it with NVIDIA_DRIVER_CAPABILITIES=compute,utility)", ErrNoNVML, err)
 	}
 	if ret := nvml.Init(); ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("%w: %s", ErrNoDriver, initFailed(ret))
+		return nil, fmt.Errorf("%w: %s", ErrNoNVML, initFailed(ret))
 	}
 	m := &nvmlMonitor{held: held, library: nvml.Extensions(), symbols: map[string]bool{}, devices: map[string]*nvmlDevice{}}
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	if !m.has("nvmlDeviceGetCount_v2", "nvmlDeviceGetCount") || !m.has("nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByIndex") || !m.has("nvmlDeviceGetUUID") {
-		return nil, errors.Join(fmt.Errorf("%w: its library lists no devices", ErrNoDriver), m.Close())
+		return nil, errors.Join(fmt.Errorf("%w: its library lists no devices", ErrNoNVML), m.Close())
 	}
 	m.initialNamespace = inInitialNamespace()
 	return m, nil

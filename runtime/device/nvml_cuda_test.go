@@ -287,7 +287,7 @@ func TestNVMLWithoutDriver(t *testing.T) {
 		return
 	}
 	for range 2 {
-		if _, err := NVML(nil); !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), "libnvidia-ml.so.1") {
+		if _, err := NVML(nil); !errors.Is(err, ErrNoNVML) || !strings.Contains(err.Error(), "NVML cannot be used: libnvidia-ml.so.1") {
 			t.Fatal(err)
 		}
 	}
@@ -297,7 +297,7 @@ func TestNVMLWithoutDriver(t *testing.T) {
 func TestNVMLDamaged(t *testing.T) {
 	const folder = "ESTIBA_NVML_DAMAGED"
 	if os.Getenv(folder) != "" {
-		if _, err := NVML(nil); !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), filepath.Join(os.Getenv(folder), "libnvidia-ml.so.1")) || !strings.Contains(err.Error(), "SIGBUS") {
+		if _, err := NVML(nil); !errors.Is(err, ErrNoNVML) || !strings.Contains(err.Error(), filepath.Join(os.Getenv(folder), "libnvidia-ml.so.1")) || !strings.Contains(err.Error(), "SIGBUS") {
 			t.Fatal(err)
 		}
 		return
@@ -317,7 +317,7 @@ func TestNVMLDamaged(t *testing.T) {
 func TestNVMLInitFails(t *testing.T) {
 	for code, says := range map[int]string{9: "kernel module", 18: "another version", 4: "may not", 17: "control group", 999: "999"} {
 		newMachine(t, fmt.Sprintf("init return=%d\n", code))
-		if _, err := NVML(nil); !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), says) {
+		if _, err := NVML(nil); !errors.Is(err, ErrNoNVML) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%d: %v", code, err)
 		}
 	}

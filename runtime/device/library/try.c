@@ -45,7 +45,7 @@ pid_t estiba_library_try(const char *name, char **initialize, int n, int out) {
 	int (*start)(unsigned int) = NULL;
 	for (int i = 0; i < n && !start; i++) start = (int (*)(unsigned int))dlsym(library, initialize[i]);
 	if (!start) {
-		say(name), say(" has no "), say(initialize[0]), say(": it is not what its name says");
+		say(name), say(" is not the library that its name says, as it lacks "), say(initialize[0]), say("; install the driver anew");
 		_exit(LIBRARY_REFUSED);
 	}
 	start(0); // what it returns is asked for in earnest

@@ -35,7 +35,7 @@ func TestTry(t *testing.T) {
 	}{
 		"fails to begin": {good, nil},
 		"talks":          {constructor(`puts("hello"); fflush(stdout);`), nil},
-		"no function":    {"int end(void) { return 0; }", []string{"libodd.so.1 has no begin"}},
+		"no function":    {"int end(void) { return 0; }", []string{"libodd.so.1 is not the library that its name says, as it lacks begin; install the driver anew"}},
 		"aborts":         {constructor("abort();"), []string{"libodd.so.1 ends the process", "SIGABRT (aborted)", "install the driver anew"}},
 		"exits":          {constructor("exit(3);"), []string{"libodd.so.1 ends the process", "exit code 3"}},
 		"is killed":      {constructor("raise(SIGKILL);"), []string{"libodd.so.1 ends the process", "SIGKILL"}},

@@ -104,14 +104,14 @@ static void start(void) {
 	CUresult (*initialize)(unsigned int) = (CUresult (*)(unsigned int))dlsym(library, "cuInit");
 	count = (CUresult (*)(int *))dlsym(library, "cuDeviceGetCount");
 	if (!initialize || !count) {
-		snprintf(failure, sizeof failure, "libcuda.so.1 has no cuInit: it is not a driver");
+		snprintf(failure, sizeof failure, "libcuda.so.1 is not the library that its name says; install the driver anew");
 		return;
 	}
 	CUresult r = initialize(0);
 	if (r != CUDA_SUCCESS) {
 		const char *name = NULL;
 		cuGetErrorName(r, &name);
-		snprintf(failure, sizeof failure, "cuInit: %s (%d)", name ? name : "an unknown error", r);
+		snprintf(failure, sizeof failure, "the driver does not start: %s (%d)", name ? name : "an unknown error", r);
 	}
 }
 
