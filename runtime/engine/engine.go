@@ -40,6 +40,7 @@ type Engine struct {
 	since    time.Time           // since then; zero: its step has been counted
 	last     uint64              // sequence
 	stopped  bool
+	broken   error         // an ErrBroken: the device computes nothing any more
 	settled  chan struct{} // closed when extents have been given back; nil: nobody waits for that
 	stale    bool          // extents are being given back
 }
@@ -278,8 +279,11 @@ func (e *Engine) Submit(ctx context.Context, r Request) (<-chan Event, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.stopped {
+	switch {
+	case e.stopped:
 		return nil, ErrStopped
+	case e.broken != nil:
+		return nil, e.broken
 	}
 	home := e.replicas[r.Replica]
 	if home == nil || home.removing {
@@ -689,6 +693,21 @@ func (e *Engine) finish(r *replica) {
 	defer e.mu.Unlock()
 	e.stepping = nil
 	e.settle(r)
+}
+
+// Break ends all requests of a device that computes nothing any more with an ErrBroken, as every later one does. It waits
+// for nothing: the step that runs may never end.
+func (e *Engine) Break(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.broken != nil {
+		return
+	}
+	e.broken = fmt.Errorf("%w: %w", ErrBroken, err)
+	e.end(e.broken, func(*request) bool { return true })
+	for _, r := range e.replicas {
+		e.settle(r)
+	}
 }
 
 // end ends requests with an error. e.mu is held.

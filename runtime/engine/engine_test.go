@@ -456,6 +456,39 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+// TestBreak: a device that is lost ends its requests at once, those of a step that never ends and those that wait, and takes no more.
+func TestBreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := small("a")
+		p.step, a.Sequences = time.Hour, 1
+		b, _ := small("b")
+		e := start(t, a, b)
+		lost := &backend.DeviceError{Device: "gpu-0", Lost: true, Err: errors.New("XID79")}
+		r := Request{Replica: "a", Prompt: prompt(3, 1), MaxTokens: 1}
+		runs, waits := submit(t, e, t.Context(), r), submit(t, e, t.Context(), r)
+		time.Sleep(time.Minute)
+		began := time.Now()
+		e.Break(lost)
+		e.Break(errors.New("twice"))
+		for _, events := range []<-chan Event{runs, waits} {
+			if _, last := read(events); last.Finish != batching.FinishError || !errors.Is(last.Err, ErrBroken) || !errors.Is(last.Err, lost) {
+				t.Errorf("%+v", last)
+			}
+		}
+		for _, name := range []string{"a", "b"} {
+			if _, err := e.Submit(t.Context(), Request{Replica: name, Prompt: prompt(3, 1), MaxTokens: 1}); !errors.Is(err, lost) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if err := e.Remove(t.Context(), "b"); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // TestRequestsBreakNoModel: parameters that leave no token to choose, and requests that are given up.
 func TestRequestsBreakNoModel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -3,22 +3,22 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/runtime/backend"
+	"github.com/estiba/estiba/runtime/device"
 )
 
 // deviceFailed hears of an error of a load, or of a step of a replica, and does what is to be done where it is the
 // device's. One that is lost takes nothing any more. One of which only another process can make use ends the worker:
-// Run returns the error, and the journal says what ran. w.mu must not be held.
+// Run returns the error, and the journal says what ran. w.mu is held.
 func (w *Worker) deviceFailed(err error, replica string) {
 	e, ok := errors.AsType[*backend.DeviceError](err)
 	if !ok {
 		return
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	if !e.Lost {
 		w.log.Error("device of no more use to this process: the worker ends", "device", e.Device, "error", err)
 		w.leaveJournal(replica)
@@ -29,7 +29,7 @@ func (w *Worker) deviceFailed(err error, replica string) {
 		return
 	}
 	d := w.device(e.Device)
-	if d == nil || d.failed.State != "" {
+	if d == nil || d.lost() != "" {
 		return
 	}
 	d.failed = api.Health{State: api.DeviceLost, Reason: gone, Since: time.Now().UTC(),
@@ -37,6 +37,59 @@ func (w *Worker) deviceFailed(err error, replica string) {
 	w.log.Error("device lost", "device", d.Name, "error", err)
 	w.settle()
 	w.changedAll()
+}
+
+// hangs is how long what runs on a lost device, and a driver that is to be let go of, may take to end: it may never.
+const hangs = 5 * time.Second
+
+// lose ends at once what a device that is lost has of requests, loads and unloads. Nobody can have an answer of it any more,
+// whether or not its driver says so. w.mu is held.
+func (w *Worker) lose(d *claimed) {
+	select {
+	case <-d.dead:
+		return
+	default:
+	}
+	close(d.dead)
+	d.engine.Break(&backend.DeviceError{Device: d.Name, Lost: true, Err: errors.New(d.health().Reason)})
+	for h := range w.all() {
+		if h.key.device == d.Name && h.cancel != nil && (h.admitted || h.unloading) {
+			h.cancel()
+		}
+	}
+}
+
+// awaits the end of something on the device; false: the device is lost, and it has not ended for too long.
+func (d *claimed) awaits(end <-chan struct{}) bool {
+	select {
+	case <-end:
+		return true
+	case <-d.dead:
+	}
+	timer := time.NewTimer(hangs)
+	defer timer.Stop()
+	select {
+	case <-end:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// closeMonitor lets go of the driver, unless that takes too long.
+func closeMonitor(m device.Monitor, log *slog.Logger) {
+	closed := make(chan error, 1)
+	go func() { closed <- m.Close() }()
+	timer := time.NewTimer(hangs)
+	defer timer.Stop()
+	select {
+	case err := <-closed:
+		if err != nil {
+			log.Warn("devices' monitor not closed", "error", err)
+		}
+	case <-timer.C:
+		log.Warn("devices' monitor not closed: the driver does not answer", "after", hangs)
+	}
 }
 
 // leaveJournal as the process after this one is to find it, though all requests end now: the replica's model was at

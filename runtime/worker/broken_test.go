@@ -58,7 +58,9 @@ func TestStepLosesDevice(t *testing.T) {
 					}
 					after(t, w, 0, "a:Failed(DeviceLost)")
 				case "load":
+					w.mu.Lock()
 					w.deviceFailed(lost, "")
+					w.mu.Unlock()
 					if err := classify(lost); reasonOf(err) != api.ReasonDeviceLost || !strings.Contains(err.Error(), "another home") {
 						t.Error(err)
 					}

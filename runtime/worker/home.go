@@ -289,6 +289,9 @@ func (h *home) load() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h.admitted = false
+	if why := d.lost(); err != nil && why != "" {
+		err = &fault{api.ReasonDeviceLost, why}
+	}
 	if err != nil {
 		h.release()
 		if ctx.Err() == nil {
@@ -337,12 +340,15 @@ func (h *home) load() {
 func (h *home) unload() {
 	w := h.w
 	w.mu.Lock()
+	d := w.device(h.key.device)
 	l, why, drain := h.loaded, h.evicted, w.o.Drain
 	switch {
 	case w.stopped:
 		why, drain = "The worker ends.", 0
 	case h.broken != nil:
 		why, drain = h.broken.message, 0 // its requests have ended
+	case d.lost() != "":
+		why, drain = d.lost(), 0 // so have they here
 	case h.gone:
 		why = "The assignment no longer names it."
 	case h.want.Draining:
@@ -372,13 +378,22 @@ func (h *home) unload() {
 	}
 	h.leaving, h.metered = nil, energy.Use{}
 	w.mu.Unlock()
-	l.close(ctx) // ends what has not ended by itself
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		l.close(ctx) // ends what has not ended by itself
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		l.closed = true
+		l.unmap()
+	}()
+	if !d.awaits(closed) {
+		w.log.Warn("model left to its device: a step of it does not end", "model", h.want.Model, "device", d.Name)
+	}
 	cancel()
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	l.closed = true
-	l.unmap()
 	broken := h.broken
 	h.held, h.evicted, h.yields, h.broken, h.unloading, h.cancel = 0, "", "", nil, false, nil
 	w.log.Info("model left the device", "model", h.want.Model, "reason", why)

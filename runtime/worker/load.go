@@ -83,7 +83,9 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		MaxTokens: step.Tokens, MaxRows: step.Rows, BlockTokens: cut.BlockTokens, PerExtent: cut.PerExtent, Progress: progress,
 	})
 	if err != nil {
+		w.mu.Lock()
 		w.deviceFailed(err, "")
+		w.mu.Unlock()
 		return nil, classify(fmt.Errorf("load %s: %w", path, err))
 	}
 	replica := d.replica(h.Model)
@@ -161,9 +163,9 @@ func try(ctx context.Context, m *model.Model, e *engine.Engine, replica string) 
 // broke hears from an engine that a resident model cannot go on. Its home leaves
 // the device, and is loaded again after a pause from what is there then.
 func (w *Worker) broke(replica string, err error) {
-	w.deviceFailed(err, replica)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.deviceFailed(err, replica)
 	for h := range w.all() {
 		l := h.loaded
 		if l == nil || l.Replica != replica {

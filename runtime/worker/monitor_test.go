@@ -12,6 +12,7 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/engine"
 )
@@ -24,6 +25,7 @@ type instruments struct {
 	watts   float64
 	since   time.Time
 	hangs   bool
+	closed  bool
 	happens chan device.Event
 }
 
@@ -34,11 +36,7 @@ func (m *instruments) Devices() ([]device.Unit, error) {
 func (m *instruments) Read(string) (device.Reading, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for m.hangs {
-		m.mu.Unlock()
-		time.Sleep(time.Second)
-		m.mu.Lock()
-	}
+	m.hang()
 	r := m.reading
 	r.Time = time.Now()
 	if m.watts > 0 {
@@ -52,7 +50,23 @@ func (m *instruments) Events(ctx context.Context) <-chan device.Event {
 	context.AfterFunc(ctx, func() { close(m.happens) })
 	return m.happens
 }
-func (m *instruments) Close() error { return nil }
+
+func (m *instruments) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hang()
+	m.closed = true
+	return nil
+}
+
+// hang while the driver does. m.mu is held.
+func (m *instruments) hang() {
+	for m.hangs {
+		m.mu.Unlock()
+		time.Sleep(time.Second)
+		m.mu.Lock()
+	}
+}
 
 func (m *instruments) set(change func(*instruments)) {
 	m.mu.Lock()
@@ -62,7 +76,7 @@ func (m *instruments) set(change func(*instruments)) {
 
 // watchedWorker is one whose device has 12 MiB, of which it claims 10, and is watched.
 func watchedWorker(t *testing.T, o *world) (*Worker, *instruments, func()) {
-	m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), happens: make(chan device.Event)}
+	m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), watts: 100, happens: make(chan device.Event)}
 	w, end := o.worker(t, func(options *Options) {
 		options.Monitor, options.Devices[0].UUID = m, "MIG-1"
 	})
@@ -141,6 +155,135 @@ func TestDeviceLost(t *testing.T) {
 		m.set(func(m *instruments) { m.err = nil }) // it answers again: nobody knows what it computes
 		after(t, w, time.Hour, "a:Refused(DeviceLost) b:Refused(DeviceLost)")
 	})
+}
+
+// twoDevices is a worker with cpu-0 and cpu-1, which are watched as MIG-1 and GPU-2.
+func twoDevices(t *testing.T, o *world) (*Worker, *instruments, func()) {
+	m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), watts: 100, happens: make(chan device.Event)}
+	w, end := o.worker(t, func(options *Options) {
+		other := options.Devices[0]
+		options.Devices[0].UUID, other.Name, other.UUID = "MIG-1", "cpu-1", "GPU-2"
+		options.Monitor, options.Devices, options.Drain = m, append(options.Devices, other), time.Minute
+	})
+	return w, m, end
+}
+
+// TestDeviceLostEndsRequests: what runs on a device that is lost ends at once, though it could go on, what loads there does too, and
+// whoever waits for that hears of it; and the model may have its home on another device of the worker at once.
+func TestDeviceLostEndsRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := twoDevices(t, o)
+		defer end()
+		a, b := o.home("a", mib), o.home("b", mib, asleep)
+		assign(t, w, a, b)
+		after(t, w, time.Second, "a:Resident b:Idle")
+		l, release, err := w.Use(t.Context(), "ns/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, err := l.Engine.Submit(t.Context(), engine.Request{Replica: l.Replica, Prompt: []int32{0}, MaxTokens: 500}) // 5 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.loadTime = time.Minute
+		waited := make(chan error, 1)
+		go func() {
+			_, _, err := w.Use(t.Context(), "ns/b")
+			waited <- err
+		}()
+		after(t, w, time.Second, "a:Resident b:Loading")
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		began := time.Now()
+		var last engine.Event
+		for last = range events {
+		}
+		lost, ok := errors.AsType[*backend.DeviceError](last.Err)
+		if !ok || !lost.Lost || lost.Error() != "device cpu-0 is lost: XID79" || Blamed(last.Err) != api.ReasonDeviceLost || last.Output > 120 {
+			t.Errorf("%+v", last)
+		}
+		if u, ok := errors.AsType[*UnavailableError](<-waited); !ok || u.Reason != api.ReasonDeviceLost {
+			t.Errorf("who waited for the load: %v", u)
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("it took %v", took)
+		}
+		after(t, w, 10*time.Millisecond, "a:Refused(DeviceLost) b:Failed(DeviceLost)") // a step, though the request is not given back yet
+		o.loadTime = 100 * time.Millisecond
+		a.Devices, b.Devices = []string{"cpu-1"}, []string{"cpu-1"}
+		assign(t, w, a, b)
+		after(t, w, time.Second, "a:Resident b:Idle")
+		release()
+		if err := firstToken(t, w, "a"); err != nil {
+			t.Error(err)
+		}
+		if c := w.Counters()["ns/b"]; c.LoadFailures != 0 {
+			t.Errorf("the model is blamed: %+v", c)
+		}
+	})
+}
+
+// TestDeviceHangs: neither a model nor the worker waits for ever for a step that a lost device never ends.
+func TestDeviceHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := twoDevices(t, o)
+		a := o.home("a", mib)
+		assign(t, w, a)
+		after(t, w, time.Second, "a:Resident")
+		o.mu.Lock()
+		o.stepTime = time.Hour
+		o.mu.Unlock()
+		failed := make(chan error, 1)
+		go func() { failed <- firstToken(t, w, "a") }()
+		time.Sleep(time.Minute)
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		began := time.Now()
+		if err := <-failed; Blamed(err) != api.ReasonDeviceLost {
+			t.Error(err)
+		}
+		o.mu.Lock()
+		o.stepTime = 10 * time.Millisecond
+		o.mu.Unlock()
+		a.Devices = []string{"cpu-1"}
+		assign(t, w, a)
+		after(t, w, 6*time.Second, "a:Resident")
+		if err := firstToken(t, w, "a"); err != nil {
+			t.Error(err)
+		}
+		o.mu.Lock()
+		o.used = mib // but for what is left to the device
+		o.mu.Unlock()
+		end()
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		time.Sleep(2 * time.Hour) // now it ends
+	})
+}
+
+// TestClose: the monitor is closed with its worker, which does not wait for a driver that never answers.
+func TestClose(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, m, end := watchedWorker(t, newWorld(t))
+			time.Sleep(time.Second)
+			m.set(func(m *instruments) { m.hangs = hangs })
+			began := time.Now()
+			end()
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			m.set(func(m *instruments) {
+				if m.closed == hangs {
+					t.Errorf("hangs %v, closed %v", hangs, m.closed)
+				}
+				m.hangs = false
+			})
+			w.State() // which somebody may still ask for
+			time.Sleep(time.Minute)
+		})
+	}
 }
 
 // TestSilent: a driver that never answers makes its device degraded, and keeps nobody from anything.
@@ -311,7 +454,6 @@ func TestEnergy(t *testing.T) {
 		o := newWorld(t)
 		w, m, end := watchedWorker(t, o)
 		defer end()
-		m.set(func(m *instruments) { m.watts = 100 })
 		assign(t, w, o.home("a", mib), o.home("b", mib))
 		after(t, w, 20*time.Second, "a:Resident b:Resident")
 		if _, known := w.JoulesPerToken("ns/a"); known {
@@ -358,12 +500,7 @@ func TestEnergy(t *testing.T) {
 func TestEnergyOfTwo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
-		m := &instruments{reading: device.Reading{Total: 12 * mib}, since: time.Now(), watts: 100, happens: make(chan device.Event)}
-		w, end := o.worker(t, func(options *Options) {
-			other := options.Devices[0]
-			options.Devices[0].UUID, other.Name, other.UUID = "MIG-1", "cpu-1", "GPU-2"
-			options.Monitor, options.Devices = m, append(options.Devices, other)
-		})
+		w, _, end := twoDevices(t, o)
 		defer end()
 		a := o.home("a", mib)
 		assign(t, w, a)

@@ -106,9 +106,11 @@ type claimed struct {
 	backend backend.Backend
 	engine  *engine.Engine
 	loads   atomic.Int64
-	watched *watched   // nil: nobody watches it
-	failed  api.Health // Lost, where a step or a load found that out; guarded by Worker.mu
-	budget  int        // extents that its replicas' KV blocks may take together; guarded by Worker.mu
+	watched *watched      // nil: nobody watches it
+	failed  api.Health    // Lost, where a step or a load found that out; guarded by Worker.mu
+	dead    chan struct{} // closed once it is lost
+	ended   chan struct{} // closed once its engine has stopped
+	budget  int           // extents that its replicas' KV blocks may take together; guarded by Worker.mu
 }
 
 // replica is a name in the engine for the next load of a model: two revisions may be there.
@@ -177,7 +179,7 @@ func New(o Options) (*Worker, error) {
 			return nil, err
 		}
 		n := extents(d.Capacity, d.Extent)
-		c := &claimed{Device: d, backend: b, budget: n, engine: engine.New(engine.Options{
+		c := &claimed{Device: d, backend: b, dead: make(chan struct{}), ended: make(chan struct{}), budget: n, engine: engine.New(engine.Options{
 			Log: o.Log, Failed: w.broke, Extents: n, Discard: b.Discard,
 		})}
 		if d.Lost {
@@ -198,20 +200,20 @@ func New(o Options) (*Worker, error) {
 	return w, nil
 }
 
-// Run works until ctx ends; then everything leaves the devices, at once. Drain
+// Run works until ctx ends; then everything leaves the devices, at once, and the monitor is closed. Drain
 // before that lets requests end. It ends by itself with a *backend.DeviceError where a
 // device can only be used by another process from now on: the journal then says what ran.
 func (w *Worker) Run(ctx context.Context) error {
 	steps, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var engines sync.WaitGroup
 	failed := make(chan error, len(w.devices))
 	for _, d := range w.devices {
-		engines.Go(func() {
+		go func() {
+			defer close(d.ended)
 			debug.SetPanicOnFault(true) // a mapped file that was cut short is one model's fault
 			if err := d.engine.Run(steps); err != nil {
 				failed <- fmt.Errorf("run device %s: %w", d.Name, err)
 			}
-		})
+		}()
 	}
 	if w.o.Monitor != nil {
 		go w.watch(steps)
@@ -233,9 +235,21 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.running.Wait()
 	w.closeJournal()
 	stop()
-	engines.Wait()
 	for _, d := range w.devices {
-		err = errors.Join(err, d.backend.Close())
+		closed, failed := make(chan struct{}), error(nil)
+		go func() {
+			defer close(closed)
+			<-d.ended
+			failed = d.backend.Close()
+		}()
+		if d.awaits(closed) {
+			err = errors.Join(err, failed)
+		} else {
+			w.log.Warn("device left as it is: it is lost, and what it does does not end", "device", d.Name)
+		}
+	}
+	if w.o.Monitor != nil {
+		closeMonitor(w.o.Monitor, w.log)
 	}
 	return err
 }
@@ -345,6 +359,9 @@ func (w *Worker) settle() {
 	accounts := make([]residency.Account, len(w.devices))
 	for i, d := range w.devices {
 		accounts[i] = residency.Account{Device: d.Name, Capacity: w.capacity(d), Used: w.used(d.Name), Limit: w.limit(d), Lost: d.lost()}
+		if accounts[i].Lost != "" {
+			w.lose(d)
+		}
 	}
 	homes := make([]residency.Home, 0, len(w.homes))
 	for h := range w.all() {

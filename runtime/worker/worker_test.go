@@ -54,6 +54,7 @@ type world struct {
 	stepErr   map[string]error // of each step
 	fetchTime time.Duration
 	loadTime  time.Duration
+	stepTime  time.Duration
 	fetched   int // paths that have not been released
 	used      int64
 	loads     map[string]int
@@ -63,7 +64,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	return &world{
 		t: t, capacity: 10 * mib, size: map[string]int64{}, measured: map[string]int64{}, fetchErr: map[string]error{}, loadErr: map[string]error{},
-		panics: map[string]bool{}, stepErr: map[string]error{}, fetchTime: 10 * time.Millisecond, loadTime: 100 * time.Millisecond, loads: map[string]int{},
+		panics: map[string]bool{}, stepErr: map[string]error{}, fetchTime: 10 * time.Millisecond, loadTime: 100 * time.Millisecond, stepTime: 10 * time.Millisecond, loads: map[string]int{},
 	}
 }
 
@@ -90,6 +91,8 @@ func (o *world) worker(t testing.TB, change func(*Options)) (*Worker, func()) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
 		if o.used != 0 || o.fetched != 0 {
 			t.Errorf("the worker has ended, and %d bytes are on the device, %d paths are held", o.used, o.fetched)
 		}
@@ -162,10 +165,12 @@ func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c
 		free()
 		return nil, err
 	}
-	p := &program{free: free, broken: func() error {
+	p := &program{free: free, step: func() error {
 		o.mu.Lock()
-		defer o.mu.Unlock()
-		return o.stepErr[path]
+		took, err := o.stepTime, o.stepErr[path]
+		o.mu.Unlock()
+		time.Sleep(took)
+		return err
 	}}
 	replica := d.replica(h.Model)
 	if err := d.engine.Add(engine.Replica{Name: replica, Program: p, Blocks: 64, BlockTokens: 16, MaxTokens: c.MaxTokens, Vocabulary: 4}); err != nil {
@@ -181,13 +186,12 @@ func (o *world) load(ctx context.Context, h api.Home, path string, d *claimed, c
 // program gives token 1 for ever, one in 10 ms.
 type program struct {
 	free   func()
-	broken func() error
+	step   func() error
 	closed bool
 }
 
 func (p *program) Run(_ context.Context, b batching.Batch, out *backend.Out) error {
-	time.Sleep(10 * time.Millisecond)
-	if err := p.broken(); err != nil {
+	if err := p.step(); err != nil {
 		return err
 	}
 	out.Logits = make([]float32, b.Logits()*4)
