@@ -55,12 +55,12 @@ func (a *answer) envelope(kind string, choices ...any) envelope {
 func (a *answer) usageOf(prompt, output, cached int) json.RawMessage {
 	u := fmt.Appendf(nil, `{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}`,
 		prompt, output, prompt+output, cached)
-	if !a.energy {
-		return append(u, '}')
+	joules, known := 0., false
+	if a.energy {
+		joules, known = a.perToken()
 	}
-	joules, known := a.perToken()
 	if !known {
-		return append(u, `,"energy":null}`...)
+		return append(u, '}')
 	}
 	return fmt.Appendf(u, `,"energy":{"joules":%.4g,"joules_per_token":%.4g}}`, joules*float64(prompt-cached+output), joules)
 }

@@ -468,7 +468,7 @@ func TestEmulated(t *testing.T) {
 		if regexp.MustCompile(`"energy":{"joules":[0-9.e+-]+,"joules_per_token":[0-9.e+-]+}`).MatchString(body) {
 			break
 		}
-		if !strings.Contains(body, `"energy":null`) || time.Now().After(deadline) {
+		if !strings.Contains(body, `"usage"`) || strings.Contains(body, "energy") || time.Now().After(deadline) { // a number or nothing
 			t.Fatal(body)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -497,7 +497,35 @@ func TestEmulated(t *testing.T) {
 		`estiba_device_energy_joules_total{device="gpu-0",worker="w0"} [0-9]`,
 		`estiba_energy_idle_joules_total{device="gpu-0",worker="w0"} [0-9]`,
 		`estiba_energy_joules_total{device="gpu-0",model="default/stories",worker="w0"} [0-9.]*[1-9]`)
+	const many = `{"model":"stories","prompt":"Once","max_tokens":500,"ignore_eos":true,"n":128` // seconds of work
+	whole, queued := make(chan string, 1), make(chan string, 1)
+	ask := func(to chan string, body string) {
+		resp := r.open("POST", "/v1/completions", body, api.HeaderModel, "default/stories")
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		to <- fmt.Sprintf("%d %s %s", resp.StatusCode, resp.Header.Get("Retry-After"), b)
+	}
+	streamed := r.open("POST", "/v1/completions", many+`,"stream":true}`)
+	defer streamed.Body.Close()
+	go ask(whole, many+"}")
+	for deadline := time.Now().Add(time.Minute); r.state().Homes[0].Running < 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("they do not run")
+		}
+	}
+	go ask(queued, `{"model":"stories","prompt":"Once","max_tokens":1}`)
+	time.Sleep(100 * time.Millisecond)
 	describe("devices: [{memory: 80Gi, xids: [79]}]")
+	const says = `model_unavailable","message":"The text is not complete, the model cannot serve now (DeviceLost): device gpu-0 is lost: XID79. The model gets another home. Try again."`
+	if b, err := io.ReadAll(streamed.Body); err != nil || !bytes.Contains(b, []byte(`data: {"error":{"code":"`+says)) || !bytes.HasPrefix(b, []byte(`data: {"id":`)) {
+		t.Errorf("%v: %.200s ... %s", err, b, b[max(len(b)-400, 0):])
+	}
+	if got := <-whole; !strings.HasPrefix(got, "503 1 ") || !strings.Contains(got, says) {
+		t.Errorf("%.400s", got)
+	}
+	if got := <-queued; !strings.HasPrefix(got, "421 ") {
+		t.Errorf("%.400s", got)
+	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		s := r.state()
 		if s.Devices[0].Lost() && s.Homes[0].Reason == api.ReasonDeviceLost {
@@ -508,6 +536,14 @@ func TestEmulated(t *testing.T) {
 		}
 	}
 	expect(`estiba_device_health{device="gpu-0",state="Lost",worker="w0"} 1$`)
+	// A gateway tries elsewhere, and whoever asks the worker itself is told why.
+	const short = `{"model":"stories","prompt":"Once","max_tokens":1}`
+	if status, body := r.call("POST", "/v1/completions", short, api.HeaderModel, "default/stories"); status != api.StatusLacks {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := r.call("POST", "/v1/completions", short); status != http.StatusServiceUnavailable || !strings.Contains(body, "(DeviceLost): Device gpu-0 is lost: XID 79") {
+		t.Errorf("%d %s", status, body)
+	}
 }
 
 // TestMetricsOfEqualNames: a name that clients send may be another model's own.

@@ -69,6 +69,7 @@ func (e *embedding) answer(ctx context.Context, w http.ResponseWriter, c call) *
 				if bad.Param == "prompt" {
 					bad.Param = "input"
 				}
+				bad.elsewhere = bad.elsewhere && i == 0
 				return bad
 			}
 			waiting = append(waiting, events)
@@ -81,6 +82,7 @@ func (e *embedding) answer(ctx context.Context, w http.ResponseWriter, c call) *
 			return nil
 		case bad != nil:
 			took.end(len(prompts[i]), 0, "error")
+			bad.elsewhere = bad.elsewhere && i == 0
 			return bad
 		case e.dimensions != 0 && e.dimensions != len(vector):
 			return invalid("dimensions", "The model's embeddings have %d dimensions, and are not made to be cut to %d. Leave dimensions out.", len(vector), e.dimensions)
@@ -117,7 +119,9 @@ func wait(ctx context.Context, events <-chan engine.Event) (vector []float32, ba
 			case ev.Embedding != nil:
 				return ev.Embedding, nil, false
 			case ev.Err != nil && ctx.Err() == nil:
-				return nil, stepError(ev.Err), false
+				bad := stepError(ev.Err)
+				bad.elsewhere = bad.elsewhere && ev.Started.IsZero()
+				return nil, bad, false
 			}
 		case <-ctx.Done():
 			return nil, nil, true

@@ -187,10 +187,14 @@ func (g *generation) answer(ctx context.Context, w http.ResponseWriter, c call) 
 	if g.energy && c.JoulesPerToken != nil {
 		a.perToken = c.JoulesPerToken
 	}
+	write := a.collect
 	if g.stream {
-		return a.stream(ctx, w, texts)
+		write = a.stream
 	}
-	return a.collect(ctx, w, texts)
+	if e = write(ctx, w, texts); e != nil {
+		e.elsewhere = e.elsewhere && len(texts) == 1 // of several, others may have begun
+	}
+	return e
 }
 
 // start submits all of a request's prompts, or none.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/engine"
 	"github.com/estiba/estiba/runtime/grammar"
 	"github.com/estiba/estiba/runtime/sampling"
@@ -105,6 +106,8 @@ func (o *OpenAI) Routes(mux *http.ServeMux) {
 type apiError struct {
 	status     int
 	retryAfter int // seconds; 0: no use in trying again
+	// elsewhere: nothing has been computed, and another worker, or another device of this one, may do it.
+	elsewhere bool
 
 	Message string `json:"message"`
 	Type    string `json:"type"`
@@ -227,8 +230,11 @@ func (o *OpenAI) endpoint(parse func([]byte) (asked, *apiError)) http.HandlerFun
 			loaded = l
 		}
 		if e := req.answer(ctx, w, call{Loaded: loaded, arrived: arrived, tenant: cmp.Or(r.Header.Get(api.HeaderTenant), loaded.Tenant)}); e != nil {
-			if e.status == api.StatusLacks && home == "" {
+			switch {
+			case e.status == api.StatusLacks && home == "":
 				e = useError(worker.ErrLacks, req.modelName(), false)
+			case e.elsewhere && home != "":
+				e = useError(worker.ErrLacks, home, true)
 			}
 			fail(w, e)
 		}
@@ -255,7 +261,7 @@ func discard(r *http.Request) { io.CopyN(io.Discard, r.Body, 8*maxBody) }
 // useError says why a model cannot be used. A gateway is told 421, a client 404.
 func useError(err error, model string, gateway bool) *apiError {
 	switch {
-	case errors.Is(err, worker.ErrLacks) && gateway:
+	case gateway && (errors.Is(err, worker.ErrLacks) || lostDevice(err)): // it gets another home
 		return &apiError{status: api.StatusLacks, Type: "invalid_request_error", Code: "model_not_here",
 			Message: fmt.Sprintf("This worker does not take requests for %s now.", model)}
 	case errors.Is(err, worker.ErrLacks):
@@ -269,6 +275,12 @@ func useError(err error, model string, gateway bool) *apiError {
 		e.retryAfter = max(1, int(math.Ceil(u.RetryAfter.Seconds())))
 	}
 	return e
+}
+
+// lostDevice: the model's device is lost, so that it gets another home.
+func lostDevice(err error) bool {
+	u, ok := errors.AsType[*worker.UnavailableError](err)
+	return ok && u.Reason == api.ReasonDeviceLost
 }
 
 // submitError says why the engine did not take a request.
@@ -314,6 +326,10 @@ func stepError(err error) *apiError {
 	if errors.Is(err, engine.ErrRemoved) || errors.Is(err, engine.ErrStopped) {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, Type: "server_error", Code: "model_unavailable",
 			Message: fmt.Sprintf("The text is not complete: %v. Try again.", err)}
+	}
+	if d, ok := errors.AsType[*backend.DeviceError](err); ok && d.Lost {
+		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, elsewhere: true, Type: "server_error", Code: "model_unavailable",
+			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v. The model gets another home. Try again.", api.ReasonDeviceLost, d)}
 	}
 	if errors.Is(err, engine.ErrBroken) {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",

@@ -77,7 +77,7 @@ var parameters = []parameter{
 	{"top_logprobs", chat, served, "0 to 20; needs `logprobs`", nil},
 	{"stream", texts, served, "server-sent events, `data: [DONE]` at the end", nil},
 	{"stream_options", texts, served, "with `stream`: `include_usage`, `continuous_usage_stats`; `include_obfuscation` is ignored", nil},
-	{"include_energy", texts, served, "`usage` has `energy`: `joules_per_token`, the model's over the last minutes, and `joules`, that times the tokens computed; null where the device does not tell", nil},
+	{"include_energy", texts, served, "`usage` has `energy`: `joules_per_token`, the model's over the last minutes, and `joules`, that times the tokens computed; absent while that is not known: the device does not tell its energy, or no token has been measured there yet (within the first second on a device)", nil},
 	{"echo", completions, served, "the prompt is put in front of the text", nil},
 
 	{"add_generation_prompt", chat | tokenize, served, "default true", nil},

@@ -160,6 +160,7 @@ func (t *text) next() piece {
 			return piece{gone: true}
 		case ev.Finish == batching.FinishError:
 			e := stepError(ev.Err)
+			e.elsewhere = e.elsewhere && ev.Started.IsZero()
 			if e.status == http.StatusBadRequest {
 				e.Param = t.asks
 			}
