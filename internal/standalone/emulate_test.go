@@ -1,13 +1,19 @@
 package standalone
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 
@@ -15,8 +21,8 @@ import (
 	"github.com/estiba/estiba/internal/fixture"
 )
 
-// TestEmulate serves on GPUs that a file describes. One falls off the bus: the model that was on it gets
-// its home on the other one, of the same worker, and answers. --memory bounds each, whatever the machine has.
+// TestEmulate serves on GPUs that a file describes. One falls off the bus: a request that runs there ends at once and says so, one
+// that has not begun is answered, since the model gets its home on the other one, of the same worker. --memory bounds each, whatever the machine has.
 func TestEmulate(t *testing.T) {
 	folder := t.TempDir()
 	gpus := filepath.Join(folder, "gpus")
@@ -29,7 +35,13 @@ func TestEmulate(t *testing.T) {
 	}
 	describe("")
 	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32")))
-	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"))
+	var log bytes.Buffer
+	t.Cleanup(func() { // once nobody writes it any more
+		if !regexp.MustCompile(`msg="worker started" worker=\S+ pool=default devices=2 memoryBytes=95[0-9]{9}`).Match(log.Bytes()) {
+			t.Errorf("the log does not say how much memory a worker's devices have:\n%s", log.Bytes())
+		}
+	})
+	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"), &log)
 	at := func(device string) func() error {
 		return func() error {
 			var models v1alpha1.ModelList
@@ -46,10 +58,37 @@ func TestEmulate(t *testing.T) {
 	if got := complete(t, url, "stories", 3); got == "" {
 		t.Error("no answer")
 	}
+	ask := func(body string) (*http.Response, error) {
+		return http.Post(url+"/v1/completions", "application/json", strings.NewReader(`{"model":"stories","prompt":"Once","temperature":0,`+body+"}"))
+	}
+	runs, err := ask(`"max_tokens":500,"ignore_eos":true,"n":128,"stream":true`) // seconds of work
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runs.Body.Close()
+	waits := make(chan string, 1)
+	go func() {
+		resp, err := ask(`"max_tokens":3`)
+		if err != nil {
+			waits <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		waits <- fmt.Sprintf("%d %s", resp.StatusCode, text)
+	}()
+	time.Sleep(50 * time.Millisecond)
 	describe(", xids: [79]")
+	began := time.Now()
 	eventually(t, "it is on the other one", at("gpu-1"))
-	if got := complete(t, url, "stories", 3); got == "" {
-		t.Error("no answer")
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v to move", took)
+	}
+	if text, err := io.ReadAll(runs.Body); err != nil || !strings.Contains(string(text), "cannot serve now (DeviceLost): device gpu-0 is lost: XID79.") || strings.Contains(string(text), "[DONE]") {
+		t.Errorf("%v: %.300s ... %s", err, text, text[max(len(text)-300, 0):])
+	}
+	if got := <-waits; !strings.HasPrefix(got, "200 ") {
+		t.Error(got)
 	}
 	eventually(t, "the pool says so", func() error {
 		var pools v1alpha1.InferencePoolList
@@ -118,8 +157,8 @@ func TestEmulateLost(t *testing.T) {
 	}))
 }
 
-// serveOn serves on the devices that a file describes until the test ends; --memory is 70 GiB.
-func serveOn(t *testing.T, gpus, manifests string) (url string) {
+// serveOn serves on the devices that a file describes until the test ends, and logs to logs too; --memory is 70 GiB.
+func serveOn(t *testing.T, gpus, manifests string, logs ...io.Writer) (url string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -130,7 +169,7 @@ func serveOn(t *testing.T, gpus, manifests string) (url string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Emulate: gpus, Memory: 70 << 30, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		ended <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Emulate: gpus, Memory: 70 << 30, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.MultiWriter(append(logs, t.Output())...), nil))})
 	}()
 	t.Cleanup(func() {
 		cancel()

@@ -3,6 +3,7 @@ package standalone
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -45,7 +46,7 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 	}
 	store, err := l.store(p)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closed(monitor))
 	}
 	pool := p.Namespace + "/" + p.Name
 	drain := defaultDrain
@@ -57,8 +58,13 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: drain, Threads: l.server.o.Threads, Log: log,
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closed(monitor))
 	}
+	capacity := int64(0)
+	for _, d := range devices {
+		capacity += d.Capacity
+	}
+	log.Info("worker started", "pool", p.Name, "devices", len(devices), "memoryBytes", capacity)
 	ctx, stop := context.WithCancel(context.Background())
 	listener := fleet.Listen()
 	ended := make(chan struct{})
@@ -90,7 +96,18 @@ func (l *loop) devices(claim device.Options, held device.Held, log *slog.Logger)
 		return nil, nil, err
 	}
 	all, err := device.Claim(m, "cuda", 0, claim)
-	return all, m, err
+	if err != nil {
+		return nil, nil, errors.Join(err, m.Close())
+	}
+	return all, m, nil
+}
+
+// closed lets go of a monitor that no worker has.
+func closed(m device.Monitor) error {
+	if m == nil {
+		return nil
+	}
+	return m.Close()
 }
 
 // store keeps the sources of a pool's models.
