@@ -18,7 +18,7 @@ type Monitor interface {
 	// comes before them and is no device that models can be loaded on.
 	Devices() ([]Unit, error)
 	// Read reads one device. A figure that the device, its driver or the rights of this process do
-	// not give is absent, which is no error; ErrGone says that the device no longer answers.
+	// not give is absent, which is no error; ErrGone says that the device no longer answers, and ErrUnlisted that it may not.
 	Read(uuid string) (Reading, error)
 	// Events are the devices' events from now on until ctx ends, which closes the channel. It is
 	// called once. A monitor that cannot listen closes it at once.
@@ -45,6 +45,9 @@ var (
 	ErrNotBuilt = errors.New("this program is built without CUDA and knows no GPUs; use one that is built with it ('make build-cuda')")
 	// ErrGone says that a device does not answer any more: it fell off the bus, or must be reset.
 	ErrGone = errors.New("the device does not answer")
+	// ErrUnlisted is an ErrGone of which no more is known than that the driver does not list the device. That may pass: a
+	// call of the listing has failed, or a MIG instance is made anew.
+	ErrUnlisted = fmt.Errorf("the driver does not list it: %w", ErrGone)
 )
 
 // Unit is one device as NVML names it.

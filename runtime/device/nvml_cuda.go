@@ -3,9 +3,11 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -74,7 +76,7 @@ type nvmlMonitor struct {
 
 	mu      sync.Mutex
 	symbols map[string]bool        // name -> the library has it
-	devices map[string]*nvmlDevice // UUID -> device, of the last Devices
+	devices map[string]*nvmlDevice // UUID -> device, as it was listed last: one that is lost is listed no more, and says so if asked
 }
 
 // nvmlDevice is a device with its handle.
@@ -132,7 +134,7 @@ func (m *nvmlMonitor) Devices() ([]Unit, error) {
 	defer done()
 	n, ret := nvml.DeviceGetCount()
 	if ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("count devices: %w", m.text(ret))
+		return nil, fmt.Errorf("count devices: %v", m.text(ret)) // whichever of them it is that does not answer
 	}
 	var units []Unit
 	devices := map[string]*nvmlDevice{}
@@ -166,7 +168,7 @@ func (m *nvmlMonitor) Devices() ([]Unit, error) {
 		}
 	}
 	m.mu.Lock()
-	m.devices = devices
+	maps.Copy(m.devices, devices)
 	m.mu.Unlock()
 	return units, nil
 }
@@ -217,7 +219,7 @@ func (m *nvmlMonitor) instances(d *nvmlDevice) (all []*nvmlDevice) {
 	return all
 }
 
-// device finds a device by its UUID, among those of the last Devices.
+// device finds a device by its UUID, among those that were ever listed.
 func (m *nvmlMonitor) device(uuid string) *nvmlDevice {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -245,22 +247,24 @@ func (m *nvmlMonitor) memory(handle nvml.Device) (total, free, used int64, ret n
 // Read reads a device. Its memory must be readable, all other figures may be absent.
 func (m *nvmlMonitor) Read(uuid string) (Reading, error) {
 	held := m.held.of(uuid)
-	if d := m.device(uuid); d != nil {
+	d := m.device(uuid)
+	var failed error
+	if d != nil {
 		r, err := m.read(d, held)
 		if err == nil || errors.Is(err, ErrGone) {
 			return r, err
 		}
-		if _, relisted := m.Devices(); relisted != nil || m.device(uuid) != nil {
-			return r, err
-		}
-	} else if _, err := m.Devices(); err != nil {
-		return Reading{}, err
+		failed = err
 	}
-	d := m.device(uuid)
-	if d == nil { // a MIG instance may be made and destroyed at any time
-		return Reading{}, fmt.Errorf("there is no device %s: %w", uuid, ErrGone)
+	units, err := m.Devices() // a MIG instance may be made and destroyed at any time
+	listed := slices.ContainsFunc(units, func(u Unit) bool { return u.UUID == uuid })
+	switch again := m.device(uuid); {
+	case listed && (d == nil || again.handle != d.handle):
+		return m.read(again, held)
+	case listed || err != nil:
+		return Reading{}, cmp.Or(failed, err)
 	}
-	return m.read(d, held)
+	return Reading{}, fmt.Errorf("device %s: %w", uuid, ErrUnlisted)
 }
 
 func (m *nvmlMonitor) read(d *nvmlDevice, held int64) (Reading, error) {

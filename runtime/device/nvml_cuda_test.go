@@ -166,6 +166,35 @@ func TestNVML(t *testing.T) {
 	}
 }
 
+// TestNVMLUnlisted: a listing that fails once says nothing of a device, and one that is lost says so though it is listed no more.
+func TestNVMLUnlisted(t *testing.T) {
+	machine := newMachine(t, one)
+	m := open(t, nil)
+	if _, err := m.Devices(); err != nil {
+		t.Fatal(err)
+	}
+	const unread = "fail function=nvmlDeviceGetMemoryInfo_v2 return=999\nfail function=nvmlDeviceGetMemoryInfo return=999\n"
+	machine.is(strings.Replace(one, "util=40", "util=40 hidden=1", 1) + unread)
+	for range 2 {
+		if _, err := m.Read("GPU-1"); !errors.Is(err, ErrUnlisted) {
+			t.Error(err)
+		}
+	}
+	machine.is(one)
+	if _, err := m.Read("GPU-1"); err != nil {
+		t.Error(err)
+	}
+	machine.is(strings.Replace(one, "util=40", "util=40 lost=1", 1))
+	for range 2 {
+		if units, err := m.Devices(); err != nil || len(units) != 0 {
+			t.Error(units, err)
+		}
+		if _, err := m.Read("GPU-1"); !errors.Is(err, ErrGone) || errors.Is(err, ErrUnlisted) {
+			t.Error(err)
+		}
+	}
+}
+
 func TestNVMLInstances(t *testing.T) {
 	split := strings.Replace(one, "util=40", "mig=1", 1)
 	machine := newMachine(t, split+`mig gpu=0 slot=0 uuid=MIG-a name=NVIDIA_A100-SXM4-80GB_MIG_3g.40gb gi=1 ci=0 total=42949672960 reserved=0 free=42949672960

@@ -209,7 +209,7 @@ func (t *watched) remember(e device.Event) {
 func (w *Worker) see(d *claimed, r device.Reading, err error, now time.Time) (news bool) {
 	t := d.watched
 	switch {
-	case errors.Is(err, device.ErrGone):
+	case errors.Is(err, device.ErrGone) && !errors.Is(err, device.ErrUnlisted): // else it is only not read
 		t.gone, t.read = true, false
 		return w.judge(d, now)
 	case err != nil:

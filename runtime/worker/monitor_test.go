@@ -399,6 +399,35 @@ func TestGone(t *testing.T) {
 	})
 }
 
+// TestUnlisted: a driver that does not list a device is no proof that it is lost: what runs there goes on, and all is well once
+// it is listed again.
+func TestUnlisted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := watchedWorker(t, o)
+		defer end()
+		assign(t, w, o.home("a", mib))
+		after(t, w, time.Second, "a:Resident")
+		m.set(func(m *instruments) { m.err = fmt.Errorf("device MIG-1: %w", device.ErrUnlisted) })
+		time.Sleep(10 * time.Second)
+		if h := w.State().Devices[0].Health; h.State != api.DeviceHealthy {
+			t.Errorf("%+v", h)
+		}
+		time.Sleep(time.Hour)
+		if h := w.State().Devices[0].Health; h.State != api.DeviceDegraded || h.Reason != "Silent" || !strings.Contains(h.Message, "does not list it") {
+			t.Errorf("%+v", h)
+		}
+		if err := firstToken(t, w, "a"); err != nil {
+			t.Error(err)
+		}
+		m.set(func(m *instruments) { m.err = nil })
+		after(t, w, 40*time.Second, "a:Resident")
+		if h := w.State().Devices[0].Health; h.State != api.DeviceHealthy {
+			t.Errorf("%+v", h)
+		}
+	})
+}
+
 // TestUnknown: a device that the monitor does not know is one that nobody watches.
 func TestUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
