@@ -378,19 +378,17 @@ func (p *program) run(ctx context.Context, b batching.Batch, out *backend.Out) e
 	if err := p.back(); err != nil {
 		return err
 	}
-	rows := l.wanted // of the logits on the device, which the caller wants
+	rows := slices.Clone(l.wanted) // of the logits on the device, which the caller wants
 	most := min(p.bounds.MaxTokens, p.bounds.MaxRows)
 	replay := l.singles == len(l.tokens) && !p.bounds.encoder && len(l.tokens) <= most
 	if replay {
 		n := bucket(len(l.tokens), most)
-		rows = slices.Clone(l.wanted)
 		l.pad(n, p.scrap)
 		l.wanted = l.wanted[:0]
 		for i := range n {
 			l.wanted = append(l.wanted, int32(i))
 		}
 	} else {
-		rows = slices.Clone(l.wanted)
 		for i := range rows {
 			rows[i] = int32(i)
 		}

@@ -125,7 +125,7 @@ func (s *attentionStep) want() (y, narrow, exact []float32) {
 	for t, span := range s.spanOf {
 		first, n := int(s.spanFirst[span]), s.tokens[span]
 		from, to := 0, s.context[span]-n+t-first+1
-		table := s.tables
+		var table []int32
 		switch {
 		case s.everywhere:
 			to, table = n, []int32{0}
