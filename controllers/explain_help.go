@@ -464,11 +464,14 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 	return append(wait, all...)
 }
 
-// adviseMemory is about pools whose workers divide one memory: it is that which has to grow.
+// adviseMemory is about pools whose workers divide one memory, or may use a part of their devices: it is that which has to grow.
 func (d *decision) adviseMemory(m *model, e Explanation) []Action {
 	var all []Action
 	for _, g := range e.Growth {
 		p := d.pools[g.Pool]
+		if n := d.short(m, p); p.Bound > 0 && n > 0 {
+			all = append(all, Action{What: fmt.Sprintf("Start estiba serve with --memory %s, if its devices have so much: models may use %s of each now.", flag(p.Bound+n), packing.Size(p.Bound))})
+		}
 		if p.Divided == 0 || g.Helps && g.State != GrowthDivided {
 			continue
 		}

@@ -21,7 +21,7 @@ import (
 // one device. A tick is one second; it prints what the plan did and which
 // conditions changed. Sizes are in GiB.
 //
-//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m] [allow=KEY:VALUE of namespaces] [sole]
+//	pool NAME min=0 max=1 [device=N] [replicas=N] [hash=H] [after=10m] [drain=5m] [allow=KEY:VALUE of namespaces] [sole] [bound=GIB]
 //	model NAME size=N [replicas=N | min=N max=N] [idle=5m] [uri=U] [names=a,b] [priority=N] [suspend] [age=N] [select=KEY:VALUE of pools]
 //	source URI size=N | error=REASON    what a reading of its header says
 //	worker NAME capacity=N              for workers made later: capacity of all
@@ -63,6 +63,7 @@ type story struct {
 	pools       []v1alpha1.InferencePool
 	hashes      map[string]string
 	sole        bool // all pools have one worker together
+	bound       int  // GiB that they may use of each device
 	models      []v1alpha1.Model
 	hidden      []v1alpha1.Model
 	namespaces  map[string]map[string]string
@@ -143,7 +144,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			p.Spec.Moves.MaxPerHour = &n
 		}
 		s.hashes[p.Namespace+"/"+p.Name] = text("hash", "")
-		s.sole = s.sole || d.HasArg("sole")
+		s.sole, s.bound = s.sole || d.HasArg("sole"), num("bound", s.bound)
 		if i := slices.IndexFunc(s.pools, func(o v1alpha1.InferencePool) bool { return o.Name == name }); i >= 0 {
 			p.Status, p.Generation, p.Labels = s.pools[i].Status, s.pools[i].Generation+1, s.pools[i].Labels
 			s.pools[i] = p
@@ -336,7 +337,7 @@ func (s *story) seen() Seen {
 		seen.Missing[Key(&s.hidden[i])] = true
 	}
 	for _, p := range s.pools {
-		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name], Sole: s.sole})
+		seen.Pools = append(seen.Pools, Pool{InferencePool: p, Hash: s.hashes[p.Namespace+"/"+p.Name], Sole: s.sole, Bound: int64(s.bound) * gib})
 	}
 	for _, p := range s.pods {
 		seen.Workers = append(seen.Workers, p.Worker)

@@ -68,6 +68,8 @@ type Pool struct {
 	// there (0: the machine has no more). Most 0: nobody knows.
 	Most  int64 `json:"mostBytes,omitzero"`
 	Limit int64 `json:"limitBytes,omitzero"`
+	// Bound is how many bytes a flag of the process lets models use of each device; 0: of all that is there.
+	Bound int64 `json:"boundBytes,omitzero"`
 	// Sole: all pools of its process have one worker together, which takes all CUDA devices that the process is given.
 	Sole bool `json:"sole,omitzero"`
 	// MadeUp: no manifest has the pool; there is one since there has to be.

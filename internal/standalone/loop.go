@@ -201,6 +201,9 @@ func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) cont
 	if asked(p) == 0 && !l.server.o.ownMemory() {
 		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
+	if l.server.o.ownMemory() {
+		is.Bound = l.server.asked
+	}
 	key := is.Key()
 	if _, err := controllers.MemoryLimit(&p); err != nil {
 		is.Invalid = err.Error()
