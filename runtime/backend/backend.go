@@ -40,9 +40,37 @@ type Backend interface {
 // leave the pages of what it has made its own copy of to the system.
 type Weights func(name string) (tensor.Tensor, error)
 
-// Checked gives a weight of a graph, and says what is wrong with one that has another shape, no bytes or other than its
+// Weight is one of a graph's as its checkpoint has it.
+type Weight struct {
+	graph.Stored
+	Data   []byte // of Rows rows
+	Mapped bool   // Data is pages of a file
+}
+
+// Of gives the weights of a graph in its order, and says what is wrong with one.
+func (weights Weights) Of(ctx context.Context, g *graph.Graph) ([]Weight, error) {
+	all := make([]Weight, 0, len(g.Weights))
+	uses := g.Uses()
+	for i, w := range g.Weights {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		t, err := weights.checked(w)
+		if err != nil {
+			return nil, err
+		}
+		stored := graph.Stored{Use: uses[i], DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Count: 1}
+		if len(w.Shape) == 2 {
+			stored.Rows = w.Shape[0]
+		}
+		all = append(all, Weight{stored, t.Data, t.Mapped})
+	}
+	return all, nil
+}
+
+// checked gives a weight of a graph, and says what is wrong with one that has another shape, no bytes or other than its
 // shape has, or rows that are no whole blocks.
-func (weights Weights) Checked(w graph.Weight) (tensor.Tensor, error) {
+func (weights Weights) checked(w graph.Weight) (tensor.Tensor, error) {
 	t, err := weights(w.Name)
 	if err != nil {
 		return t, err

@@ -4,6 +4,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/graph"
@@ -26,6 +31,40 @@ func Stored(g *graph.Graph, d tensor.DType, seed uint64) backend.Weights {
 		}
 		return d
 	})
+}
+
+// Mapped lays the weights of a graph into a file, at odd addresses, and gives them as they are mapped from there until
+// the test ends.
+func Mapped(t testing.TB, g *graph.Graph, memory backend.Weights) (weights backend.Weights, path string) {
+	t.Helper()
+	data, at := []byte{0}, map[string]int{}
+	for _, w := range g.Weights {
+		x, err := memory(w.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at[w.Name] = len(data)
+		data = append(data, x.Data...)
+	}
+	path = filepath.Join(t.TempDir(), "weights")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	mapped, err := unix.Mmap(int(file.Fd()), 0, len(data), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(mapped) })
+	return func(name string) (tensor.Tensor, error) {
+		x, err := memory(name)
+		x.Data, x.Mapped = mapped[at[name]:][:len(x.Data)], true
+		return x, err
+	}, path
 }
 
 // random draws weights that keep activations near 1; format is that of a shape.

@@ -87,17 +87,13 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 	if limits.MaxTokens < 1 || limits.MaxRows < 1 {
 		return nil, fmt.Errorf("limits %+v: tokens and rows must be at least 1", limits)
 	}
+	all, err := weights.Of(ctx, g)
+	if err != nil {
+		return nil, err
+	}
 	var sources []*source
-	uses := g.Uses()
-	for i, w := range g.Weights {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		m, pages, err := matrix(w, weights)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, &source{stored: graph.Stored{Use: uses[i], DType: m.DType, Rows: m.Rows, Cols: m.Cols, Count: 1}, from: m, pages: pages})
+	for _, w := range all {
+		sources = append(sources, &source{stored: w.Stored, from: kernels.Matrix{DType: w.DType, Rows: w.Rows, Cols: w.Cols, Data: w.Data}, pages: w.Mapped})
 	}
 	if !limits.Exact {
 		g = g.Fast()
@@ -113,7 +109,7 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 				formats = append(formats, sources[v].from.DType)
 			}
 		}
-		if n.Kind == graph.Bias && uses[n.In[1]] != graph.Vector && !limits.Exact {
+		if n.Kind == graph.Bias && sources[n.In[1]].stored.Use != graph.Vector && !limits.Exact {
 			return nil, fmt.Errorf("node %d: weight %q is a bias and a matrix too", i, g.Weights[n.In[1]].Name)
 		}
 		for _, d := range formats {
@@ -139,7 +135,7 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 		p.weights = append(p.weights, s.from)
 		p.bytes.Weights += int64(len(s.from.Data))
 	}
-	_, err := p.claim(&b.slab, 4, 0)
+	_, err = p.claim(&b.slab, 4, 0)
 	if err == nil {
 		err = p.setDivisors(func(v graph.Value) []float32 {
 			x := make([]float32, p.weights[v].Cols)
@@ -181,19 +177,6 @@ func (b *Backend) admit(p *base, sources []*source) error {
 
 // Discard gives the memory behind extents of the slab back to the system.
 func (b *Backend) Discard(extents []int32) { b.slab.discard(extents) }
-
-// matrix is a weight as the kernels take it; a vector is a matrix of one row. pages says that it is a file's.
-func matrix(w graph.Weight, weights backend.Weights) (m kernels.Matrix, pages bool, err error) {
-	t, err := weights.Checked(w)
-	if err != nil {
-		return m, false, err
-	}
-	m = kernels.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
-	if len(w.Shape) == 2 {
-		m.Rows = w.Shape[0]
-	}
-	return m, t.Mapped, nil
-}
 
 // Close ends the goroutines. Programs must have been closed.
 func (b *Backend) Close() error {

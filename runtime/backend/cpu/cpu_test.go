@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/estiba/estiba/internal/fixture"
 	kernels "github.com/estiba/estiba/kernels/cpu"
@@ -102,28 +99,7 @@ func TestTruncatedFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	memory := backendtest.Random(g, tensor.F16, 1)
-	var data []byte
-	at := map[string]int{}
-	for _, w := range g.Weights {
-		tensor, _ := memory(w.Name)
-		at[w.Name] = len(data)
-		data = append(data, tensor.Data...)
-	}
-	path := filepath.Join(t.TempDir(), "weights")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	mapped, err := unix.Mmap(int(file.Fd()), 0, len(data), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(mapped)
-
+	fromFile, path := backendtest.Mapped(t, g, memory)
 	b := processor(t, 3)
 	limits := backend.Limits{MaxTokens: 32, MaxRows: 1, BlockTokens: 16, Blocks: 4}
 	compile := func(w backend.Weights) backend.Program {
@@ -132,11 +108,6 @@ func TestTruncatedFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		return p
-	}
-	fromFile := func(name string) (tensor.Tensor, error) {
-		m, err := memory(name)
-		m.Data, m.Mapped = mapped[at[name]:][:len(m.Data)], true
-		return m, err
 	}
 	before, _ := b.Held()
 	victim := compile(fromFile)

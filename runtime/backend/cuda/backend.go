@@ -383,17 +383,17 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 		b: b, graph: g, plan: g.Plan(), cache: g.Cache(), rotations: g.Rotations(), rotationOf: g.RotationOf(),
 		bounds: bounds{Limits: limits, encoder: g.Encoder(), positions: math.MaxInt32}, graphs: map[graphKey]*driver.Graph{},
 	}
+	all, err := weights.Of(ctx, g)
+	if err != nil {
+		return nil, err
+	}
 	var sources []source
-	uses := g.Uses()
-	for i, w := range g.Weights {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	for i, w := range all {
+		if w.Rows > math.MaxInt32 || w.Cols > math.MaxInt32 {
+			return nil, fmt.Errorf("weight %q of shape %v is larger than any that is computed with", g.Weights[i].Name, g.Weights[i].Shape)
 		}
-		m, pages, err := matrix(w, weights)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, source{name: w.Name, stored: graph.Stored{Use: uses[i], DType: m.DType, Rows: m.Rows, Cols: m.Cols, Count: 1}, from: m, pages: pages})
+		from := processor.Matrix{DType: w.DType, Rows: w.Rows, Cols: w.Cols, Data: w.Data}
+		sources = append(sources, source{name: g.Weights[i].Name, stored: w.Stored, from: from, pages: w.Mapped})
 	}
 	for i, n := range g.Nodes {
 		switch n.Kind {
@@ -406,7 +406,7 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 				return nil, fmt.Errorf("node %d: heads of %d dimensions; a device attends with %d at most", i, n.Attr.HeadDim, kernels.MaxHeadDim)
 			}
 		case graph.Bias:
-			if uses[n.In[1]] != graph.Vector {
+			if sources[n.In[1]].stored.Use != graph.Vector {
 				return nil, fmt.Errorf("node %d: weight %q is a bias and a matrix too", i, g.Weights[n.In[1]].Name)
 			}
 		}
@@ -429,20 +429,4 @@ func (b *Backend) program(ctx context.Context, g *graph.Graph, weights backend.W
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
-}
-
-// matrix is a weight as checkpoints have it; a vector is a matrix of one row. pages says that it is a file's.
-func matrix(w graph.Weight, weights backend.Weights) (m processor.Matrix, pages bool, err error) {
-	t, err := weights.Checked(w)
-	if err != nil {
-		return m, false, err
-	}
-	m = processor.Matrix{DType: t.DType, Rows: 1, Cols: w.Shape[len(w.Shape)-1], Data: t.Data}
-	if len(w.Shape) == 2 {
-		m.Rows = w.Shape[0]
-	}
-	if m.Rows > math.MaxInt32 || m.Cols > math.MaxInt32 {
-		return m, false, fmt.Errorf("weight %q of shape %v is larger than any that is computed with", w.Name, w.Shape)
-	}
-	return m, t.Mapped, nil
 }

@@ -14,8 +14,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/estiba/estiba/internal/fixture"
 	"github.com/estiba/estiba/runtime/arch"
 	"github.com/estiba/estiba/runtime/backend"
@@ -382,32 +380,7 @@ func TestLoad(t *testing.T) {
 	b := opened(t, 60)
 	g := small(t, 3)
 	memory := backendtest.Random(g, tensor.Q8_0, 1)
-	var data []byte
-	at := map[string]int{}
-	for _, w := range g.Weights {
-		x, _ := memory(w.Name)
-		at[w.Name] = len(data)
-		data = append(data, x.Data...)
-	}
-	path := filepath.Join(t.TempDir(), "weights")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	mapped, err := unix.Mmap(int(file.Fd()), 0, len(data), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(mapped)
-	fromFile := func(name string) (tensor.Tensor, error) {
-		x, err := memory(name)
-		x.Data, x.Mapped = mapped[at[name]:][:len(x.Data)], true
-		return x, err
-	}
+	fromFile, path := backendtest.Mapped(t, g, memory)
 	before := ofPrograms(b)
 	load := func(ctx context.Context, w backend.Weights, progress func(float64)) (backend.Program, error) {
 		limits := inSlab
