@@ -44,27 +44,36 @@ var (
 // Module is the image of all kernels for a device of a compute capability: machine code for 8.x and for
 // 9.0, otherwise PTX, which the driver compiles when it loads the image.
 func Module(major, minor int) ([]byte, error) {
-	packed := compute80
 	switch {
 	case major < 8:
 		return nil, fmt.Errorf("the device has compute capability %d.%d; kernels need 8.0 (Ampere) or newer", major, minor)
 	case major == 8:
-		packed = sm80
+		return unpack("compute capability 8.x", sm80)
 	case major == 9 && minor == 0:
-		packed = sm90
+		return unpack("compute capability 9.0", sm90)
 	}
+	return PTX()
+}
+
+// PTX is the image for any device.
+func PTX() ([]byte, error) {
+	image, err := unpack("any device", compute80)
+	return append(image, 0), err // the driver wants a C string
+}
+
+// IsMachineCode says whether an image is none that a driver compiles.
+func IsMachineCode(image []byte) bool { return bytes.HasPrefix(image, []byte("\x7fELF")) }
+
+func unpack(device string, packed []byte) ([]byte, error) {
 	r, err := gzip.NewReader(bytes.NewReader(packed))
 	if err != nil {
-		return nil, fmt.Errorf("unpack the image of kernels for compute capability %d.%d: %w", major, minor, err)
+		return nil, fmt.Errorf("unpack the image of kernels for %s: %w", device, err)
 	}
 	image, err := io.ReadAll(r)
 	if err != nil {
-		return nil, fmt.Errorf("unpack the image of kernels for compute capability %d.%d: %w", major, minor, err)
+		return nil, fmt.Errorf("unpack the image of kernels for %s: %w", device, err)
 	}
-	if bytes.HasPrefix(image, []byte("\x7fELF")) {
-		return image, nil
-	}
-	return append(image, 0), nil // of PTX the driver wants a C string
+	return image, nil
 }
 
 // blocks is how many blocks of size it takes to cover n.

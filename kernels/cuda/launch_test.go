@@ -102,7 +102,7 @@ func TestModule(t *testing.T) {
 		if err != nil || len(image) < 1000 {
 			t.Errorf("%d.%d: %d bytes, %v", c.major, c.minor, len(image), err)
 		}
-		if machine := bytes.HasPrefix(image, []byte("\x7fELF")); machine != (c.major < 10) {
+		if machine := IsMachineCode(image); machine != (c.major < 10) {
 			t.Errorf("%d.%d: machine code %v", c.major, c.minor, machine)
 		}
 	}

@@ -300,7 +300,7 @@ func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) 
 	if cut, err = residency.CutExtent(h.Config, extent); err != nil {
 		t.Fatal(err)
 	}
-	b, err := openBackend(device.Device{Name: "cpu-0", Kind: "cpu", Extent: extent, Capacity: 4 << 30}, false, 0)
+	b, err := openBackend(device.Device{Name: "cpu-0", Kind: "cpu", Extent: extent, Capacity: 4 << 30}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,21 +39,21 @@ type Loaded struct {
 	closed bool // the model is closed when the last user gives it back
 }
 
-// openBackend of a device; emulated: the processor computes for it.
-func openBackend(d device.Device, emulated bool, threads int) (backend.Backend, error) {
+// openBackend of a device.
+func openBackend(d device.Device, o Options) (backend.Backend, error) {
 	kind := d.Kind
-	if emulated || d.Lost { // one that is lost cannot be opened, and computes nothing
+	if o.Emulated || d.Lost { // one that is lost cannot be opened, and computes nothing
 		kind = "cpu"
 	}
 	switch kind {
 	case "cpu":
-		b, err := cpu.New(d.Name, cpu.Options{Threads: threads, Extents: extents(d.Capacity, d.Extent), Extent: d.Extent})
+		b, err := cpu.New(d.Name, cpu.Options{Threads: o.Threads, Extents: extents(d.Capacity, d.Extent), Extent: d.Extent})
 		if err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Name, err)
 		}
 		return b, nil
 	case cuda.Kind:
-		return cuda.New(d, cuda.Options{})
+		return cuda.New(d, cuda.Options{Log: o.Log})
 	}
 	return nil, fmt.Errorf("device %s: this program has no backend for %q", d.Name, d.Kind)
 }

@@ -174,7 +174,7 @@ func New(o Options) (*Worker, error) {
 		return nil, err
 	}
 	for _, d := range o.Devices {
-		b, err := openBackend(d, o.Emulated, o.Threads)
+		b, err := openBackend(d, o)
 		if err != nil {
 			return nil, err
 		}

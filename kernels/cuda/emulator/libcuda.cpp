@@ -13,6 +13,7 @@
 //   processors=4        (4)
 //   capability=9.0      (8.0)
 //   granularity=64Ki    of virtual memory (2Mi)
+//   images=ptx          machine code is refused, as by a driver that does not know it (all)
 //   schedule=greedy     the order in which threads run: greedy, or inorder
 //   workers=1           blocks that run at a time (0: as many as there are processors)
 //   fail=launch:3:700   the third launch fails with this code; :1 behind it means on device 1 only. May be given often. Else than launches:
@@ -75,6 +76,7 @@ struct Settings {
 	int devices = 1, processors = 4, major = 8, minor = 0, workers = 0;
 	size_t memory = size_t(1) << 30, others = 0, granularity = 2 << 20;
 	sim::Schedule schedule = sim::Schedule::InOrder;
+	bool compiles = false; // no machine code
 	std::vector<Plan> plans;
 };
 
@@ -116,6 +118,9 @@ bool parse(const char* text, Settings* s) {
 			good = bytes(value, &s->granularity) && s->granularity >= page && !(s->granularity & (s->granularity - 1));
 		} else if (key == "capability") {
 			good = sscanf(value.c_str(), "%d.%d", &s->major, &s->minor) == 2;
+		} else if (key == "images") {
+			good = value == "ptx" || value == "all";
+			s->compiles = value == "ptx";
 		} else if (key == "schedule") {
 			good = value == "greedy" || value == "inorder";
 			s->schedule = value == "greedy" ? sim::Schedule::Greedy : sim::Schedule::InOrder;
@@ -555,7 +560,7 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
 	static const std::map<int, const char*> names = {
 #define NAME(n) {n, #n}
 		NAME(CUDA_SUCCESS), NAME(CUDA_ERROR_INVALID_VALUE), NAME(CUDA_ERROR_OUT_OF_MEMORY), NAME(CUDA_ERROR_NOT_INITIALIZED), NAME(CUDA_ERROR_DEVICE_UNAVAILABLE),
-		NAME(CUDA_ERROR_NO_DEVICE), NAME(CUDA_ERROR_INVALID_DEVICE), NAME(CUDA_ERROR_INVALID_IMAGE), NAME(CUDA_ERROR_INVALID_CONTEXT), NAME(CUDA_ERROR_ECC_UNCORRECTABLE),
+		NAME(CUDA_ERROR_NO_DEVICE), NAME(CUDA_ERROR_INVALID_DEVICE), NAME(CUDA_ERROR_INVALID_IMAGE), NAME(CUDA_ERROR_NO_BINARY_FOR_GPU), NAME(CUDA_ERROR_INVALID_PTX), NAME(CUDA_ERROR_UNSUPPORTED_PTX_VERSION), NAME(CUDA_ERROR_INVALID_CONTEXT), NAME(CUDA_ERROR_ECC_UNCORRECTABLE),
 		NAME(CUDA_ERROR_NVLINK_UNCORRECTABLE), NAME(CUDA_ERROR_INVALID_HANDLE), NAME(CUDA_ERROR_NOT_FOUND), NAME(CUDA_ERROR_NOT_READY), NAME(CUDA_ERROR_ILLEGAL_ADDRESS),
 		NAME(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES), NAME(CUDA_ERROR_CONTEXT_IS_DESTROYED), NAME(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED),
 		NAME(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED), NAME(CUDA_ERROR_MISALIGNED_ADDRESS), NAME(CUDA_ERROR_LAUNCH_FAILED), NAME(CUDA_ERROR_NOT_SUPPORTED),
@@ -709,6 +714,7 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned int n,
 			if (options[i] == CU_JIT_ERROR_LOG_BUFFER) strcpy((char*)values[i], "the image is broken");
 		return CUDA_ERROR_INVALID_IMAGE;
 	}
+	if (w.settings.compiles && !strncmp((const char*)image, "\177ELF", 4)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
 	*module = new CUmod_st{c, {}};
 	w.live.insert(*module);
 	return CUDA_SUCCESS;

@@ -3,9 +3,11 @@
 package cuda
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -192,7 +194,7 @@ func open(d device.Device, o Options) (*Backend, error) {
 
 // start takes what the backend needs.
 func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
-	if b.module, err = b.context.Load(image); err != nil {
+	if b.module, err = b.load(image, cmp.Or(o.Log, slog.Default())); err != nil {
 		return fmt.Errorf("load the kernels: %w", err)
 	}
 	lanes, piece := lanesOf(d.Capacity)
@@ -222,6 +224,24 @@ func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
 	b.in, b.draws, b.out = b.pass[:passBytes/4], b.pass[passBytes/4:passBytes/4+drawsBytes], b.pass[passBytes/4+drawsBytes:]
 	b.loader, err = b.newLoader(queue, lanes, piece)
 	return err
+}
+
+// load the kernels. Where the driver does not know the machine code, it compiles them.
+func (b *Backend) load(image []byte, log *slog.Logger) (*driver.Module, error) {
+	m, err := b.context.Load(image)
+	if e, ok := errors.AsType[*driver.Error](err); !ok || !e.Refused() || !kernels.IsMachineCode(image) {
+		return m, err
+	}
+	log.Warn("the driver does not take the kernels' machine code, and compiles them; a newer driver would take it", "device", b.name, "error", err)
+	ptx, unpacked := kernels.PTX()
+	if unpacked != nil {
+		return nil, errors.Join(err, unpacked)
+	}
+	m, compiled := b.context.Load(ptx)
+	if compiled != nil {
+		return nil, fmt.Errorf("%w; and as PTX: %w", err, compiled)
+	}
+	return m, nil
 }
 
 // Close gives the device back. Programs must have been closed.

@@ -10,6 +10,7 @@ package cuda
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 )
@@ -28,6 +29,7 @@ type Options struct {
 	// Lazy takes the device's memory as it is needed, and not all of it at once: for a command that
 	// loads one model.
 	Lazy bool
+	Log  *slog.Logger // nil: slog.Default()
 }
 
 // Name of a device by its number as the driver counts.

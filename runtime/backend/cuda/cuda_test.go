@@ -3,9 +3,11 @@
 package cuda
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -360,6 +362,40 @@ func TestDeviceErrors(t *testing.T) {
 				t.Errorf("the next step: other logits, or %v", err)
 			}
 		})
+	}
+}
+
+// TestMachineCodeRefused: a driver that does not know the kernels' machine code compiles them from PTX; one that does not
+// take that either is told with both of its errors. What else goes wrong with a load is not tried again.
+func TestMachineCodeRefused(t *testing.T) {
+	d := claim(t, 32)
+	for settings, want := range map[string]struct{ says, logs string }{
+		"":                                {},
+		"images=ptx":                      {logs: "compiles them"},
+		"images=ptx,fail=load:2:218":      {says: "CUDA_ERROR_NO_BINARY_FOR_GPU (209); and as PTX: load kernels: CUDA_ERROR_INVALID_PTX (218)", logs: "compiles them"},
+		"images=ptx,capability=9.0":       {logs: "compiles them"},
+		"capability=12.0,images=ptx":      {}, // it gets PTX anyway
+		"capability=12.0,fail=load:1:222": {says: "load the kernels: load kernels: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)"},
+		"fail=load:1:2":                   {says: "load the kernels: load kernels: CUDA_ERROR_OUT_OF_MEMORY (2)"},
+		"fail=load:1:200":                 {logs: "CUDA_ERROR_INVALID_IMAGE"},
+	} {
+		emulated.Set(t, settings)
+		var log bytes.Buffer
+		b, err := New(d, Options{Lazy: true, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err == nil {
+			if _, err := b.(*Backend).kernel("scale"); err != nil {
+				t.Errorf("%s: %v", settings, err)
+			}
+			if err := b.Close(); err != nil {
+				t.Errorf("%s: %v", settings, err)
+			}
+		}
+		if (err == nil) != (want.says == "") || err != nil && !strings.HasSuffix(err.Error(), want.says) {
+			t.Errorf("%s: %v, want %q", settings, err, want.says)
+		}
+		if said := log.String(); (said == "") != (want.logs == "") || !strings.Contains(said, want.logs) || strings.Count(said, "\n") > 1 {
+			t.Errorf("%s: logged %q, want %q", settings, said, want.logs)
+		}
 	}
 }
 

@@ -26,6 +26,15 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %s (%d)", e.Op, e.Name,
 // OutOfMemory says that the device had too little memory left; nothing else is wrong.
 func (e *Error) OutOfMemory() bool { return e.Code == C.CUDA_ERROR_OUT_OF_MEMORY }
 
+// Refused says that the driver takes no image like this one: it knows no such machine code, or none that is so new.
+func (e *Error) Refused() bool {
+	switch e.Code {
+	case C.CUDA_ERROR_INVALID_IMAGE, C.CUDA_ERROR_NO_BINARY_FOR_GPU, C.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, C.CUDA_ERROR_INVALID_SOURCE:
+		return true
+	}
+	return false
+}
+
 // Sticky says that the context is dead: every call that follows fails as this one did, and only a new process
 // has a working context again.
 func (e *Error) Sticky() bool {
