@@ -347,10 +347,12 @@ func (d *decision) readWorkers() {
 	for _, s := range d.stations {
 		s.pool.stations = append(s.pool.stations, s)
 		if r := s.Report; r != nil && len(r.Devices) > 0 {
-			s.pool.devices = len(r.Devices)
-			s.pool.device = 0
+			most := int64(0)
 			for i := range r.Devices {
-				s.pool.device = max(s.pool.device, r.Devices[i].Whole())
+				most = max(most, r.Devices[i].Whole())
+			}
+			if most > 0 { // else they are not there, and nobody knows how large they should be
+				s.pool.devices, s.pool.device = len(r.Devices), most
 			}
 		}
 	}

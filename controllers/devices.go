@@ -56,6 +56,24 @@ func (m *model) kept() bool {
 	return false
 }
 
+// crippled: all devices of s are lost, so that it can serve nothing.
+func (s *station) crippled() bool {
+	return s.Report != nil && len(s.Report.Devices) > 0 && !slices.ContainsFunc(s.Report.Devices, func(at worker.Device) bool { return !at.Lost() })
+}
+
+// cripple is why, of one that is: a reason and a sentence.
+func (s *station) cripple() (reason, message string) {
+	if s.Report.Missing != "" {
+		return v1alpha1.ReasonDeviceMissing, s.lacks()
+	}
+	return v1alpha1.ReasonDeviceLost, fmt.Sprintf("All devices of worker %s are lost: %s", s.Name, complaint(&s.Report.Devices[0]))
+}
+
+// lacks says what s was to be given and was not.
+func (s *station) lacks() string {
+	return fmt.Sprintf("Worker %s has no GPU: %s", s.Name, sentence(s.Report.Missing))
+}
+
 // device is one of s as it last reported it; nil: it has none of that name.
 func (s *station) device(name string) *worker.Device {
 	if s.Report == nil {
@@ -146,15 +164,21 @@ func (d *decision) ails(m *model) string {
 
 // degradation is the pool's condition Degraded; nil: it has none, and never had.
 func (d *decision) degradation(p *pool) *status.Part {
-	var lost, poor []string
+	var lost, missing, poor []string
 	reports := 0
 	for _, s := range p.present(d.seen.Now) {
 		if s.Report == nil {
 			continue
 		}
 		reports++
+		if s.Report.Missing != "" {
+			missing = append(missing, s.lacks())
+		}
 		for i := range s.Report.Devices {
 			at := &s.Report.Devices[i]
+			if at.Health.Reason == worker.ReasonMissing {
+				continue
+			}
 			say := fmt.Sprintf("Device %s of worker %s is", at.Name, s.Name)
 			switch at.Health.State {
 			case worker.DeviceLost:
@@ -164,7 +188,7 @@ func (d *decision) degradation(p *pool) *status.Part {
 			}
 		}
 	}
-	all := append(lost, poor...)
+	all := slices.Concat(lost, missing, poor)
 	more := ""
 	if n := len(all) - mostAilments; n > 0 {
 		more = fmt.Sprintf(" So are %d more.", n)
@@ -174,6 +198,8 @@ func (d *decision) degradation(p *pool) *status.Part {
 	switch {
 	case len(lost) > 0:
 		return &status.Part{True: true, Reason: v1alpha1.ReasonDeviceLost, Message: message}
+	case len(missing) > 0:
+		return &status.Part{True: true, Reason: v1alpha1.ReasonDeviceMissing, Message: message}
 	case len(poor) > 0:
 		return &status.Part{True: true, Reason: v1alpha1.ReasonDeviceDegraded, Message: message}
 	case was != nil && was.Status == metav1.ConditionTrue && reports == 0 && d.expects(p):

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
@@ -90,5 +92,66 @@ func TestLargestIsLost(t *testing.T) {
 	w.Report.Devices = w.Report.Devices[:1]
 	if n := largestDevice(m); n != 80*gib {
 		t.Errorf("it has %d GiB", n/gib)
+	}
+}
+
+// TestGPUMissing: a worker that was to have a GPU and has none is nobody's home, or is one by the processor, as it says; either
+// is a condition of the pool. What is not there changes nothing of what a device is expected to have, and a pool
+// that needs no worker gets no other one for that.
+func TestGPUMissing(t *testing.T) {
+	const why = "The container asks for a GPU (nvidia.com/gpu), and there is none to be had: no driver."
+	expected := resource.MustParse("80Gi")
+	x := fixture.NewModel("x")
+	w := reporting("w1", 5, 1)
+	w.Report.Missing = why
+	w.Report.Devices = []worker.Device{{Name: "gpu-0", Kind: "cuda", ExtentBytes: 2 << 20, Health: worker.Health{State: worker.DeviceLost, Reason: worker.ReasonMissing, Message: why, Since: fixture.Epoch}}}
+	seen := seenWith([]v1alpha1.Model{x}, w)
+	seen.Pools[0].Spec.Device.Memory, seen.Pools[0].Spec.Workers.Max = &expected, 1
+	seen.Inspections = inspected(10, x)
+	plan := Decide(seen)
+	p := plan.Pools[0]
+	says := "Worker w1 has no GPU: " + why
+	if c := status.Find(p.Conditions, v1alpha1.ConditionDegraded); c == nil || c.Status != "True" || c.Reason != v1alpha1.ReasonDeviceMissing || c.Message != says {
+		t.Errorf("%+v", c)
+	}
+	if c := status.Find(p.Conditions, v1alpha1.ConditionReady); c == nil || c.Status != "False" || c.Reason != v1alpha1.ReasonDeviceMissing || !strings.HasSuffix(c.Message, says) {
+		t.Errorf("%+v", c)
+	}
+	if p.ReadyWorkers != 0 || p.Summary.Workers != "0/1" || p.Device.Memory != nil || len(p.Accelerators) != 1 || p.Accelerators[0].State != "Lost" || p.Accelerators[0].Reason != "Missing" {
+		t.Errorf("%+v", p)
+	}
+	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); c == nil || c.Reason == v1alpha1.ReasonDoesNotFit || len(plan.Models[0].Placements) != 0 {
+		t.Errorf("%+v", c)
+	}
+	if text := StowageOf(seen)[0].Text(); !strings.Contains(text, "w1/gpu-0") || !strings.Contains(text, "; GPU missing: "+strings.TrimSuffix(why, ".")) {
+		t.Error(text)
+	}
+	seen.Models, seen.Now = nil, fixture.Epoch.Add(lostAgain)
+	for i := range seen.Workers {
+		seen.Workers[i].Heard = seen.Now
+	}
+	plan = Decide(seen)
+	if going := plan.Memory.Workers["w1"].Going; going != devicesLost {
+		t.Errorf("%q", going)
+	}
+	seen.Memory, seen.Workers = plan.Memory, nil
+	if plan = Decide(seen); plan.Create["default/p"] != 0 {
+		t.Errorf("%d workers come for nothing", plan.Create["default/p"])
+	}
+
+	// A program without CUDA does what it can.
+	w = reporting("w1", 5, 1, resident(x, 10))
+	w.Report.Missing = why
+	seen = seenWith([]v1alpha1.Model{x}, w)
+	p = Decide(seen).Pools[0]
+	if c := status.Find(p.Conditions, v1alpha1.ConditionDegraded); c == nil || c.Reason != v1alpha1.ReasonDeviceMissing || c.Message != says || p.ReadyWorkers != 1 {
+		t.Errorf("%+v", p)
+	}
+	if text := StowageOf(seen)[0].Text(); !strings.Contains(text, "; GPU missing: ") {
+		t.Error(text)
+	}
+	seen.Pools[0].Status, seen.Workers[0].Report.Missing = p, ""
+	if c := status.Find(Decide(seen).Pools[0].Conditions, v1alpha1.ConditionDegraded); c == nil || c.Status != "False" {
+		t.Errorf("%+v", c)
 	}
 }

@@ -53,6 +53,7 @@ type Deck struct {
 	Outside int64 `json:"outsideBytes,omitempty"`
 	// Health and Readings are what the device's own instruments say; nothing where it has none.
 	Health   worker.Health    `json:"health,omitzero"`
+	Missing  string           `json:"missing,omitempty"` // what the worker was to be given and was not
 	Readings *worker.Readings `json:"readings,omitempty"`
 	// State is empty for a worker that takes homes; else it says why it does not.
 	State string `json:"state,omitempty"`
@@ -144,7 +145,7 @@ func (d *decision) decks(s *station) []Deck {
 	var all []Deck
 	for _, device := range s.Report.Devices {
 		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled(),
-			Outside: outside(&device), Health: device.Health, Readings: device.Readings}
+			Outside: outside(&device), Health: device.Health, Missing: s.Report.Missing, Readings: device.Readings}
 		if s.usable && !device.Lost() {
 			deck.Free = max(0, d.fleet.Free(s.Name, device.Name))
 			deck.Kept = max(0, deck.Capacity-deck.Used-deck.Free)
@@ -350,7 +351,10 @@ func (k Deck) line() string {
 	if k.State != "" {
 		s += "; " + k.State
 	}
-	if h := k.Health; h.State == worker.DeviceLost || h.State == worker.DeviceDegraded {
+	switch h := k.Health; {
+	case k.Missing != "":
+		s += "; GPU missing: " + strings.TrimSuffix(k.Missing, ".")
+	case h.State == worker.DeviceLost || h.State == worker.DeviceDegraded:
 		s += fmt.Sprintf("; %s: %s", strings.ToLower(string(h.State)), strings.TrimSuffix(cmp.Or(h.Message, h.Reason), "."))
 	}
 	return s

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,16 +36,18 @@ func tokenSecret(pool string) string { return pool + "-token" }
 // over the pool's template, and the hash of it all. An error says what is
 // wrong with the template.
 func workerPod(p *v1alpha1.InferencePool, image string) (*corev1.Pod, string, error) {
-	template := []byte("{}")
+	template, gpu := []byte("{}"), ""
 	if p.Spec.Template != nil && len(p.Spec.Template.Raw) > 0 {
 		template = p.Spec.Template.Raw
 		decoder := json.NewDecoder(strings.NewReader(string(template)))
 		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&v1alpha1.PodTemplate{}); err != nil {
+		var theirs v1alpha1.PodTemplate
+		if err := decoder.Decode(&theirs); err != nil {
 			return nil, "", fmt.Errorf("spec.template is not a pod template: %w", err)
 		}
+		gpu = asksForGPU(theirs)
 	}
-	ours, err := json.Marshal(ourTemplate(p, image))
+	ours, err := json.Marshal(ourTemplate(p, image, gpu))
 	if err != nil {
 		return nil, "", fmt.Errorf("pool %s: write the pod template: %w", p.Name, err)
 	}
@@ -101,8 +104,29 @@ func usable(t v1alpha1.PodTemplate) error {
 	return nil
 }
 
-// ourTemplate is what Estiba sets in a pool's pods.
-func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
+// asksForGPU says by what the worker's container of a template asks for a GPU; empty: it does not. Of a claim
+// nobody here knows what it is for, and a worker has no use for any other device.
+func asksForGPU(t v1alpha1.PodTemplate) string {
+	for _, c := range t.Spec.Containers {
+		if c.Name != workerContainer {
+			continue
+		}
+		for _, list := range []corev1.ResourceList{c.Resources.Limits, c.Resources.Requests} {
+			for _, name := range slices.Sorted(maps.Keys(list)) {
+				if n := list[name]; !n.IsZero() && (strings.HasPrefix(string(name), "nvidia.com/gpu") || strings.HasPrefix(string(name), "nvidia.com/mig-")) {
+					return string(name)
+				}
+			}
+		}
+		for _, claim := range c.Resources.Claims {
+			return "claim " + claim.Name
+		}
+	}
+	return ""
+}
+
+// ourTemplate is what Estiba sets in a pool's pods. gpu is by what they ask for a GPU.
+func ourTemplate(p *v1alpha1.InferencePool, image, gpu string) v1alpha1.PodTemplate {
 	no, yes, id := false, true, int64(user)
 	grace := int64((orElse(p.Spec.Update.Drain, defaultDrain) + 30*time.Second).Seconds())
 	// A file that is being fetched may exceed the worker's own bound for a while.
@@ -129,7 +153,7 @@ func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
 			Containers: []corev1.Container{{
 				Name:  workerContainer,
 				Image: image,
-				Args:  workerArgs(p),
+				Args:  workerArgs(p, gpu),
 				Env: []corev1.EnvVar{{Name: "ESTIBA_WORKER_NAME", ValueFrom: &corev1.EnvVarSource{
 					FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.name"}}}},
 				Ports:     []corev1.ContainerPort{{Name: "http", ContainerPort: workerPort, Protocol: corev1.ProtocolTCP}},
@@ -155,7 +179,7 @@ func ourTemplate(p *v1alpha1.InferencePool, image string) v1alpha1.PodTemplate {
 	}
 }
 
-func workerArgs(p *v1alpha1.InferencePool) []string {
+func workerArgs(p *v1alpha1.InferencePool, gpu string) []string {
 	size := cacheSize(p)
 	args := []string{"worker",
 		"--name=$(ESTIBA_WORKER_NAME)",
@@ -174,6 +198,9 @@ func workerArgs(p *v1alpha1.InferencePool) []string {
 	}
 	if h := p.Spec.Memory.Headroom; h != "" {
 		args = append(args, "--headroom="+h)
+	}
+	if gpu != "" {
+		args = append(args, "--expects="+gpu)
 	}
 	return args
 }

@@ -69,6 +69,9 @@ spec:
 			t.Errorf("no %s in %v", arg, c.Args)
 		}
 	}
+	if !slices.Contains(c.Args, "--expects=nvidia.com/gpu") {
+		t.Errorf("the worker does not know that it has a GPU: %v", c.Args)
+	}
 	if q := c.Resources.Limits["nvidia.com/gpu"]; q.Value() != 1 || c.Resources.Limits.Memory().String() != "9Gi" || c.Resources.Requests.Memory().String() != "9Gi" {
 		t.Errorf("resources are %+v", c.Resources)
 	}
@@ -90,6 +93,35 @@ spec:
 	p.Spec.Workers.Max, p.Spec.ScaleDown.After = 7, &metav1.Duration{Duration: time.Hour}
 	if _, again, _ := workerPod(p, "estiba:1"); again != sum {
 		t.Error("what is not in a pod changes the hash")
+	}
+}
+
+// TestAsksForGPU: a worker is told by what it is to have a GPU.
+func TestAsksForGPU(t *testing.T) {
+	for resources, want := range map[string]string{
+		"{limits: {nvidia.com/gpu: 2}}":                                                          "nvidia.com/gpu",
+		"{requests: {nvidia.com/mig-3g.40gb: 1}}":                                                "nvidia.com/mig-3g.40gb",
+		"{limits: {nvidia.com/gpu.shared: 1, memory: 1Gi}}":                                      "nvidia.com/gpu.shared",
+		"{claims: [{name: gpu}]}":                                                                "claim gpu",
+		"{limits: {nvidia.com/gpu: 0, nvidia.com/hostdev: 1}}":                                   "",
+		"{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 100m}}":                                 "",
+		"{limits: {memory: 1Gi}}}, {name: x, image: x, resources: {limits: {nvidia.com/gpu: 1}}": "", // another container
+	} {
+		pod, _, err := workerPod(poolWith(t, "{spec: {containers: [{name: worker, resources: "+resources+"}]}}"), "i")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, c := range pod.Spec.Containers {
+			for _, arg := range c.Args {
+				if by, ok := strings.CutPrefix(arg, "--expects="); ok {
+					got += by
+				}
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", resources, got, want)
+		}
 	}
 }
 

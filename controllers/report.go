@@ -667,7 +667,7 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 		if w.Report == nil {
 			continue
 		}
-		if w.stays() && !w.silent { // a stream that is opened anew within that time is no news
+		if w.stays() && !w.silent && !w.crippled() { // a stream that is opened anew within that time is no news
 			s.ReadyWorkers++
 		}
 		s.Devices += int32(len(w.Report.Devices))
@@ -677,7 +677,7 @@ func (d *decision) poolStatus(p *pool) v1alpha1.InferencePoolStatus {
 				used += device.UsedBytes
 			}
 		}
-		if w.current() && len(w.Report.Devices) > 0 {
+		if w.current() && len(w.Report.Devices) > 0 && w.Report.Devices[0].Whole() > 0 {
 			size := quantity(w.Report.Devices[0].Whole())
 			s.Device = v1alpha1.DeviceStatus{Memory: &size, Template: w.Hash}
 		}
@@ -748,6 +748,11 @@ func (d *decision) poolVerdict(p *pool, s v1alpha1.InferencePoolStatus) status.V
 	}
 	for _, w := range p.stations {
 		if !w.starting() {
+			if ready == 0 && w.stays() && w.crippled() {
+				reason, why := w.cripple()
+				v.Reason, v.Message = reason, v.Message+" "+why
+				return v
+			}
 			continue
 		}
 		switch {

@@ -233,7 +233,7 @@ func (d *decision) asWorkers(p *pool) (workers []scaling.Worker, serving int) {
 			serving++
 		}
 		workers = append(workers, scaling.Worker{
-			Name: s.Name, Ready: s.Report != nil && !s.silent, Silent: s.silent || s.Report == nil && s.Running, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
+			Name: s.Name, Ready: s.Report != nil && !s.silent && !s.crippled(), Silent: s.silent || s.Report == nil && s.Running, Homes: len(s.homes), IdleSince: s.memory.IdleSince,
 			Going: s.memory.Going != "" || !s.Deleting.IsZero(), Settling: s.settling(), Outdated: !s.current(), Extra: extra,
 		})
 	}
@@ -277,7 +277,7 @@ func (d *decision) replacing(p *pool) int {
 			if s := d.byName[name]; s != nil {
 				s.memory.Pool = "" // counted
 			}
-			if memory.Going == "" || memory.Going == scaling.OutOfDate || memory.Going == draining || memory.Going == devicesLost {
+			if memory.Going == "" || memory.Going == scaling.OutOfDate || memory.Going == draining || memory.Going == devicesLost && memory.Fit {
 				n++
 			}
 		}

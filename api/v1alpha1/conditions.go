@@ -50,6 +50,8 @@ const (
 	ReasonWorkerLost = "WorkerLost"
 	// ReasonDeviceLost: wait, the models get other homes; mend or replace the device as the message says.
 	ReasonDeviceLost = "DeviceLost" // "Device gpu-0 of worker a100-x7k2p is lost: XID 79: the device has fallen off the bus; ..."
+	// ReasonDeviceMissing: give the workers the image and the driver, or ask for no GPU.
+	ReasonDeviceMissing = "DeviceMissing" // "Worker a100-x7k2p has no GPU: The container asks for a GPU (nvidia.com/gpu), and there is none to be had: ..."
 	// ReasonDeviceDegraded: check what the message names; new homes go elsewhere where they can.
 	ReasonDeviceDegraded = "DeviceDegraded" // "Device gpu-0 of worker a100-x7k2p is degraded: clocks are lowered because of heat at 93 °C; check the cooling."
 	// ReasonQuarantined: workers died of this model twice; change its spec to try again.

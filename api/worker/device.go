@@ -38,6 +38,9 @@ type Health struct {
 	Since   time.Time   `json:"since,omitzero"`    // it has been in this state
 }
 
+// ReasonMissing is why a device is lost that was never there, though the worker was to be given one: State.Missing.
+const ReasonMissing = "Missing"
+
 // HealthState is how fit.
 type HealthState string
 

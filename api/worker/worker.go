@@ -101,6 +101,9 @@ type State struct {
 	Draining   bool        `json:"draining,omitempty"`
 	Devices    []Device    `json:"devices"`
 	Homes      []HomeState `json:"homes"`
+	// Missing says in sentences what the worker was to be given and was not, a GPU, and what to do; empty: nothing.
+	// Its device is the processor then, or one that is lost from the start.
+	Missing string `json:"missing,omitempty"`
 	// Previous is set if the process before this one, in the same pod, did not end by itself.
 	Previous *Previous `json:"previous,omitempty"`
 }

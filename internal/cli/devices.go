@@ -2,8 +2,10 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 
+	"github.com/estiba/estiba/runtime/backend/cuda"
 	"github.com/estiba/estiba/runtime/backend/named"
 	"github.com/estiba/estiba/runtime/device"
 )
@@ -24,19 +26,38 @@ func checkClaim(device, emulate string) error {
 }
 
 // devices are those of the worker, and who watches them: nobody, if that is nil. held is how many
-// bytes models hold of the device with a UUID.
-func (o workerOptions) devices(claim device.Options, held device.Held, log *slog.Logger) ([]device.Device, device.Monitor, error) {
-	if o.emulate == "" {
-		which, err := named.Resolve(o.device, log)
+// bytes models hold of the device with a UUID. missing says that the worker was to have a GPU and has none, and what to do.
+func (o workerOptions) devices(claim device.Options, held device.Held, log *slog.Logger) (all []device.Device, m device.Monitor, missing string, err error) {
+	if o.emulate != "" {
+		emulated, err := device.Emulated(o.emulate, held, log)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, "", err
 		}
-		return named.Claim(which, claim, held, log)
+		all, err := device.Claim(emulated, cuda.Kind, 0, device.Options{Memory: claim.Expected, Headroom: claim.Headroom})
+		return all, emulated, "", err
 	}
-	m, err := device.Emulated(o.emulate, held, log)
-	if err != nil {
-		return nil, nil, err
+	asked := o.device
+	if o.expects != "" && asked == named.Auto {
+		asked = named.CUDA
 	}
-	all, err := device.Claim(m, "cuda", 0, device.Options{Memory: claim.Expected, Headroom: claim.Headroom})
-	return all, m, err
+	which, err := named.Resolve(asked, log)
+	switch {
+	case err == nil:
+	case o.expects == "" || !errors.Is(err, cuda.ErrNone):
+		return nil, nil, "", err
+	case errors.Is(err, cuda.ErrBuild) && o.device == named.Auto: // who gives it this program has chosen the processor, knowingly or not
+		missing = fmt.Sprintf("The container asks for a GPU (%s), and this program is built without CUDA: the processor computes. "+
+			"Give workers the image for GPUs (the chart's workerImage), or ask for none in the pool's template.", o.expects)
+		which = named.Processor
+	default:
+		missing = fmt.Sprintf("The container asks for a GPU (%s), and there is none to be had: %v. Nothing is computed. "+
+			"See that the node's container runtime gives its driver to pods; or let the processor compute, with the variable ESTIBA_DEVICE=cpu in the pool's template.", o.expects, err)
+		log.Error("GPU missing", "message", missing)
+		return []device.Device{cuda.Missing()}, nil, missing, nil
+	}
+	if missing != "" {
+		log.Warn("GPU missing", "message", missing)
+	}
+	all, m, err = named.Claim(which, claim, held, log)
+	return all, m, missing, err
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -30,7 +31,7 @@ type workerOptions struct {
 	cacheSize, memory, headroom             string
 	modelRoots                              []string
 	drain                                   time.Duration
-	emulate, device                         string
+	emulate, device, expects                string
 	threads                                 int
 }
 
@@ -58,7 +59,8 @@ pod of an InferencePool. SIGTERM lets running requests end.` + kernelsHelp,
 	cmd.Flags().StringVar(&o.cacheSize, "cache-size", "10Gi", "bound of that folder")
 	cmd.Flags().StringVar(&o.memory, "memory", "", "memory that models may use, before headroom, if there is so much (default: what the control group or the machine allows)")
 	cmd.Flags().StringVar(&o.headroom, "headroom", "5%", "share of the memory that stays free")
-	cmd.Flags().StringVar(&o.device, "device", named.Auto, named.ClaimHelp)
+	cmd.Flags().StringVar(&o.device, "device", cmp.Or(os.Getenv("ESTIBA_DEVICE"), named.Auto), named.ClaimHelp+" (default: what ESTIBA_DEVICE names, else auto)")
+	cmd.Flags().StringVar(&o.expects, "expects", "", "what the worker is to be given a GPU by, as in nvidia.com/gpu: that there is none is reported, and the processor does not compute in its place unless --device is cpu")
 	cmd.Flags().StringVar(&o.emulate, "emulate", os.Getenv("ESTIBA_EMULATE"), emulateHelp+" (default: what ESTIBA_EMULATE names)")
 	cmd.Flags().DurationVar(&o.drain, "drain", 5*time.Minute, "how long running requests may go on when a model, or the worker, has to go")
 	threadsFlag(cmd, &o.threads)
@@ -104,7 +106,7 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 		}
 	}
 	var w *worker.Worker // which the monitor asks, once it is there
-	devices, monitor, err := o.devices(claim, func(uuid string) int64 {
+	devices, monitor, missing, err := o.devices(claim, func(uuid string) int64 {
 		if w == nil {
 			return 0
 		}
@@ -121,7 +123,7 @@ func runWorker(ctx context.Context, o workerOptions, log *slog.Logger, listening
 		return fmt.Errorf("make --cache-dir: %w", err)
 	}
 	w, err = worker.New(worker.Options{
-		Name: o.name, Pool: o.pool, Version: Version(), Devices: devices, Monitor: monitor, Emulated: o.emulate != "",
+		Name: o.name, Pool: o.pool, Version: Version(), Devices: devices, Missing: missing, Monitor: monitor, Emulated: o.emulate != "",
 		Fetch: store.Fetch, Release: store.Release, Header: store.Header, Drain: o.drain, Threads: o.threads, Log: log,
 		Journal: filepath.Join(o.cacheDir, "at-work.json"), // where a pod keeps it when its container starts anew
 	})

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,8 @@ import (
 
 	api "github.com/estiba/estiba/api/worker"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/backend/cuda"
+	"github.com/estiba/estiba/runtime/device"
 )
 
 func TestWorkerUsage(t *testing.T) {
@@ -99,5 +102,41 @@ func TestWorker(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWorkerExpectsGPU: a worker that is to have a GPU and finds none says so, and lets the processor compute only where it is told to, or can do
+// nothing else.
+func TestWorkerExpectsGPU(t *testing.T) {
+	_, none := cuda.Count()
+	if none == nil {
+		t.Skip("there is a CUDA device")
+	}
+	stands := "gpu-0"
+	if errors.Is(none, cuda.ErrBuild) {
+		stands = "cpu-0"
+	}
+	log := slog.New(slog.DiscardHandler)
+	for _, c := range []struct{ device, expects, want, says string }{
+		{"auto", "", "cpu-0", ""},
+		{"auto", "nvidia.com/gpu", stands, "The container asks for a GPU (nvidia.com/gpu), and "},
+		{"cuda", "nvidia.com/gpu", "gpu-0", "The container asks for a GPU (nvidia.com/gpu), and there is none to be had: no CUDA device"},
+		{"cpu", "nvidia.com/gpu", "cpu-0", ""},
+		{"cuda", "", "", ""},
+	} {
+		all, _, missing, err := workerOptions{device: c.device, expects: c.expects}.devices(device.Options{Expected: 64 << 20}, nil, log)
+		if c.want == "" {
+			if !errors.Is(err, cuda.ErrNone) {
+				t.Errorf("%+v: %v", c, err)
+			}
+			continue
+		}
+		if err != nil || len(all) != 1 || all[0].Name != c.want || all[0].Lost != (c.want == "gpu-0") || !strings.HasPrefix(missing, c.says) || (missing == "") != (c.says == "") {
+			t.Errorf("%+v: %+v, %q, %v", c, all, missing, err)
+		}
+	}
+	t.Setenv("ESTIBA_DEVICE", "cpu")
+	if got := workerCommand().Flags().Lookup("device").DefValue; got != "cpu" {
+		t.Errorf("ESTIBA_DEVICE is cpu, and --device %q", got)
 	}
 }

@@ -261,6 +261,7 @@ func trouble(conditions []metav1.Condition) string {
 		{v1alpha1.ConditionStalled, metav1.ConditionTrue},
 		{v1alpha1.ConditionReady, metav1.ConditionFalse},
 		{v1alpha1.ConditionPlaced, metav1.ConditionFalse},
+		{v1alpha1.ConditionDegraded, metav1.ConditionTrue},
 	} {
 		if c := meta.FindStatusCondition(conditions, bad.condition); c != nil && c.Status == bad.status {
 			return c.Message

@@ -27,6 +27,8 @@ type Device struct {
 	UUID string
 	// Lost: it did not answer when it was to be claimed. Nothing can be put on it, and Capacity is what it should have.
 	Lost bool
+	// Missing: there is none, though there should be. It is Lost, and has no Capacity.
+	Missing bool
 }
 
 // Options bound the claim.

@@ -297,8 +297,11 @@ func (d *claimed) health() api.Health {
 // lost says in a sentence why nothing can be computed on a device any more; empty: it can. w.mu is held.
 func (d *claimed) lost() string {
 	h := d.health()
-	if h.State != api.DeviceLost {
+	switch {
+	case h.State != api.DeviceLost:
 		return ""
+	case h.Reason == api.ReasonMissing:
+		return h.Message
 	}
 	return fmt.Sprintf("Device %s is lost: %s.", d.Name, strings.TrimSuffix(h.Message, "."))
 }

@@ -399,6 +399,26 @@ func TestGone(t *testing.T) {
 	})
 }
 
+// TestMissing: a worker that was to have a device and has none says so, and takes no model.
+func TestMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const why = "The container asks for a GPU, and there is none."
+		o := newWorld(t)
+		w, end := o.worker(t, func(options *Options) {
+			options.Devices, options.Missing = []device.Device{{Name: "gpu-0", Kind: "cuda", Extent: 2 << 20, Lost: true, Missing: true}}, why
+		})
+		defer end()
+		a := o.home("a", mib)
+		a.Devices = []string{"gpu-0"}
+		assign(t, w, a)
+		after(t, w, time.Second, "a:Refused(DeviceLost)")
+		s := w.State()
+		if d := s.Devices[0]; s.Missing != why || !d.Lost() || d.Health.Reason != api.ReasonMissing || d.Health.Message != why || d.Whole() != 0 || s.Homes[0].Message != why {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // TestUnlisted: a driver that does not list a device is no proof that it is lost: what runs there goes on, and all is well once
 // it is listed again.
 func TestUnlisted(t *testing.T) {

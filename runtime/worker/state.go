@@ -56,7 +56,7 @@ func (w *Worker) state() api.State {
 	now := time.Now()
 	s := api.State{
 		Worker: w.o.Name, Pool: w.o.Pool, Instance: w.instance, Version: w.o.Version, Time: now,
-		Epoch: w.epoch, Generation: w.generation, Draining: w.draining(), Previous: w.previous,
+		Epoch: w.epoch, Generation: w.generation, Draining: w.draining(), Missing: w.o.Missing, Previous: w.previous,
 		Devices: make([]api.Device, 0, len(w.devices)), Homes: make([]api.HomeState, 0, len(w.homes)),
 	}
 	load := map[string]float64{}

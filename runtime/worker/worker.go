@@ -48,6 +48,8 @@ type Options struct {
 	// Journal is a file in which this process notes what it is doing, for the one that
 	// comes after it in the same place; empty: none.
 	Journal string
+	// Missing says what the worker was to be given and was not, in sentences that are reported; empty: nothing.
+	Missing string
 	// Monitor knows those of Devices that have a UUID, and is read once a second; nil: nobody watches.
 	Monitor device.Monitor
 	// Emulated: the devices are not there, whatever their Kind, and the processor computes for them.
@@ -185,6 +187,9 @@ func New(o Options) (*Worker, error) {
 		if d.Lost {
 			c.failed = api.Health{State: api.DeviceLost, Reason: gone, Since: time.Now().UTC(),
 				Message: "it did not answer when the worker started; look for XIDs in the kernel's log and reset the device"}
+			if d.Missing {
+				c.failed.Reason, c.failed.Message = api.ReasonMissing, o.Missing
+			}
 			o.Log.Warn("device lost", "device", d.Name, "message", c.failed.Message)
 		}
 		if o.Monitor != nil && d.UUID != "" {

@@ -13,10 +13,20 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+
+	"github.com/estiba/estiba/runtime/device"
 )
 
 // ErrNone says that there is no CUDA device to be had, and why.
 var ErrNone = errors.New("no CUDA device")
+
+// ErrBuild says that this program could not use one either; it comes with ErrNone.
+var ErrBuild = errors.New("this program was built without CUDA; 'make build-cuda' builds one with it, bin/estiba-cuda; or compute with --device cpu")
+
+// Missing stands for the devices that a process was to be given, and was not.
+func Missing() device.Device {
+	return device.Device{Name: Name(0), Kind: Kind, Description: "which is not there", Extent: Extent, Lost: true, Missing: true}
+}
 
 // Kind of a device that this package drives, for device.Device.
 const Kind = "cuda"

@@ -9,7 +9,7 @@ import (
 	"github.com/estiba/estiba/runtime/device"
 )
 
-var errBuild = fmt.Errorf("%w: this program was built without CUDA; 'make build-cuda' builds one with it, bin/estiba-cuda; or compute with --device cpu", ErrNone)
+var errBuild = fmt.Errorf("%w: %w", ErrNone, ErrBuild)
 
 // Count of this machine's devices: none, in this build.
 func Count() (int, error) { return 0, errBuild }
