@@ -24,6 +24,11 @@ static void ended(int signal) {
 
 // The child has this thread alone. glibc keeps what dlopen and malloc need in order across a fork; nothing of Go's runs.
 pid_t estiba_library_try(const char *name, char **initialize, int n, int out) {
+	void *loaded = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+	if (loaded) { // it did no harm, and a child would wait for ever for what another thread has locked in it
+		dlclose(loaded);
+		return 0;
+	}
 	pid_t child = fork();
 	if (child != 0) return child;
 	report = out;

@@ -22,8 +22,8 @@ import (
 )
 
 // Try loads a library in a child process and calls the first of the functions initialize that it has, each of which takes
-// the number 0 or nothing. The error says in one line why this process had better not. Where there can be no child,
-// nothing is known against it.
+// the number 0 or nothing. The error says in one line why this process had better not. Where there can be no child, or the
+// process has the library already, nothing is known against it.
 func Try(name string, initialize ...string) error {
 	from, to, err := os.Pipe()
 	if err != nil {
@@ -40,7 +40,7 @@ func Try(name string, initialize ...string) error {
 		C.free(unsafe.Pointer(n))
 	}
 	to.Close()
-	if child < 0 {
+	if child <= 0 {
 		return nil
 	}
 	report, _ := io.ReadAll(from)

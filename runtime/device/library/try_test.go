@@ -54,6 +54,13 @@ func TestTry(t *testing.T) {
 	}
 }
 
+// TestTryLoaded: a library that this process has is not tried again, whatever it would do.
+func TestTryLoaded(t *testing.T) {
+	if err := Try("libc.so.6", "abort"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTryDamaged: files that are no whole libraries, where the loader looks for them.
 func TestTryDamaged(t *testing.T) {
 	whole, err := os.ReadFile(build(t, "int begin(unsigned n) { return 0; }\nchar large[1 << 20] = {1};\nint (*also)(unsigned) = begin;"))
