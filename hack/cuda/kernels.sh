@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # kernels.sh: compile kernels/cuda/*.cu, one translation unit, to PTX, and assemble it for sm_80 and sm_90,
 # into kernels/cuda, packed, with registers.txt: what each kernel takes of a processor. A kernel that spills
-# registers to memory fails, unless it is in spills below.
+# registers to memory fails, unless it is in spills below. *_sm90.cu have instructions that only devices of compute
+# capability 9.0 have; what they give is in the machine code for these beside the rest.
 #
 # With -verify nothing is written, and what differs from the sources fails; where the assembler cannot be
 # had, the machine code counts as the sources' if registers.txt names the PTX that it was made of.
@@ -27,13 +28,31 @@ try=${#files[@]}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 LC_ALL=C
-for f in "${files[@]}"; do echo "#include \"${f##*/}\""; done >"$work/kernels.cu"
 includes=$(for f in "${files[@]}"; do dirname "$f"; done | sort -u | sed 's/^/-I/')
-# shellcheck disable=SC2086
-"$(hack/kernels/clang.sh)" -x cuda --cuda-device-only -nocudainc -nocudalib --cuda-gpu-arch=sm_80 --cuda-feature=+ptx70 \
-	-O3 -std=c++17 -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -Wall -Wextra -Werror -Wno-unused-function \
-	$includes -I$folder -S "$work/kernels.cu" -o "$work/estiba_compute80.ptx"
-hash=$(sha256sum "$work/estiba_compute80.ptx" | cut -d' ' -f1)
+# ptx ARCHITECTURE VERSION OUT FILE...: compile files to PTX.
+ptx() {
+	local arch=$1 version=$2 out=$3
+	shift 3
+	for f; do echo "#include \"${f##*/}\""; done >"$work/kernels.cu"
+	# shellcheck disable=SC2086
+	"$(hack/kernels/clang.sh)" -x cuda --cuda-device-only -nocudainc -nocudalib --cuda-gpu-arch="$arch" --cuda-feature=+"$version" \
+		-O3 -std=c++17 -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -Wall -Wextra -Werror -Wno-unused-function \
+		$includes -I$folder -S "$work/kernels.cu" -o "$out"
+}
+own=() rest=()
+for f in "${files[@]}"; do
+	case $f in *_sm90.cu) own+=("$f") ;; *) rest+=("$f") ;; esac
+done
+ptx sm_80 ptx70 "$work/estiba_compute80.ptx" "${rest[@]}"
+cp "$work/estiba_compute80.ptx" "$work/sm80.ptx"
+# For 9.0 both are one file; what both say at their heads is there once.
+sed 's/^\.version .*/.version 8.0/; s/^\.target .*/.target sm_90a/' "$work/estiba_compute80.ptx" >"$work/all.ptx"
+if [ ${#own[@]} -gt 0 ]; then
+	ptx sm_90a ptx80 "$work/own.ptx" "${own[@]}"
+	cat "$work/own.ptx" >>"$work/all.ptx"
+fi
+awk '!/^\.(version|target|address_size|extern) / || !seen[$0]++' "$work/all.ptx" >"$work/sm90.ptx"
+hash=$(sha256sum "$work/sm90.ptx" | cut -d' ' -f1)
 
 # same FILE as what is in the folder, packed or not.
 same() {
@@ -58,7 +77,7 @@ else
 fi
 
 for arch in 80 90; do
-	"$ptxas" -v -arch=sm_$arch "$work/estiba_compute80.ptx" -o "$work/estiba_sm$arch.cubin" 2>"$work/sm$arch.txt" || { cat "$work/sm$arch.txt" >&2; exit 1; }
+	"$ptxas" -v -arch=sm_${arch/90/90a} "$work/sm$arch.ptx" -o "$work/estiba_sm$arch.cubin" 2>"$work/sm$arch.txt" || { cat "$work/sm$arch.txt" >&2; exit 1; }
 done
 
 # What the assembler says of each kernel: registers, bytes of stack, of spills (stores and loads), of static shared memory.
@@ -90,7 +109,7 @@ done
 				for (a = 1; a <= 2; a++) printf " %3d %4d %4d %5d |", registers[a, k], stack[a, k], spill[a, k], sh[a, k]
 				printf " %s\n", k
 			}
-		}' "$work/estiba_compute80.ptx" "$work/sm80.txt" "$work/sm90.txt" | sort -t'|' -k4
+		}' "$work/sm90.ptx" "$work/sm80.txt" "$work/sm90.txt" | sort -t'|' -k4
 } >"$work/registers.txt"
 
 bad=

@@ -14,13 +14,13 @@ tagged=(./kernels/cuda ./runtime/backend/cuda/... ./runtime/device/...)
 go vet -tags cuda "${tagged[@]}" ./cmd/estiba
 for schedule in inorder greedy; do
 	step "kernels, schedule $schedule"
-	ESTIBA_EMULATED_CUDA=schedule=$schedule go test -tags cuda -count 1 -timeout 15m ./kernels/cuda ./runtime/backend/cuda/kerneltest
+	ESTIBA_EMULATED_CUDA=schedule=$schedule,capability=9.0 go test -tags cuda -count 1 -timeout 15m ./kernels/cuda ./runtime/backend/cuda/kerneltest
 done
 sanitizer=$($CXX -print-file-name=libasan.so) # gcc's; clang has another
 if [ -e "$sanitizer" ]; then
 	step "kernels, with the address sanitizer"
 	asan=$(hack/cuda/emulator.sh --asan)
-	LD_LIBRARY_PATH=$asan go test -exec "env LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0,handle_segv=0" -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda/kerneltest
+	ESTIBA_EMULATED_CUDA=capability=9.0 LD_LIBRARY_PATH=$asan go test -exec "env LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0,handle_segv=0" -tags cuda -count 1 -timeout 15m ./runtime/backend/cuda/kerneltest
 else
 	step "no address sanitizer: that needs gcc"
 fi

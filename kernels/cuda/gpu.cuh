@@ -125,6 +125,12 @@ DEVICE f32 rsqrt(f32 x) {
 	asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
 	return y;
 }
+// reciprocal is 1/x, within 1 ulp.
+DEVICE f32 reciprocal(f32 x) {
+	f32 y;
+	asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
 // exp2 is 2^x, within 2 ulp.
 DEVICE f32 exp2(f32 x) {
 	f32 y;

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/runtime/tensor"
@@ -46,7 +47,10 @@ func TestLaunches(t *testing.T) {
 	see := func(launches ...Launch) {
 		for _, l := range launches {
 			k, known := kernels[l.Kernel]
-			const most = 99 << 10 // of a block on sm_86, 89 and 120
+			most := uint32(99 << 10) // of a block on sm_86, 89 and 120
+			if strings.HasPrefix(l.Kernel, "wide") {
+				most = 227 << 10 // on sm_90
+			}
 			switch {
 			case !known:
 				t.Errorf("%s is launched, but no kernel", l.Kernel)
@@ -80,8 +84,10 @@ func TestLaunches(t *testing.T) {
 		w := Weights{Type: d, Rows: 512, Cols: 4096}
 		see(Pack(w, 0, 0, 512))
 		for _, rows := range []int{1, 2, 4, 8, 24, 64, 2048} {
-			for _, m := range []Weights{w, {Type: d, Rows: 32768, Cols: 4096}} {
+			for _, m := range []Weights{w, {Type: d, Rows: 1024, Cols: 4096}, {Type: d, Rows: 32768, Cols: 4096}} {
 				p := Product{Rows: rows, Parts: []Part{{Weights: m, Stride: m.Rows}}}
+				see(p.Launches(0, 108)...)
+				p.Wide = true
 				see(p.Launches(0, 108)...)
 				p.Experts = &Experts{TopK: 2, Count: 8, Stride: PackedBytes(d, m.Rows, m.Cols)}
 				see(p.Launches(0, 108)...)

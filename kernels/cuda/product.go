@@ -43,6 +43,8 @@ type Product struct {
 	Parts   []Part
 	Gate    Gate
 	Experts *Experts
+	// Wide says that the device has the instructions of compute capability 9.0, by which many rows are multiplied the fastest.
+	Wide bool
 }
 
 // fewRows is how many rows are multiplied by the kernels that read weights at the speed of memory.
@@ -92,6 +94,7 @@ func (t tile) shared(d tensor.DType) uint32 {
 type plan struct {
 	few    bool
 	form   form
+	wide   int  // columns of a block of wide_sm90.cu, which multiplies by all parts at once; 0: another kernel does
 	split  int  // warps that share rows of weights; of many rows, blocks that share the columns of a tile
 	tile   tile // of many rows
 	span   int  // of many rows: columns of a split
@@ -120,6 +123,12 @@ func (p *Product) plan(w Weights, processors int) plan {
 	if p.few() {
 		return planFew(w.Type, w.Rows, w.Cols, p.Gate != NoGate, processors)
 	}
+	if n := p.wide(processors); n > 0 {
+		if w.Type == tensor.F16 {
+			return plan{form: f16, wide: n}
+		}
+		return plan{form: bf16, wide: n}
+	}
 	rows := p.Rows
 	if p.Experts != nil {
 		rows = (p.pairs() + p.Experts.Count - 1) / p.Experts.Count // of an expert, if they are used alike
@@ -129,6 +138,30 @@ func (p *Product) plan(w Weights, processors int) plan {
 		columns *= 2
 	}
 	return planMany(w.Type, rows, columns, w.Cols, p.Experts != nil, processors)
+}
+
+// wideRows are what a block of wide_sm90.cu makes of y.
+const wideRows = 128
+
+// wide is how many columns of y a block of wide_sm90.cu makes, if it is to multiply; else 0.
+func (p *Product) wide(processors int) int {
+	first := p.Parts[0].Weights
+	if !p.Wide || p.Experts != nil || first.Type != tensor.F16 && first.Type != tensor.BF16 {
+		return 0
+	}
+	for _, columns := range []int{256, 128} {
+		tiles := 0
+		for _, part := range p.Parts {
+			if part.Weights.Type != first.Type {
+				return 0
+			}
+			tiles += int(blocks(p.Rows, wideRows) * blocks(part.Weights.Rows, columns))
+		}
+		if 4*tiles >= 3*processors && p.Rows > wideRows/2 {
+			return columns
+		}
+	}
+	return 0
 }
 
 // planFew has so many warps share rows that the device's processors have 16 each, if each warp still has something to read
@@ -225,6 +258,9 @@ func (p *Product) room(processors int) room {
 				r.form[f16], r.scales[f16] = take(n*stride(cols)*2), take(n*4)
 			}
 		}
+		if plan.wide > 0 {
+			break
+		}
 		if !plan.few && plan.split > 1 {
 			partial = max(partial, plan.split*p.Rows*plan.across*plan.tile.columns*4)
 		}
@@ -295,6 +331,9 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 			scales = at(r.scales[plan.form])
 		}
 		together := 1
+		if plan.wide > 0 {
+			return append(launches, p.multiplyWide(plan, x, scales))
+		}
 		if p.Gate != NoGate {
 			together = 2
 		} else if plan.few {
@@ -436,6 +475,46 @@ type matmulParams struct {
 	span                       int32
 	gate                       Gate
 	divide                     int32
+}
+
+type widePart struct {
+	w, y, bias, residual Address
+	rows, stride         int32
+	blocks, _            int32
+}
+
+type wideParams struct {
+	x, scales          Address
+	parts              [3]widePart
+	rows, stride, cols int32
+	gate               Gate
+}
+
+// multiplyWide multiplies by all parts.
+func (p *Product) multiplyWide(plan plan, x, scales Address) Launch {
+	first := p.Parts[0].Weights
+	params := &wideParams{x: x, scales: scales, rows: int32(p.Rows), stride: int32(stride(first.Cols)), cols: int32(first.Cols), gate: p.Gate}
+	if plan.form != f16 {
+		params.scales = 0
+	}
+	total := uint32(0)
+	for i, part := range p.Parts {
+		columns := part.Weights.Rows
+		if p.Gate != NoGate {
+			columns *= 2
+		}
+		b := blocks(columns, plan.wide)
+		params.parts[i] = widePart{
+			w: part.Weights.Data, y: part.Y, bias: part.Bias, residual: part.Residual,
+			rows: int32(part.Weights.Rows), stride: int32(part.Stride), blocks: int32(b),
+		}
+		if i == 0 || p.Gate == NoGate {
+			total += b
+		}
+	}
+	const stages, step = 4, 64
+	shared := 1024 + max(stages*(wideRows+plan.wide)*step*2, wideRows*plan.wide*4) // to begin at a multiple of 1,024
+	return launch(fmt.Sprintf("wide%vn%d", first.Type, plan.wide), [3]uint32{blocks(p.Rows, wideRows), total, 1}, 256, uint32(shared), params)
 }
 
 type addPartsParams struct {

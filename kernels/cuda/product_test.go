@@ -111,6 +111,7 @@ func TestParams(t *testing.T) {
 		"activations::NarrowParams":   {unsafe.Sizeof(narrowParams{}), 40},
 		"matvec::Params":              {unsafe.Sizeof(matvecParams{}), 208},
 		"matmul::Params":              {unsafe.Sizeof(matmulParams{}), 128},
+		"wide::Params":                {unsafe.Sizeof(wideParams{}), 176},
 		"matmul::PartsParams":         {unsafe.Sizeof(addPartsParams{}), 56},
 		"matmul::GroupParams":         {unsafe.Sizeof(groupParams{}), 48},
 	} {

@@ -175,6 +175,7 @@ DEVICE f32 fmaxf(f32 a, f32 b) { return __builtin_fmaxf(a, b); }
 DEVICE f32 fabsf(f32 a) { return __builtin_fabsf(a); }
 DEVICE f32 sqrt(f32 a) { return __builtin_sqrtf(a); }
 DEVICE f32 rsqrt(f32 x) { return 1 / __builtin_sqrtf(x); }
+DEVICE f32 reciprocal(f32 x) { return 1 / x; }
 DEVICE f32 exp2(f32 x) { return __builtin_exp2f(x); }
 
 DEVICE u32x4 load128(const void* p, AT) {

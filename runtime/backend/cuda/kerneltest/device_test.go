@@ -60,6 +60,9 @@ func open(t testing.TB) *device {
 	return d
 }
 
+// wide says whether the device has the instructions of compute capability 9.0.
+func wide(d *device) bool { i := d.context.Info(); return i.Major == 9 && i.Minor == 0 }
+
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

@@ -57,7 +57,7 @@ func BenchmarkProduct(b *testing.B) {
 					var scratch cuda.Address
 					at := weights
 					for range copies {
-						p := cuda.Product{X: x, Rows: rows, Gate: shape.gate}
+						p := cuda.Product{X: x, Rows: rows, Gate: shape.gate, Wide: wide(d)}
 						to := y
 						for _, n := range shape.n {
 							p.Parts = append(p.Parts, cuda.Part{Weights: cuda.Weights{Data: at, Type: f, Rows: n, Cols: shape.cols}, Y: to, Stride: n})

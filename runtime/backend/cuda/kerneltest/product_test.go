@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	cpu "github.com/estiba/estiba/kernels/cpu"
@@ -175,11 +176,12 @@ type productCase struct {
 	topK       int
 	own        bool
 	one        bool // all rows choose the same experts
+	wide       bool
 }
 
 func (c productCase) String() string {
-	return fmt.Sprintf("%d rows of %d by %v of %v, gate %d, bias %v, residual %v, %d processors, %d of %d experts, own rows %v",
-		c.rows, c.cols, c.types, c.widths, c.gate, c.bias, c.residual, c.processors, c.topK, c.experts, c.own)
+	return fmt.Sprintf("%d rows of %d by %v of %v, gate %d, bias %v, residual %v, %d processors, %d of %d experts, own rows %v, wide %v",
+		c.rows, c.cols, c.types, c.widths, c.gate, c.bias, c.residual, c.processors, c.topK, c.experts, c.own, c.wide)
 }
 
 // run multiplies, and compares each number, and all of them together.
@@ -187,7 +189,7 @@ func (c productCase) run(t *testing.T, d *device, r *rand.Rand) {
 	t.Helper()
 	pairs, xRows, divide := c.rows, c.rows, 1
 	experts := max(1, c.experts)
-	p := cuda.Product{Rows: c.rows, Gate: c.gate}
+	p := cuda.Product{Rows: c.rows, Gate: c.gate, Wide: c.wide}
 	route := make([]float32, 0)
 	if c.experts > 0 {
 		pairs, divide = c.rows*c.topK, c.topK
@@ -245,7 +247,9 @@ func (c productCase) run(t *testing.T, d *device, r *rand.Rand) {
 		}
 		p.Parts = append(p.Parts, to)
 	}
-	few := !slices.ContainsFunc(p.Launches(0, c.processors), func(l cuda.Launch) bool { return len(l.Kernel) > 6 && l.Kernel[:6] == "matmul" })
+	few := !slices.ContainsFunc(p.Launches(0, c.processors), func(l cuda.Launch) bool {
+		return strings.HasPrefix(l.Kernel, "matmul") || strings.HasPrefix(l.Kernel, "wide")
+	})
 	scratch := d.allocate(int(p.Scratch(c.processors)))
 	d.run(t, p.Launches(scratch, c.processors)...)
 
@@ -346,6 +350,33 @@ func TestProductTiles(t *testing.T) {
 	}
 	for _, cols := range []int{520, 1027, 1031} { // steps and splits that end within 8 columns
 		productCase{rows: 9, cols: cols, types: []tensor.DType{tensor.BF16}, widths: []int{5}, processors: 4}.run(t, d, r)
+	}
+}
+
+// TestProductWide multiplies by the tiles of devices of compute capability 9.0, whole ones and remainders.
+func TestProductWide(t *testing.T) {
+	d := open(t)
+	if !wide(d) {
+		t.Skip("SKIPPED: the device is not of compute capability 9.0")
+	}
+	r := rand.New(rand.NewPCG(10, 10))
+	for _, f := range []tensor.DType{tensor.F16, tensor.BF16} {
+		for _, c := range []productCase{
+			{rows: 128, cols: 256, widths: []int{256}, processors: 1},
+			{rows: 300, cols: 520, widths: []int{261}, processors: 4, bias: true, residual: true},
+			{rows: 129, cols: 64, widths: []int{128}, processors: 2},
+			{rows: 70, cols: 37, widths: []int{130}, processors: 2, residual: true},
+			{rows: 65, cols: 1, widths: []int{3}, processors: 1},
+			{rows: 131, cols: 200, widths: []int{300, 9, 131}, processors: 4, bias: true},
+			{rows: 100, cols: 328, widths: []int{77, 77}, processors: 1, gate: cuda.GateSwiGLU},
+			{rows: 140, cols: 136, widths: []int{260, 260}, processors: 4, gate: cuda.GateGeGLU, bias: true, residual: true},
+		} {
+			for range len(c.widths) {
+				c.types = append(c.types, f)
+			}
+			c.wide = true
+			c.run(t, d, r)
+		}
 	}
 }
 

@@ -1,0 +1,130 @@
+// wide_sm90.cu: y = x wᵀ of many rows of x and 16-bit weights, by warpgroups (wgmma.cuh), for devices of compute capability 9.0.
+// Where matmul.cu's tensor core instructions end at half of what these devices can do, shared memory and registers are not on the way here.
+//
+// A block makes 128 rows by N columns of y: two warpgroups have 64 rows each, all of the columns. Steps of 64 columns of x and w are on their way to
+// shared memory (cp.async) two at a time, while one is multiplied and the one before it is being finished; up to three matrices that share x are one launch.
+// What is rounded, and how gates interleave, is as in matmul.cu.
+#include "product.cuh"
+#include "wgmma.cuh"
+
+namespace wide {
+using namespace quant;
+
+constexpr i32 rows = 128, step = 64, stages = 4, threads = 256;
+
+// Part is a matrix that x is multiplied by.
+struct Part {
+	const u8* w;
+	f32* y;
+	const f32 *bias, *residual; // null, [rows]; null, as y
+	i32 rows, yStride, blocks, pad; // blocks of the grid
+};
+
+struct Params {
+	const u16* x;       // [rows, stride], from columns on filled up with zeros
+	const f32* xScales; // null, or by what the products of a row are multiplied
+	Part parts[3];      // with a gate: parts[0] and [1] are gate and up of the same shape; y is that of parts[0]
+	i32 rows, stride, cols, gate;
+};
+
+template <bool isBF16, i32 N> DEVICE void multiply(const Params& p) {
+	constexpr i32 xBytes = rows * step * 2, wBytes = N * step * 2;
+	constexpr i32 xEach = xBytes / 16 / threads, wEach = wBytes / 16 / threads, apart = threads / 8; // rows from copy to copy
+	u8* const shared = dynamicShared() + wgmma::untilAligned(dynamicShared());
+	const i32 thread = threadIdx.x, lane = thread % 32, group = thread / 128;
+	const bool gated = p.gate != product::NoGate;
+
+	Part part = p.parts[0];
+	i32 block = blockIdx.y;
+	if (!gated && block >= part.blocks) {
+		block -= part.blocks;
+		part = p.parts[1];
+		if (block >= part.blocks) {
+			block -= part.blocks;
+			part = p.parts[2];
+		}
+	}
+	const i32 first = i32(blockIdx.x) * rows;
+
+	// A thread copies the same chunk of some rows, in equal distances. Rows that are not there have others' numbers: what comes of them is not written.
+	const i32 row = thread / 8, chunk = thread % 8;
+	const i32 to = row * 128 + (chunk ^ (row & 7)) * 16;
+	const i32 wStride = i32(rowNumbers(F16, p.cols));
+	const u16* xFrom[xEach];
+#pragma unroll
+	for (i32 i = 0; i < xEach; i++) xFrom[i] = p.x + i64(product::smaller(first + row + i * apart, p.rows - 1)) * p.stride + chunk * 8;
+	const u16* const w = (const u16*)(gated && row / 8 % 2 ? p.parts[1].w : part.w) + chunk * 8;
+	const i32 wRow = gated ? block * (N / 2) + row / 16 * 8 + row % 8 : block * N + row, wApart = gated ? apart / 2 : apart;
+	u32 wAt[wEach]; // in numbers, divided by 8
+#pragma unroll
+	for (i32 i = 0; i < wEach; i++) wAt[i] = u32(product::smaller(wRow + i * wApart, part.rows - 1)) * u32(wStride / 8);
+	const i32 steps = (p.cols + step - 1) / step;
+	const auto copy = [&](i32 s) __attribute__((always_inline)) {
+		if (s < steps) {
+			u8* const xs = shared + s % stages * (xBytes + wBytes) + to;
+#pragma unroll
+			for (i32 i = 0; i < xEach; i++) copyAsync16(xs + i * apart * 128, xFrom[i] + s * step, true);
+			const bool there = s * step + chunk * 8 < wStride;
+			const u16* const from = w + (there ? s * step : 0) - (there ? 0 : chunk * 8);
+#pragma unroll
+			for (i32 i = 0; i < wEach; i++) copyAsync16(xs + xBytes + i * apart * 128, from + u64(wAt[i]) * 8, there);
+		}
+		commitAsync();
+	};
+
+	f32 sums[N / 2];
+#pragma unroll
+	for (i32 i = 0; i < N / 2; i++) sums[i] = 0;
+#pragma unroll
+	for (i32 s = 0; s < stages - 2; s++) copy(s);
+#pragma unroll 1
+	for (i32 s = 0; s < steps; s++) {
+		waitAsync<stages - 3>();
+		wgmma::fenceShared();
+		barrier(); // step s is there for all, and step s-2 is finished, whose place the copies below take
+		const u8* const xs = shared + s % stages * (xBytes + wBytes) + group * (64 * 128);
+		const u8* const ws = shared + s % stages * (xBytes + wBytes) + xBytes;
+		wgmma::begin();
+#pragma unroll
+		for (i32 k = 0; k < step / 16; k++) wgmma::product<isBF16>(sums, xs + k * 32, ws + k * 32);
+		wgmma::commit();
+		copy(s + stages - 2);
+		wgmma::wait<1>();
+	}
+	wgmma::finish(sums);
+
+	// The tile goes to shared memory, permuted such that lanes write to different banks, and on in whole rows.
+	f32* const tile = (f32*)shared;
+	const auto in = [&](i32 row, i32 column) __attribute__((always_inline)) { return row * N + (column ^ (row & 7) * 8); };
+	barrier(); // nobody multiplies the last steps any more
+	const i32 at = group * 64 + thread / 32 % 4 * 16 + lane / 4;
+#pragma unroll
+	for (i32 j = 0; j < N / 8; j++) {
+		*(f32x2*)(tile + in(at, j * 8 + lane % 4 * 2)) = {sums[j * 4], sums[j * 4 + 1]};
+		*(f32x2*)(tile + in(at + 8, j * 8 + lane % 4 * 2)) = {sums[j * 4 + 2], sums[j * 4 + 3]};
+	}
+	barrier();
+	const i32 width = gated ? N / 2 : N; // of y
+#pragma unroll 1
+	for (i32 id = thread * 4; id < rows * width; id += threads * 4) {
+		const i32 row = id / width, column = id % width, target = first + row;
+		if (target >= p.rows) break; // the rest is not there either
+		const f32 scale = p.xScales ? p.xScales[target] : 1;
+		const f32x4 a = loadf4(tile + in(row, gated ? column / 8 * 16 + column % 8 : column));
+		f32 v[4] = {a.x * scale, a.y * scale, a.z * scale, a.w * scale};
+		if (gated) {
+			const f32x4 b = loadf4(tile + in(row, column / 8 * 16 + 8 + column % 8));
+			const f32 up[4] = {b.x * scale, b.y * scale, b.z * scale, b.w * scale};
+#pragma unroll
+			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
+		}
+		product::put(part, i64(target) * part.yStride, block * width + column, v);
+	}
+}
+
+} // namespace wide
+
+KERNEL(wideBF16n256, wide::Params, 256) { wide::multiply<true, 256>(p); }
+KERNEL(wideF16n256, wide::Params, 256) { wide::multiply<false, 256>(p); }
+KERNEL(wideBF16n128, wide::Params, 256) { wide::multiply<true, 128>(p); }
+KERNEL(wideF16n128, wide::Params, 256) { wide::multiply<false, 128>(p); }
