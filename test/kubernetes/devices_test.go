@@ -60,7 +60,7 @@ const (
 )
 
 // GPUs that a file describes: other processes take 30 GiB of one, another one is throttled, a third one falls off the bus.
-// What comes goes where it should, what was there gets another home, and whoever looks is told why. When all
+// What comes goes where it should, what was there gets another home, what ran there ends at once, and whoever looks is told why. When all
 // are lost, another pod takes the worker's place.
 func TestDevices(t *testing.T) {
 	s := newScene(t)
@@ -107,7 +107,23 @@ func TestDevices(t *testing.T) {
 		return ""
 	})
 
+	ended := make(chan string, 1)
+	go func() {
+		status, answer, err := s.request(context.Background(), "POST", "/v1/completions", []byte(`{"model": "gpus-60", "prompt": "Once", "max_tokens": 500, "ignore_eos": true, "n": 128}`))
+		ended <- fmt.Sprintf("%d %s %v", status, answer, err)
+	}()
+	s.eventually("a long request runs", func() string {
+		for _, h := range s.state("gpus", pod).Homes {
+			if h.Model == s.namespace+"/gpus-60" && h.Running > 0 {
+				return ""
+			}
+		}
+		return "nothing runs"
+	})
 	describe(stranger, hot, dead)
+	if got := <-ended; !strings.HasPrefix(got, "503 ") || !strings.Contains(got, "cannot serve now (DeviceLost): device gpu-2 is lost: XID79.") {
+		t.Errorf("a request on the device that is lost ends with %.500s", got)
+	}
 	message := s.condition("gpus-60", v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonDoesNotFit)
 	progress("  %s", message)
 	for _, want := range []string{"Other processes take 30 GiB of " + pod.Name + "/gpu-0.", pod.Name + "/gpu-2 is lost (XID79)."} {

@@ -231,7 +231,7 @@ func TestPoolFromZero(t *testing.T) {
 }
 
 // A worker that needs what no node has says which node is missing; one that
-// asks for a GPU that exists gets it.
+// asks for a GPU that exists gets it, and says that it cannot use it.
 func TestNodes(t *testing.T) {
 	s := newScene(t)
 	s.pool("nodes", 1, "512Mi")
@@ -246,6 +246,8 @@ func TestNodes(t *testing.T) {
 		`[{"op": "replace", "path": "/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu", "value": 1}]`)
 	s.ready("nodes")
 	s.answers("nodes")
+	s.degraded("nodes", metav1.ConditionTrue, v1alpha1.ReasonDeviceMissing, "has no GPU: The container asks for a GPU (nvidia.com/gpu), and this program is built without CUDA: the processor computes.")
+	s.told("nodes", v1alpha1.ReasonDeviceMissing)
 }
 
 // Every sample is accepted.
