@@ -147,6 +147,8 @@ func (d *decision) ails(m *model) string {
 			for i := range s.Report.Devices {
 				at := &s.Report.Devices[i]
 				switch n := outside(at); {
+				case at.Health.Reason == worker.ReasonMissing:
+					all = append(all, " "+s.lacks())
 				case at.Lost():
 					all = append(all, fmt.Sprintf(" %s/%s is lost (%s).", s.Name, at.Name, cmp.Or(at.Health.Reason, "it does not say why")))
 				case n > 0:

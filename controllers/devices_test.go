@@ -120,11 +120,15 @@ func TestGPUMissing(t *testing.T) {
 	if p.ReadyWorkers != 0 || p.Summary.Workers != "0/1" || p.Device.Memory != nil || len(p.Accelerators) != 1 || p.Accelerators[0].State != "Lost" || p.Accelerators[0].Reason != "Missing" {
 		t.Errorf("%+v", p)
 	}
-	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); c == nil || c.Reason == v1alpha1.ReasonDoesNotFit || len(plan.Models[0].Placements) != 0 {
+	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != v1alpha1.ReasonWaitingForWorker || !strings.HasSuffix(c.Message, says) || len(plan.Models[0].Placements) != 0 {
 		t.Errorf("%+v", c)
 	}
 	if text := StowageOf(seen)[0].Text(); !strings.Contains(text, "w1/gpu-0") || !strings.Contains(text, "; GPU missing: "+strings.TrimSuffix(why, ".")) {
 		t.Error(text)
+	}
+	seen.Inspections = nil
+	if plan := Decide(seen); len(plan.Inspect) != 0 {
+		t.Errorf("it is asked what a model needs on what it has not: %+v", plan.Inspect)
 	}
 	seen.Models, seen.Now = nil, fixture.Epoch.Add(lostAgain)
 	for i := range seen.Workers {

@@ -142,9 +142,9 @@ func (p *pool) replacing() bool {
 // readable: a worker of the pool can be asked to read a header.
 func (p *pool) readable() bool { return len(p.readers()) > 0 }
 
-// readers are the workers that can be asked.
+// readers are the workers that can be asked. What a model needs on a device is said by one that has such a device.
 func (p *pool) readers() []*station {
-	return slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool { return !s.usable || s.silent })
+	return slices.DeleteFunc(slices.Clone(p.stations), func(s *station) bool { return !s.usable || s.silent || s.crippled() })
 }
 
 // likely is the need in a pool or, where that is not known, the most that it is elsewhere.
