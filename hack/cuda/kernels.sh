@@ -45,13 +45,13 @@ for f in "${files[@]}"; do
 done
 ptx sm_80 ptx70 "$work/estiba_compute80.ptx" "${rest[@]}"
 cp "$work/estiba_compute80.ptx" "$work/sm80.ptx"
-# For 9.0 both are one file; what both say at their heads is there once.
+# For 9.0 both are one file; what both say at their heads is there once, and what stands in comments for 9.0 alone is said.
 sed 's/^\.version .*/.version 8.0/; s/^\.target .*/.target sm_90a/' "$work/estiba_compute80.ptx" >"$work/all.ptx"
 if [ ${#own[@]} -gt 0 ]; then
 	ptx sm_90a ptx80 "$work/own.ptx" "${own[@]}"
 	cat "$work/own.ptx" >>"$work/all.ptx"
 fi
-awk '!/^\.(version|target|address_size|extern) / || !seen[$0]++' "$work/all.ptx" >"$work/sm90.ptx"
+awk '!/^\.(version|target|address_size|extern) / || !seen[$0]++' "$work/all.ptx" | sed 's|/\*9\.0: \([^*]*\)\*/|\1|' >"$work/sm90.ptx"
 hash=$(sha256sum "$work/sm90.ptx" | cut -d' ' -f1)
 
 # same FILE as what is in the folder, packed or not.

@@ -1,12 +1,11 @@
 // activations.cu: rows of activations in the forms that products take.
-#include "gpu.cuh"
+#include "bytes.cuh"
 
 namespace activations {
 
 struct QuantizeParams {
 	const f32* x; // [rows, cols], cols a multiple of 32
-	i8* q;        // [rows, cols]
-	f32x2* scales; // [rows, cols/32]: of 32 columns the scale, and scale times the sum of q
+	bytes::Form to;
 	i64 numbers;  // rows*cols
 };
 
@@ -17,8 +16,8 @@ struct NarrowParams {
 	i32 rows, cols, stride, pad;
 };
 
-DEVICE u32 magnitude(f32 x) { return f32ToBits(x) & 0x7fffffff; }
-DEVICE u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+using bytes::magnitude;
+using bytes::larger;
 
 // eight numbers of a row from column on; 0 beyond its end.
 DEVICE void eight(f32 (&v)[8], const NarrowParams& p, i32 row, i32 column) {
@@ -34,28 +33,11 @@ DEVICE void eight(f32 (&v)[8], const NarrowParams& p, i32 row, i32 column) {
 
 } // namespace activations
 
-// quantize: 32 columns share a scale, their largest magnitude over 127; q is rounded to nearest, ties to even. As
-// kernels/cpu's form Int8: less than 2^-100 is 0; where a number is infinite or none the scale is none, and q are 0.
 KERNEL(quantize, activations::QuantizeParams, 256) {
-	using namespace activations;
-	const i64 at = (i64(blockIdx.x) * 256 + threadIdx.x) * 4; // 8 lanes have a group, 4 numbers each
-	const bool valid = at < p.numbers;
-	const f32x4 v = valid ? loadf4(p.x + at) : f32x4{0, 0, 0, 0};
-	u32 largest = larger(larger(magnitude(v.x), magnitude(v.y)), larger(magnitude(v.z), magnitude(v.w)));
-	for (u32 mask = 4; mask > 0; mask /= 2) largest = larger(largest, shuffleXor(largest, mask));
-	const f32 most = bitsToF32(largest);
-	const bool none = largest >= 0x7f800000, zero = none || most < 7.8886091e-31f; // 2^-100
-	const f32 inverse = zero ? 0 : 127 / most, scale = none ? bitsToF32(0x7fc00000) : zero ? 0 : most / 127;
-	const f32 round = 12582912; // 1.5*2^23: in the sum the last byte is the number, rounded
-	const u32 words[4] = {
-	    zero ? 0 : f32ToBits(v.x * inverse + round) & 255, zero ? 0 : f32ToBits(v.y * inverse + round) & 255,
-	    zero ? 0 : f32ToBits(v.z * inverse + round) & 255, zero ? 0 : f32ToBits(v.w * inverse + round) & 255};
-	const u32 word = words[0] | words[1] << 8 | words[2] << 16 | words[3] << 24;
-	i32 sum = dp4a(i32(word), 0x01010101, 0);
-	for (u32 mask = 4; mask > 0; mask /= 2) sum += shuffleXor(sum, mask);
-	if (!valid) return;
-	*(u32*)(p.q + at) = word;
-	if (at % 32 == 0) p.scales[at / 32] = {scale, scale * f32(sum)};
+	const i64 at = (i64(blockIdx.x) * 256 + threadIdx.x) * 4;
+	f32x4 v = {0, 0, 0, 0};
+	if (at < p.numbers) v = loadf4(p.x + at);
+	bytes::put(p.to, at, {v.x, v.y, v.z, v.w}, at < p.numbers);
 }
 
 // narrowBF16 rounds to nearest, ties to even.

@@ -6,13 +6,6 @@
 // Sources: arXiv:1805.02867 (the running maximum), arXiv:2307.08691 (tiles).
 #include "gpu.cuh"
 
-// KERNEL, of which a processor is to hold so many blocks: the compiler may take no more registers than that leaves.
-#ifdef ESTIBA_EMULATED
-#define KERNEL_TOGETHER(name, Params, threads, blocks) KERNEL(name, Params, threads)
-#else
-#define KERNEL_TOGETHER(name, Params, threads, blocks) extern "C" __attribute__((global, launch_bounds(threads, blocks))) void name(const Params p)
-#endif
-
 namespace attention {
 
 struct Params {

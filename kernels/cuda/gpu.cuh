@@ -4,6 +4,8 @@
 //
 // The rules of a kernel:
 //   KERNEL(name, Params, threads) { … p.field … }      one parameter, a struct of pointers, i32, u32, f32, i64, padded by hand
+//   KERNEL_TOGETHER(name, Params, threads, blocks)     of which a processor is to hold so many blocks: registers are bounded by that
+//   KERNEL_EARLY(name, Params, threads)                one that calls letNextStart, and awaitEarlier before it reads what others wrote
 //   SHARED(f32, tile, [2][64]);                        static shared memory: type, name, dimensions; at most 48 KiB a kernel
 //   u8* room = dynamicShared();                        as many bytes as the launch asks for, aligned to 128
 //   DEVICE f32 f(f32 x) { … }                          a function that kernels call; it is inlined
@@ -47,10 +49,24 @@ struct Index {
 
 #ifdef ESTIBA_EMULATED
 #include "emulator/sim.h"
+#define KERNEL_TOGETHER(name, Params, threads, blocks) KERNEL(name, Params, threads)
+#define KERNEL_EARLY KERNEL
+DEVICE void letNextStart() {}
+DEVICE void awaitEarlier() {}
 #else
 
 #define DEVICE static inline __attribute__((device, always_inline))
-#define KERNEL(name, Params, threads) extern "C" __attribute__((global, launch_bounds(threads))) void name(const Params p)
+#define KERNEL(name, Params, threads) KERNEL_BOUND(name, Params, threads)
+#define KERNEL_TOGETHER(name, Params, threads, blocks) KERNEL_BOUND(name, Params, threads, blocks)
+#define KERNEL_BOUND(name, Params, ...) \
+	DEVICE void name##Body(const Params& p); \
+	extern "C" __attribute__((global, launch_bounds(__VA_ARGS__))) void name(const Params p) { \
+		letNextStart(); \
+		awaitEarlier(); \
+		name##Body(p); \
+	} \
+	DEVICE void name##Body([[maybe_unused]] const Params& p)
+#define KERNEL_EARLY(name, Params, threads) extern "C" __attribute__((global, launch_bounds(threads))) void name(const Params p)
 #define SHARED(type, name, dimensions) static __attribute__((shared, aligned(16))) type name dimensions
 #define CONSTANT(type, name, dimensions) static __attribute__((constant)) const type name dimensions
 
@@ -61,6 +77,12 @@ DEVICE Index gridSize() { return {u32(__nvvm_read_ptx_sreg_nctaid_x()), u32(__nv
 
 extern __attribute__((shared, aligned(128))) u8 dynamicSharedBytes[];
 DEVICE u8* dynamicShared() { return dynamicSharedBytes; }
+
+// On 9.0 the blocks of a kernel may start while the kernel queued before it still runs: as soon as each block of that
+// one has said letNextStart, or ended. awaitEarlier waits until it has ended and all that it wrote is seen; so had it
+// waited for those before it. (kernels.sh makes these instructions of the comments.)
+DEVICE void letNextStart() { asm volatile("/*9.0: griddepcontrol.launch_dependents;*/" ::: "memory"); }
+DEVICE void awaitEarlier() { asm volatile("/*9.0: griddepcontrol.wait;*/" ::: "memory"); }
 
 // barrier waits for all threads of the block, warpBarrier for all of the warp; what they wrote before is seen after.
 DEVICE void barrier() { __syncthreads(); }
@@ -143,6 +165,7 @@ DEVICE u32 f32ToBits(f32 f) { return __builtin_bit_cast(u32, f); }
 typedef u32 Vector4u __attribute__((vector_size(16)));
 typedef f32 Vector4f __attribute__((vector_size(16)));
 typedef u32 Vector2u __attribute__((vector_size(8)));
+typedef f32 Vector2f __attribute__((vector_size(8)));
 // load128 and load64 read global memory that nobody writes while the kernel runs; addresses are multiples of the size.
 DEVICE u32x4 load128(const void* p) {
 	const Vector4u v = __nvvm_ldg_ui4((const Vector4u*)p);
@@ -152,10 +175,18 @@ DEVICE u32x2 load64(const void* p) {
 	const Vector2u v = __nvvm_ldg_ui2((const Vector2u*)p);
 	return {v[0], v[1]};
 }
-// loadf4 and store128 are for memory of either kind, at multiples of 16.
+// loadf4, loadf2, loadu4 and store128 are for memory of either kind, at multiples of the size.
 DEVICE f32x4 loadf4(const void* p) {
 	const Vector4f v = *(const Vector4f*)p;
 	return {v[0], v[1], v[2], v[3]};
+}
+DEVICE u32x4 loadu4(const void* p) {
+	const Vector4u v = *(const Vector4u*)p;
+	return {v[0], v[1], v[2], v[3]};
+}
+DEVICE f32x2 loadf2(const void* p) {
+	const Vector2f v = *(const Vector2f*)p;
+	return {v[0], v[1]};
 }
 DEVICE void store128(void* p, u32x4 v) { *(Vector4u*)p = Vector4u{v.x, v.y, v.z, v.w}; }
 

@@ -9,6 +9,7 @@
 //
 // Bandwidth: a warp has 2 KiB on the way (of two rows, 1) while it adds those before; 16 warps on a processor are
 // 32 KiB, where 600 ns at 3.3 TB/s want 15.
+#include "bytes.cuh"
 #include "product.cuh"
 
 namespace matvec {
@@ -36,7 +37,9 @@ struct Params {
 	i64 expertBytes;      // from an expert's weights to the next one's
 	i32 n, cols, split;
 	i32 gate;             // parts[0] and [1] are gate and up of the same shape; y is that of parts[0]
-	i32 topK, experts, divide, pad; // a pair's row of x is its number divided by divide
+	i32 topK, experts, divide; // a pair's row of x is its number divided by divide
+	i32 passes;           // of a block along the rows; 1 of more than two rows of x
+	bytes::Form bytes;    // of y too: then a block makes 32 of its columns
 };
 
 // Rows of weights of a warp: of a the first half, of b the second, which is a too where there is no gate.
@@ -86,6 +89,7 @@ template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Para
 #pragma unroll
 	for (i32 n = 0; n < N; n++) xAt[n] = N == 1 ? 0 : product::smaller(n, p.n - 1) * p.cols;
 	if (p.cols % numbers != 0) { // rows of x are not aligned: a column at a time
+		awaitEarlier();
 #pragma unroll 1
 		for (i32 c = from; c < p.cols; c += step) {
 			f32 v[R];
@@ -110,7 +114,10 @@ template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Para
 	// The next turn's loads are on the way while this one is added. That they are wanted beyond the end of a turn keeps
 	// the assembler from moving each to where it is used, and waiting for one after the other.
 	u32x4 v[R], next[R];
-	if (from < stride) load(v, from);
+	// The first are on the way while earlier kernels end. (load128 may be moved to where its result is used, beyond awaitEarlier.)
+#pragma unroll
+	for (i32 r = 0; r < R; r++) v[r] = loadu4((r < R / 2 ? rows.a : rows.b) + u64(at[r] + product::smaller(from, stride - 1)) * 16);
+	awaitEarlier();
 #pragma unroll 1
 	for (i32 c = from; c < stride; c += step) {
 		load(next, product::smaller(c + step, stride - 1));
@@ -128,11 +135,12 @@ struct Raw {
 };
 
 // row is its number of groups from the start; the matrix is beyond that of p by so many bytes.
-template <i32 F> DEVICE Raw loadRaw(Planes p, i64 beyond, i64 row, i32 c) {
+template <i32 F, bool First> DEVICE Raw loadRaw(Planes p, i64 beyond, i64 row, i32 c) {
 	p.bits += beyond, p.above += beyond, p.scales += beyond, p.blocks += beyond;
 	const i64 group = row + (F == Q8_0 ? c / 2 : c);
 	Raw raw;
-	raw.bits = load128(p.bits + (F == Q8_0 ? row * 32 + i64(c) * 16 : group * 16));
+	const u8* bits = p.bits + (F == Q8_0 ? row * 32 + i64(c) * 16 : group * 16);
+	raw.bits = First ? loadu4(bits) : load128(bits);
 	raw.above = aboveWords(F, p, group);
 	raw.scale = scaleWord(F, p, group);
 	raw.block = blockWord(F, p, group / 8);
@@ -164,9 +172,9 @@ template <i32 F, i32 R, i32 N> DEVICE void addBytes(f32 (&sums)[R * N], const Ra
 #pragma unroll
 	for (i32 n = 0; n < N; n++) {
 		const i8* from = x + xAt[n] + c * (4 * words);
-		u32x4 a = load128(from), b = F == Q8_0 ? a : load128(from + 16);
-		const u32x2 s = load64(xScales + (xAt[n] / 32 + (F == Q8_0 ? c / 2 : c)));
-		const f32 scale = bitsToF32(s.x), scaledSum = bitsToF32(s.y);
+		const u32x4 a = loadu4(from), b = F == Q8_0 ? a : loadu4(from + 16);
+		const f32x2 s = loadf2(xScales + (xAt[n] / 32 + (F == Q8_0 ? c / 2 : c)));
+		const f32 scale = s.x, scaledSum = s.y;
 #pragma unroll
 		for (i32 r = 0; r < R; r++) {
 			i32 first = 0, last = 0;
@@ -195,14 +203,13 @@ template <i32 F, i32 R, i32 N> DEVICE void bytes(f32 (&sums)[R * N], const Param
 #pragma unroll
 	for (i32 n = 0; n < N; n++) xAt[n] = N == 1 ? 0 : product::smaller(n, p.n - 1) * p.cols;
 	Raw raw[R], next[R];
-	const auto load = [&](Raw (&to)[R], i32 c) __attribute__((always_inline)) {
 #pragma unroll
-		for (i32 r = 0; r < R; r++) to[r] = loadRaw<F>(planes, r < R / 2 ? 0 : beyond, at[r], c);
-	};
-	if (from < units) load(raw, from);
+	for (i32 r = 0; r < R; r++) raw[r] = loadRaw<F, true>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(from, units - 1)); // as floats does
+	awaitEarlier();
 #pragma unroll 1
 	for (i32 c = from; c < units; c += step) {
-		load(next, product::smaller(c + step, units - 1)); // as floats does
+#pragma unroll
+		for (i32 r = 0; r < R; r++) next[r] = loadRaw<F, false>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(c + step, units - 1));
 		addBytes<F, R, N>(sums, raw, x, xScales, xAt, c);
 #pragma unroll
 		for (i32 r = 0; r < R; r++) raw[r] = next[r];
@@ -226,9 +233,30 @@ template <i32 V, i32 Mask> DEVICE void fold(f32* v, i32 lane) {
 	}
 }
 
+// end adds the sums of a pass's teams of warps up, and writes them.
+template <i32 R, i32 N> DEVICE void end(const Params& p, const Part& to, const f32* totals, f32* made, i32 pass, i32 each) {
+	constexpr i32 V = R * N;
+	const i32 teams = warps / p.split, team = threadIdx.x / V, r = threadIdx.x % V / N, n = threadIdx.x % N;
+	const i32 inBlock = (pass * teams + team) * each + r, row = to.block * (N <= 2 ? p.passes : 1) * teams * each + inBlock;
+	if (team >= teams || r >= each || row >= to.rows || n >= p.n) return;
+	f32 total = 0, up = 0;
+	for (i32 s = 0; s < p.split; s++) {
+		const f32* of = totals + (team * p.split + s) * V;
+		total += of[r * N + n];
+		if (each != R) up += of[(r + R / 2) * N + n];
+	}
+	if (each != R) total = product::gated(p.gate, total, up);
+	const i64 at = (p.route ? i64(blockIdx.y) : n) * to.stride + row;
+	if (to.bias) total += to.bias[row];
+	if (to.residual) total += to.residual[at];
+	to.y[at] = total;
+	if (N <= 2 && p.bytes.q) made[n * 32 + inBlock] = total;
+}
+
 template <i32 F, i32 N> DEVICE void multiply(const Params& p) {
 	constexpr i32 R = rowsOf(F, N), V = R * N;
 	SHARED(f32, totals, [warps * V]);
+	SHARED(f32, made, [32 * (N <= 2 ? N : 1)]); // columns of y as bytes
 	SHARED(Part, chosen, [1]); // for the end: where sums are made, every register counts
 	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -249,64 +277,68 @@ template <i32 F, i32 N> DEVICE void multiply(const Params& p) {
 	part.block = block;
 	if (threadIdx.x == 0) chosen[0] = part;
 	i64 xRow = 0;
+	letNextStart();
 	if (p.route) {
+		awaitEarlier();
 		const i64 expert = product::expertOf(p.route, p.topK, p.experts, blockIdx.y);
 		a += expert * p.expertBytes, b += expert * p.expertBytes;
 		xRow = blockIdx.y / p.divide;
 	}
 
 	const i32 each = p.gate == product::NoGate ? R : R / 2; // rows of y of a team of warps
-	const i32 first = (block * (warps / p.split) + warp / p.split) * each;
-	f32 sums[V];
+	const i32 teams = warps / p.split, passes = N <= 2 ? p.passes : 1;
+#pragma unroll 1
+	for (i32 pass = 0; pass < passes; pass++) {
+		const i32 first = ((block * passes + pass) * teams + warp / p.split) * each;
+		f32 sums[V];
 #pragma unroll
-	for (i32 i = 0; i < V; i++) sums[i] = 0;
-	if (first < part.rows) {
-		Rows<R> rows = {a, b, part.rows, {}};
+		for (i32 i = 0; i < V; i++) sums[i] = 0;
+		if (first < part.rows) {
+			Rows<R> rows = {a, b, part.rows, {}};
 #pragma unroll
-		for (i32 r = 0; r < R; r++) rows.at[r] = product::smaller(first + (each == R ? r : r % (R / 2)), part.rows - 1);
-		const i32 from = warp % p.split * 32 + lane, step = p.split * 32;
-		if constexpr (isFloat(F)) floats<F, R, N>(sums, p, rows, (const f32*)p.x + xRow * p.cols, from, step);
-		else bytes<F, R, N>(sums, p, rows, (const i8*)p.x + xRow * p.cols, p.xScales + xRow * (p.cols / 32), from, step);
+			for (i32 r = 0; r < R; r++) rows.at[r] = product::smaller(first + (each == R ? r : r % (R / 2)), part.rows - 1);
+			const i32 from = warp % p.split * 32 + lane, step = p.split * 32;
+			if constexpr (isFloat(F)) floats<F, R, N>(sums, p, rows, (const f32*)p.x + xRow * p.cols, from, step);
+			else bytes<F, R, N>(sums, p, rows, (const i8*)p.x + xRow * p.cols, p.xScales + xRow * (p.cols / 32), from, step);
+		} else {
+			awaitEarlier();
+		}
+		fold<V, 16>(sums, lane);
+		if (lane % (32 / V) == 0) totals[warp * V + lane / (32 / V)] = sums[0];
+		barrier();
+		end<R, N>(p, chosen[0], totals, made, pass, each);
+		barrier();
 	}
-	fold<V, 16>(sums, lane);
-	if (lane % (32 / V) == 0) totals[warp * V + lane / (32 / V)] = sums[0];
-	barrier();
-
-	const Part to = chosen[0];
-	const i32 teams = warps / p.split, team = threadIdx.x / V, r = threadIdx.x % V / N, n = threadIdx.x % N;
-	const i32 row = (to.block * teams + team) * each + r;
-	if (team >= teams || r >= each || row >= to.rows || n >= p.n) return;
-	f32 total = 0, up = 0;
-	for (i32 s = 0; s < p.split; s++) {
-		const f32* of = totals + (team * p.split + s) * V;
-		total += of[r * N + n];
-		if (each != R) up += of[(r + R / 2) * N + n];
+	if (N <= 2 && p.bytes.q && threadIdx.x < (8 * N + 31) / 32 * 32) {
+		const i32 n = threadIdx.x / 8, at = threadIdx.x % 8 * 4;
+		f32 v[4];
+#pragma unroll
+		for (i32 i = 0; i < 4; i++) v[i] = n < N ? made[n * 32 + at + i] : 0;
+		bytes::put(p.bytes, i64(n) * chosen[0].stride + block * 32 + at, v, n < p.n);
 	}
-	if (each != R) total = product::gated(p.gate, total, up);
-	const i64 at = (p.route ? i64(blockIdx.y) : n) * to.stride + row;
-	if (to.bias) total += to.bias[row];
-	if (to.residual) total += to.residual[at];
-	to.y[at] = total;
 }
 
 } // namespace matvec
 
 // matvec…xN: up to N rows of x. Blocks have 256 threads; the bounds say how many registers the compiler may take: with
 // 512, half of them, so that two blocks are on a processor. Which ones do without spills, registers.txt tells.
+#define MATVEC4(format, bound1, bound2, bound4) \
+	KERNEL_EARLY(matvec##format##x1, matvec::Params, bound1) { matvec::multiply<quant::format, 1>(p); } \
+	KERNEL_EARLY(matvec##format##x2, matvec::Params, bound2) { matvec::multiply<quant::format, 2>(p); } \
+	KERNEL_EARLY(matvec##format##x4, matvec::Params, bound4) { matvec::multiply<quant::format, 4>(p); }
 #define MATVEC(format, bound1, bound2, bound4, bound8) \
-	KERNEL(matvec##format##x1, matvec::Params, bound1) { matvec::multiply<quant::format, 1>(p); } \
-	KERNEL(matvec##format##x2, matvec::Params, bound2) { matvec::multiply<quant::format, 2>(p); } \
-	KERNEL(matvec##format##x4, matvec::Params, bound4) { matvec::multiply<quant::format, 4>(p); } \
-	KERNEL(matvec##format##x8, matvec::Params, bound8) { matvec::multiply<quant::format, 8>(p); }
-MATVEC(F32, 512, 512, 384, 256)
-MATVEC(F16, 256, 512, 384, 256)
-MATVEC(BF16, 256, 512, 384, 256)
+	MATVEC4(format, bound1, bound2, bound4) \
+	KERNEL_EARLY(matvec##format##x8, matvec::Params, bound8) { matvec::multiply<quant::format, 8>(p); }
+MATVEC4(F16, 256, 512, 384)
+MATVEC4(BF16, 256, 512, 384)
+MATVEC(F32, 256, 512, 384, 256)
 MATVEC(Q8_0, 256, 512, 256, 512)
 MATVEC(Q4_0, 256, 512, 512, 512)
-MATVEC(Q4_1, 256, 512, 512, 512)
+MATVEC(Q4_1, 512, 512, 512, 512)
 MATVEC(Q5_0, 256, 512, 512, 512)
 MATVEC(Q5_1, 256, 512, 512, 512)
 MATVEC(Q4_K, 256, 512, 512, 512)
 MATVEC(Q5_K, 256, 512, 512, 512)
 MATVEC(Q6_K, 256, 512, 512, 512)
 #undef MATVEC
+#undef MATVEC4

@@ -1,6 +1,7 @@
 // norm.cu: y = x / sqrt(mean(x²)+eps) * (shift+w), and y = (x-mean(x)) / sqrt(variance(x)+eps) * w + bias,
 // of the rows of x, or of x + residual, which is kept too. A row goes through memory once, and once more
 // from the cache. Sources: arXiv:1910.07467, arXiv:1607.06450.
+#include "bytes.cuh"
 #include "piece.cuh"
 
 namespace norm {
@@ -12,6 +13,7 @@ struct Params {
 	f32* sum;            // [rows, width], with residual: x + residual; may be either of the two
 	const f32* w;        // [width]
 	const f32* bias;     // [width], of layerNorm
+	bytes::Form bytes;   // of y too, of whole rows: then the width is a multiple of 128
 	i32 rows, width;
 	f32 eps, shift;
 };
@@ -53,6 +55,13 @@ template <typename Group, i32 n, typename F> DEVICE const f32* take(const Params
 	return (p.residual ? p.sum : p.x) + at;
 }
 
+// give a piece of y.
+template <i32 n> DEVICE void give(const Params& p, i64 at, const f32 (&v)[n]) {
+	piece::store(p.y + at, v);
+	if constexpr (n == 4)
+		if (p.bytes.q) bytes::put(p.bytes, at, v, true);
+}
+
 template <typename Group, i32 n> DEVICE void rms(const Params& p, i64 at) {
 	f32 squares = 0;
 	const f32* x = take<Group, n>(p, at, [&](const f32(&v)[n]) {
@@ -64,7 +73,7 @@ template <typename Group, i32 n> DEVICE void rms(const Params& p, i64 at) {
 		piece::load(v, x + i);
 		piece::load(w, p.w + i);
 		for (i32 e = 0; e < n; e++) v[e] = v[e] * scale * (p.shift + w[e]);
-		piece::store(p.y + at + i, v);
+		give<n>(p, at + i, v);
 	});
 }
 
@@ -86,7 +95,7 @@ template <typename Group, i32 n> DEVICE void layer(const Params& p, i64 at) {
 		piece::load(w, p.w + i);
 		piece::load(b, p.bias + i);
 		for (i32 e = 0; e < n; e++) v[e] = fmaf((v[e] - mean) * scale, w[e], b[e]);
-		piece::store(p.y + at + i, v);
+		give<n>(p, at + i, v);
 	});
 }
 

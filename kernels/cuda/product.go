@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/estiba/estiba/runtime/tensor"
 )
@@ -35,10 +36,22 @@ type Experts struct {
 	Own         bool  // x has a row for each pair, otherwise one for all experts of a row
 }
 
+// Bytes are rows of activations as block formats are multiplied by: signed bytes [rows, cols], cols a multiple of 32, and for
+// each 32 of them a scale, and the scale times their sum. Without addresses there are none.
+type Bytes struct{ Q, Scales Address }
+
+// BytesAt has rows in this form from an address on, which is a multiple of 256; end is behind them.
+func BytesAt(at Address, rows, cols int) (b Bytes, end Address) {
+	b = Bytes{at, at + Address(roundUp(int64(rows)*int64(cols), plane))}
+	return b, b.Scales + Address(roundUp(int64(rows)*int64(cols)/32*8, plane))
+}
+
 // Product is y = x wᵀ, for up to three matrices with the same x. What is added is added to each part. With a gate there are
 // two parts of one format and shape, gate and up, and the result goes to the first's Y.
 type Product struct {
 	X       Address // [Rows, Cols] float32; [Rows*TopK, Cols] if the experts have own rows
+	Bytes   Bytes   // of X; without, the product makes them if it needs them
+	Give    Bytes   // of the Y of a gate too, if GivesBytes: where they go
 	Rows    int
 	Parts   []Part
 	Gate    Gate
@@ -47,8 +60,17 @@ type Product struct {
 	Wide bool
 }
 
-// fewRows is how many rows are multiplied by the kernels that read weights at the speed of memory.
-const fewRows = 8
+// MostFew is how many rows at most are multiplied by the kernels that read weights at the speed of memory.
+const MostFew = 8
+
+// FewRows is how many are with weights of a format. Of 16 bits tensor cores are faster from five rows on: on an H100, a layer of an
+// 8B model takes 197 us for 4 rows and 285 for 8, and 195 for 16 by tensor cores.
+func FewRows(d tensor.DType) int {
+	if d == tensor.F16 || d == tensor.BF16 {
+		return 4
+	}
+	return MostFew
+}
 
 // fewPairs is how many pairs of rows and experts are multiplied one by one; more are put together by expert.
 const fewPairs = 8
@@ -111,16 +133,16 @@ func (p *Product) pairs() int {
 
 // few says whether weights are read for each row of results, or for up to eight of them, by matvec.cu. Experts of few
 // pairs are mostly different ones.
-func (p *Product) few() bool {
+func (p *Product) few(d tensor.DType) bool {
 	if p.Experts != nil {
 		return p.pairs() <= max(fewPairs, p.Experts.Count/4)
 	}
-	return p.Rows <= fewRows
+	return p.Rows <= FewRows(d)
 }
 
 // plan of a part on a device of so many multiprocessors. It depends on sizes and formats alone.
 func (p *Product) plan(w Weights, processors int) plan {
-	if p.few() {
+	if p.few(w.Type) {
 		return planFew(w.Type, w.Rows, w.Cols, p.Gate != NoGate, processors)
 	}
 	if n := p.wide(processors); n > 0 {
@@ -212,6 +234,20 @@ func planMany(d tensor.DType, rows, columns, cols int, experts bool, processors 
 	return p
 }
 
+// TakesBytes says whether some part is multiplied by X as bytes.
+func (p *Product) TakesBytes(processors int) bool {
+	return slices.ContainsFunc(p.Parts, func(part Part) bool { return p.plan(part.Weights, processors).form == bytes8 })
+}
+
+// GivesBytes says whether it can give its gate's Y as bytes too: a block of the kernel makes 32 of its columns.
+func (p *Product) GivesBytes(processors int) bool {
+	if p.Gate == NoGate || p.Experts != nil || p.Rows > 2 {
+		return false
+	}
+	w := p.Parts[0].Weights
+	return w.Rows%32 == 0 && p.plan(w, processors).split == 1
+}
+
 // room is where a product's launches keep things, in bytes from the start of its scratch memory.
 type room struct {
 	form, scales [forms]int64
@@ -251,6 +287,9 @@ func (p *Product) room(processors int) room {
 			has[plan.form] = true
 			switch n := p.xRows(); plan.form {
 			case bytes8:
+				if p.Bytes.Q != 0 {
+					break
+				}
 				r.form[bytes8], r.scales[bytes8] = take(n*cols), take(n*cols/32*8)
 			case bf16:
 				r.form[bf16] = take(n * stride(cols) * 2)
@@ -315,6 +354,9 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 			return
 		}
 		done[f] = true
+		if f == bytes8 && p.Bytes.Q != 0 {
+			return
+		}
 		if l, any := prepare(f, p.X, at(r.form[f]), at(r.scales[f]), p.xRows(), cols); any {
 			launches = append(launches, l)
 		}
@@ -329,6 +371,9 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 		}
 		if plan.form == bytes8 || plan.form == f16 {
 			scales = at(r.scales[plan.form])
+		}
+		if plan.form == bytes8 && p.Bytes.Q != 0 {
+			x, scales = p.Bytes.Q, p.Bytes.Scales
 		}
 		together := 1
 		if plan.wide > 0 {
@@ -394,7 +439,8 @@ type matvecParams struct {
 	n, cols, split        int32
 	gate                  Gate
 	topK, experts, divide int32
-	_                     int32
+	passes                int32
+	give                  Bytes
 }
 
 // matvec of parts of one format.
@@ -414,10 +460,13 @@ func (p *Product) matvec(plan plan, parts []Part, x, scales Address, processors 
 	if p.Gate != NoGate {
 		each /= 2
 	}
-	params := &matvecParams{x: x, scales: scales, n: int32(p.Rows), cols: int32(w.Cols), split: int32(split), gate: p.Gate}
+	params := &matvecParams{x: x, scales: scales, n: int32(p.Rows), cols: int32(w.Cols), split: int32(split), gate: p.Gate, passes: 1, give: p.Give}
+	if p.Give.Q != 0 {
+		params.passes = int32(32 / (each * 8 / split))
+	}
 	total := uint32(0)
 	for i, part := range parts {
-		b := blocks(part.Weights.Rows, each*8/split)
+		b := blocks(part.Weights.Rows, each*8/split*int(params.passes))
 		params.parts[i] = matvecPart{
 			w: part.Weights.Data, y: part.Y, bias: part.Bias, residual: part.Residual,
 			rows: int32(part.Weights.Rows), stride: int32(part.Stride), blocks: int32(b),
@@ -445,7 +494,7 @@ func (p *Product) width() int {
 	case p.Rows <= 4:
 		return 4
 	}
-	return fewRows
+	return MostFew
 }
 
 // teamRows is rowsOf of matvec.cu: how many rows of weights the warps have that share some.

@@ -47,7 +47,7 @@ func TestPlan(t *testing.T) {
 	}{
 		// A token: warps share rows until there are 16 for a processor, or one has nothing left to read.
 		{tensor.BF16, 1, 128256, 4096, plan{few: true, form: asIs, split: 1}},
-		{tensor.BF16, 8, 4096, 4096, plan{few: true, form: asIs, split: 4}},
+		{tensor.BF16, 4, 4096, 4096, plan{few: true, form: asIs, split: 4}},
 		{tensor.BF16, 1, 1024, 4096, plan{few: true, form: asIs, split: 8}},
 		{tensor.Q4_K, 1, 4096, 4096, plan{few: true, form: bytes8, split: 4}},
 		{tensor.Q4_K, 1, 1024, 2048, plan{few: true, form: bytes8, split: 2}},
@@ -90,6 +90,8 @@ func TestProductLaunches(t *testing.T) {
 		{Product{Rows: 1, Parts: []Part{w(tensor.BF16, 4096, 4096), w(tensor.BF16, 1024, 4096), w(tensor.BF16, 1024, 4096)}}, "matvecBF16x1"},
 		{Product{Rows: 3, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096), w(tensor.Q6_K, 1024, 4096)}}, "quantize matvecQ4_Kx4 matvecQ6_Kx4"},
 		{Product{Rows: 8, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "quantize matvecQ8_0x8"},
+		{Product{Rows: 1, Bytes: Bytes{1 << 8, 1 << 9}, Give: Bytes{1 << 10, 1 << 11}, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "matvecQ8_0x1"},
+		{Product{Rows: 5, Parts: []Part{w(tensor.BF16, 4096, 4096)}}, "narrowBF16 matmulBF16t32 addParts"},
 		{Product{Rows: 9, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "narrowBF16 matmulPackedt32"},
 		{Product{Rows: 16, Parts: []Part{w(tensor.BF16, 4096, 4096), w(tensor.Q6_K, 1024, 4096)}}, "narrowBF16 matmulBF16t32 addParts matmulPackedt32 addParts"},
 		{Product{Rows: 2048, Parts: []Part{w(tensor.F16, 4096, 4096)}}, "narrowF16 matmulF16t128"},
@@ -109,7 +111,7 @@ func TestParams(t *testing.T) {
 		"packing::Params":             {unsafe.Sizeof(packParams{}), 48},
 		"activations::QuantizeParams": {unsafe.Sizeof(quantizeParams{}), 32},
 		"activations::NarrowParams":   {unsafe.Sizeof(narrowParams{}), 40},
-		"matvec::Params":              {unsafe.Sizeof(matvecParams{}), 208},
+		"matvec::Params":              {unsafe.Sizeof(matvecParams{}), 224},
 		"matmul::Params":              {unsafe.Sizeof(matmulParams{}), 128},
 		"wide::Params":                {unsafe.Sizeof(wideParams{}), 176},
 		"matmul::PartsParams":         {unsafe.Sizeof(addPartsParams{}), 56},

@@ -827,6 +827,12 @@ CUresult cuLaunchKernel(CUfunction f, unsigned int gridX, unsigned int gridY, un
 	});
 }
 
+CUresult cuLaunchKernelEx(const CUlaunchConfig* l, CUfunction f, void** params, void** extra) {
+	for (unsigned i = 0; i < l->numAttrs; i++)
+		if (l->attrs[i].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) return CUDA_ERROR_INVALID_VALUE;
+	return cuLaunchKernel(f, l->gridDimX, l->gridDimY, l->gridDimZ, l->blockDimX, l->blockDimY, l->blockDimZ, l->sharedMemBytes, l->hStream, params, extra);
+}
+
 // Streams and events.
 
 CUresult cuStreamCreate(CUstream* s, unsigned int) {

@@ -190,6 +190,14 @@ DEVICE f32x4 loadf4(const void* p, AT) {
 	sim::aligned(p, 16, "loadf4", HERE);
 	return *(const f32x4*)p;
 }
+DEVICE u32x4 loadu4(const void* p, AT) {
+	sim::aligned(p, 16, "loadu4", HERE);
+	return *(const u32x4*)p;
+}
+DEVICE f32x2 loadf2(const void* p, AT) {
+	sim::aligned(p, 8, "loadf2", HERE);
+	return *(const f32x2*)p;
+}
 DEVICE void store128(void* p, u32x4 v, AT) {
 	sim::aligned(p, 16, "store128", HERE);
 	*(u32x4*)p = v;

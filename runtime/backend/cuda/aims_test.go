@@ -175,7 +175,7 @@ func (l *loader) rate() (float64, error) {
 }
 
 type measurement struct {
-	t *testing.T
+	t testing.TB
 	b *Backend
 	r *report
 	sizes

@@ -642,3 +642,34 @@ func TestNames(t *testing.T) {
 		t.Errorf("got %d, %v", n, err)
 	}
 }
+
+// TestBytes: weights of block formats are multiplied by bytes, which a norm and a gate give with what they make.
+func TestBytes(t *testing.T) {
+	b := opened(t, 400)
+	m := &measurement{t: t, b: b}
+	g := m.graph(llama(2, 512, 16384, 4, 2, 128, 64))
+	for _, d := range []tensor.DType{tensor.BF16, tensor.Q4_0} {
+		p, err := b.Compile(t.Context(), g, m.hollow(g, d), backend.Limits{MaxTokens: 4, MaxRows: 4, BlockTokens: 16, Blocks: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct{ tokens, quantize int }{{1, 2}, {2, 2}, {4, 4}} { // what attention makes, and gates of many rows
+			n := 0
+			for _, l := range p.(*program).launches(shape{c.tokens, c.tokens, c.tokens, c.tokens, 64}) {
+				if l.Kernel == "quantize" {
+					n++
+				}
+			}
+			want := c.quantize
+			if d == tensor.BF16 {
+				want = 0
+			}
+			if n != want {
+				t.Errorf("%v, %d tokens: %d launches of quantize, want %d", d, c.tokens, n, want)
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

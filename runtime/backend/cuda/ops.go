@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 
 	kernels "github.com/estiba/estiba/kernels/cuda"
 	"github.com/estiba/estiba/runtime/graph"
@@ -50,7 +51,42 @@ func (p *program) number(place int) kernels.Address {
 type work struct {
 	*program
 	shape
-	all []kernels.Launch
+	all   []kernels.Launch
+	made  kernels.Bytes // a value that what makes it gave as bytes too
+	of    graph.Value   // that value, while made has an address
+	other bool          // which of the two places it is in
+}
+
+// bytes is where what makes a value, of rows so wide, puts it as bytes too; nowhere if it is not read as such.
+func (w *work) bytes(v graph.Value) kernels.Bytes {
+	i := slices.IndexFunc(w.groups, func(g group) bool { return g.kind == products && w.graph.Nodes[g.parts[0].product].In[0] == v })
+	if i < 0 || w.rowsOf(v) > kernels.MostFew {
+		return kernels.Bytes{}
+	}
+	m := w.multiplications(w.groups[i], w.rowsOf(v))[0]
+	if m.Experts != nil || m.Rows == 0 || !m.TakesBytes(w.b.info.Processors) {
+		return kernels.Bytes{}
+	}
+	w.other = !w.other
+	at := w.scratch() + kernels.Address(up(w.need))
+	if w.other {
+		at += kernels.Address(w.bytesRoom() / 2)
+	}
+	w.made, _ = kernels.BytesAt(at, w.rowsOf(v), w.graph.Width(v))
+	w.of = v
+	return w.made
+}
+
+// bytesRoom is what the values of a step may take as bytes: of two, by turns, since one is read while the next is made.
+func (p *program) bytesRoom() int64 {
+	widest := 0
+	for v := range p.graph.Shapes {
+		if !p.graph.IsWeight(graph.Value(v)) {
+			widest = max(widest, p.graph.Width(graph.Value(v)))
+		}
+	}
+	_, end := kernels.BytesAt(0, min(p.bounds.MaxTokens, kernels.MostFew), widest)
+	return 2 * int64(end)
 }
 
 func (w *work) add(l ...kernels.Launch) { w.all = append(w.all, l...) }
@@ -77,7 +113,7 @@ func (w *work) group(g group) {
 	case addNorm:
 		p := w.norm(node(1))
 		p.X, p.Residual, p.Sum = w.value(first.In[0]), w.value(first.In[1]), w.value(first.Out)
-		w.addNorm(node(1).Kind, p)
+		w.addNorm(node(1).Kind, node(1).Out, p)
 	case turn:
 		p := w.rope(g.nodes[0], first)
 		w.store(&p, node(2))
@@ -86,6 +122,12 @@ func (w *work) group(g group) {
 		w.attend(node(2))
 	case products:
 		for _, p := range w.multiplications(g, w.rowsOf(first.Out)) {
+			if w.made.Q != 0 && w.of == first.In[0] && p.Experts == nil {
+				p.Bytes = w.made
+			}
+			if g.gate >= 0 && p.GivesBytes(w.b.info.Processors) {
+				p.Give = w.bytes(w.graph.Nodes[g.gate].Out)
+			}
 			w.add(p.Launches(w.scratch(), w.b.info.Processors)...)
 		}
 		if g.gate >= 0 && !w.gates(g) {
@@ -185,7 +227,7 @@ func (w *work) node(i int, n graph.Node) {
 	case graph.Positions:
 		w.embed(n, w.number(w.places.position))
 	case graph.RMSNorm, graph.LayerNorm:
-		w.addNorm(n.Kind, w.norm(n))
+		w.addNorm(n.Kind, n.Out, w.norm(n))
 	case graph.Bias:
 		w.add(kernels.Bias(y, x(0), x(1)+kernels.Address(4*a.Row*width), rows, width))
 	case graph.Rope:
@@ -236,7 +278,10 @@ func (w *work) norm(n graph.Node) kernels.NormParams {
 	return p
 }
 
-func (w *work) addNorm(k graph.Kind, p kernels.NormParams) {
+func (w *work) addNorm(k graph.Kind, out graph.Value, p kernels.NormParams) {
+	if p.Heads <= 1 && kernels.NormBytes(p.Width) {
+		p.Bytes = w.bytes(out)
+	}
 	if k == graph.LayerNorm {
 		w.add(kernels.LayerNorm(p))
 		return

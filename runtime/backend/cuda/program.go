@@ -45,6 +45,7 @@ type program struct {
 	prepared  kernels.Address   // room for what products read in forms of their own, and for parts of attention
 	// ownScratch says that this is enough for that; else it is the backend's scratch that they work in.
 	ownScratch bool
+	need       int64 // bytes of it that products and attention take; a value's bytes are behind them
 
 	kv     kernels.Address // of KV block 0
 	own    region          // where the blocks are, unless they are the slab's
@@ -210,8 +211,9 @@ func (p *program) placeWorkspace() (err error) {
 	p.prepared = at
 	p.places = placesOf(l)
 	p.groups = fuse(p.graph)
-	if need := p.scratchBytes(); need > room {
-		return p.b.reach(need)
+	p.need = p.scratchBytes()
+	if all := up(p.need) + p.bytesRoom(); all > room {
+		return p.b.reach(all)
 	}
 	p.ownScratch = true
 	return nil

@@ -35,6 +35,10 @@ type Info struct {
 	Driver          int    // the driver's version of CUDA: 12040 is 12.4
 }
 
+// Early says that the device and its driver have launches whose blocks start before the kernel before them has ended, in
+// graphs too: 9.0, for which kernels' machine code, not their PTX, waits by itself.
+func (i Info) Early() bool { return i.Major == 9 && i.Minor == 0 && i.Driver >= 12030 }
+
 // tried says why the driver may not be loaded. It must be asked before the first call of the driver.
 var tried = sync.OnceValue(func() error { return library.Try("libcuda.so.1", "cuInit") })
 

@@ -54,7 +54,14 @@ CUresult estiba_launch_all(estiba_context c, CUstream s, const void *staged, int
 		const estiba_launch *l = (const estiba_launch *)p;
 		size_t size = l->size;
 		void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(l + 1), CU_LAUNCH_PARAM_BUFFER_SIZE, &size, CU_LAUNCH_PARAM_END};
-		CUresult r = cuLaunchKernel(l->function, l->grid[0], l->grid[1], l->grid[2], l->threads, 1, 1, l->shared, s, NULL, extra);
+		CUresult r;
+		if (l->early) {
+			CUlaunchAttribute a = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .value.programmaticStreamSerializationAllowed = 1};
+			CUlaunchConfig config = {l->grid[0], l->grid[1], l->grid[2], l->threads, 1, 1, l->shared, s, &a, 1};
+			r = cuLaunchKernelEx(&config, l->function, NULL, extra);
+		} else {
+			r = cuLaunchKernel(l->function, l->grid[0], l->grid[1], l->grid[2], l->threads, 1, 1, l->shared, s, NULL, extra);
+		}
 		if (r != CUDA_SUCCESS) return r;
 		p += l->stride;
 	}

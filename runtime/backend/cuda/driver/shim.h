@@ -27,6 +27,7 @@ CUresult estiba_unpin(estiba_context c, void *p);
 typedef struct {
 	CUfunction function;
 	uint32_t grid[3], threads, shared, stride; // stride: bytes to the next
+	uint32_t early; // it may start before what is queued before it has ended
 	size_t size; // of the parameters
 } estiba_launch;
 

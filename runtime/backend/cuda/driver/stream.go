@@ -64,6 +64,9 @@ type Launch struct {
 	Threads, Shared uint32
 	Params          unsafe.Pointer // without Go pointers
 	Size            uintptr
+	// Early says that the kernel waits for the kernel queued before it by itself, so that its blocks may start before that
+	// one has ended: on a device and with a driver that have such launches (Info.Early), elsewhere it changes nothing.
+	Early bool
 }
 
 // Launch queues a kernel. The parameters are copied before it returns.
@@ -92,6 +95,10 @@ func (s *Stream) LaunchAll(launches []Launch) error {
 		head := (*C.estiba_launch)(unsafe.Add(s.staged, at))
 		head.function, head.threads, head.shared = l.Kernel.function(), C.uint32_t(l.Threads), C.uint32_t(l.Shared)
 		head.grid = [3]C.uint32_t{C.uint32_t(l.Grid[0]), C.uint32_t(l.Grid[1]), C.uint32_t(l.Grid[2])}
+		head.early = 0
+		if l.Early && s.c.info.Early() {
+			head.early = 1
+		}
 		head.size, head.stride = C.size_t(l.Size), C.uint32_t(stride(l.Size))
 		copy(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(head), unsafe.Sizeof(*head))), l.Size), unsafe.Slice((*byte)(l.Params), l.Size))
 		at += stride(l.Size)

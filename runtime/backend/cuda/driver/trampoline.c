@@ -24,7 +24,7 @@
 	F(cuEventElapsedTime) F(cuEventQuery) F(cuEventRecord) F(cuEventSynchronize) F(cuFuncGetAttribute) F(cuFuncSetAttribute) F(cuFuncSetCacheConfig) \
 	F(cuFuncSetSharedMemConfig) F(cuGetErrorName) F(cuGraphAddChildGraphNode) F(cuGraphAddDependencies) F(cuGraphAddEmptyNode) F(cuGraphAddHostNode) \
 	F(cuGraphAddKernelNode) F(cuGraphAddMemcpyNode) F(cuGraphAddMemsetNode) F(cuGraphClone) F(cuGraphCreate) F(cuGraphDestroy) F(cuGraphDestroyNode) \
-	F(cuGraphExecDestroy) F(cuGraphGetEdges) F(cuGraphInstantiateWithFlags) F(cuGraphLaunch) F(cuGraphUpload) F(cuLaunchKernel) F(cuLinkAddData_v2) \
+	F(cuGraphExecDestroy) F(cuGraphGetEdges) F(cuGraphInstantiateWithFlags) F(cuGraphLaunch) F(cuGraphUpload) F(cuLaunchKernel) F(cuLaunchKernelEx) F(cuLinkAddData_v2) \
 	F(cuLinkAddFile_v2) F(cuLinkComplete) F(cuLinkCreate_v2) F(cuLinkDestroy) F(cuMemAddressFree) F(cuMemAddressReserve) F(cuMemAdvise) \
 	F(cuMemAllocManaged) F(cuMemAllocPitch_v2) F(cuMemAlloc_v2) F(cuMemCreate) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetAddressRange_v2) \
 	F(cuMemGetAllocationGranularity) F(cuMemGetInfo_v2) F(cuMemHostRegister_v2) F(cuMemHostUnregister) F(cuMemMap) F(cuMemPrefetchAsync) \

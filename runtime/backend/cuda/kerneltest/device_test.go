@@ -113,7 +113,7 @@ func (d *device) kernel(name string) driver.Kernel {
 func (d *device) run(t testing.TB, launches ...cuda.Launch) {
 	t.Helper()
 	for _, l := range launches {
-		if err := d.stream.Launch(driver.Launch{Kernel: d.kernel(l.Kernel), Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size}); err != nil {
+		if err := d.stream.Launch(driver.Launch{Kernel: d.kernel(l.Kernel), Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size, Early: true}); err != nil {
 			t.Fatalf("%s, %v blocks of %d threads, %d bytes of shared memory: %v", l.Kernel, l.Grid, l.Threads, l.Shared, err)
 		}
 	}

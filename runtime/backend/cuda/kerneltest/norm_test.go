@@ -43,6 +43,29 @@ func near(t *testing.T, what string, got, want []float32, relative, floor float6
 	}
 }
 
+// sameBytes compares numbers as bytes on the device with plain Go's, to the last bit.
+func sameBytes(t *testing.T, what string, d *device, on cuda.Bytes, x []float32) {
+	t.Helper()
+	q, scales := download[int8](d, on.Q, len(x)), download[float32](d, on.Scales, len(x)/16)
+	for at := 0; at < len(x); at += 32 {
+		group, most := x[at:at+32], float32(0)
+		for _, v := range group {
+			most = max(most, v, -v)
+		}
+		sum := float32(0)
+		for i, v := range group {
+			want := int8(math.RoundToEven(float64(v * (127 / most))))
+			if q[at+i] != want {
+				t.Fatalf("%s: byte %d of %v, of at most %v, is %d, want %d", what, at+i, v, most, q[at+i], want)
+			}
+			sum += float32(want)
+		}
+		if scale := most / 127; scales[at/16] != scale || scales[at/16+1] != scale*sum {
+			t.Fatalf("%s: scales of group %d are %v, want %v and %v", what, at/32, scales[at/16:at/16+2], scale, scale*sum)
+		}
+	}
+}
+
 // TestNorms: to 4e-6 of the largest of a row's usual numbers, plain, in place, and with a residual.
 func TestNorms(t *testing.T) {
 	d := open(t)
@@ -68,7 +91,15 @@ func TestNorms(t *testing.T) {
 				p.Residual = upload(d, add)
 				p.Sum = p.Residual // as a residual stream has it
 			}
+			_, end := cuda.BytesAt(0, c.rows, c.width)
+			whole := c.heads == 1 && cuda.NormBytes(c.width)
+			if whole {
+				p.Bytes, _ = cuda.BytesAt(d.allocate(int(end)), c.rows, c.width)
+			}
 			d.run(t, cuda.RMSNorm(p))
+			if whole {
+				sameBytes(t, "rms norm "+name, d, p.Bytes, download[float32](d, p.Y, len(x)))
+			}
 			want := make([]float32, len(x))
 			for at := 0; at < len(x); at += part {
 				cpu.RMSNormRef(want[at:at+part], sum[at:at+part], vector(w), p.Eps, p.Shift)

@@ -71,7 +71,7 @@ func BenchmarkProduct(b *testing.B) {
 							defer func() { check(b, d.context.Free(s)) }()
 						}
 						for _, l := range p.Launches(scratch, info.Processors) {
-							launches = append(launches, driver.Launch{Kernel: d.kernel(l.Kernel), Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size})
+							launches = append(launches, driver.Launch{Kernel: d.kernel(l.Kernel), Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size, Early: true})
 						}
 					}
 					g, err := d.stream.Capture(func() error { return d.stream.LaunchAll(launches) })

@@ -449,7 +449,7 @@ func TestProductAlone(t *testing.T) {
 		w := packed(t, d, randomWeights(r, f, n, cols, false))
 		x := normal(r, 8*cols, 1)
 		var alone []float32
-		for rows := 1; rows <= 8; rows++ {
+		for rows := 1; rows <= cuda.FewRows(f); rows++ {
 			y := d.allocate(4 * rows * n)
 			p := cuda.Product{X: upload(d, x[:rows*cols]), Rows: rows, Parts: []cuda.Part{{Weights: w, Y: y, Stride: n}}}
 			d.run(t, p.Launches(d.allocate(int(p.Scratch(4))), 4)...)
@@ -459,6 +459,59 @@ func TestProductAlone(t *testing.T) {
 			}
 			if !slices.Equal(got[:n], alone) {
 				t.Errorf("%v: the first of %d rows differs from it alone", f, rows)
+			}
+		}
+	}
+}
+
+// TestProductBytes: a gate's results as bytes too are those, and a product with x as bytes gives what one does that makes them.
+func TestProductBytes(t *testing.T) {
+	d := open(t)
+	r := rand.New(rand.NewPCG(10, 10))
+	const processors, cols, n = 4, 512, 8 * 1024
+	for _, f := range tensor.DTypes() {
+		w := packed(t, d, randomWeights(r, f, n, cols, false))
+		for rows := 1; rows <= 2; rows++ {
+			x, room := upload(d, normal(r, rows*cols, 1)), func(cols int) cuda.Bytes {
+				_, end := cuda.BytesAt(0, rows, cols)
+				b, _ := cuda.BytesAt(d.allocate(int(end)), rows, cols)
+				return b
+			}
+			var plain []float32
+			var given cuda.Bytes
+			for _, give := range []bool{false, true} {
+				y := d.allocate(4 * rows * n)
+				part := cuda.Part{Weights: w, Y: y, Stride: n}
+				p := cuda.Product{X: x, Rows: rows, Gate: cuda.GateSwiGLU, Parts: []cuda.Part{part, part}}
+				if give {
+					if !p.GivesBytes(processors) {
+						t.Fatalf("%v: it gives no bytes", f)
+					}
+					p.Give = room(n)
+					given = p.Give
+				}
+				d.run(t, p.Launches(d.allocate(int(p.Scratch(processors))), processors)...)
+				got := download[float32](d, y, rows*n)
+				if give && !slices.Equal(got, plain) {
+					t.Errorf("%v, %d rows: bytes change the result", f, rows)
+				}
+				plain = got
+			}
+			sameBytes(t, fmt.Sprintf("%v, %d rows", f, rows), d, given, plain)
+
+			down := packed(t, d, randomWeights(r, f, 33, n, false))
+			var results [2][]float32
+			for i := range results {
+				y := d.allocate(4 * rows * 33)
+				p := cuda.Product{X: upload(d, plain), Rows: rows, Parts: []cuda.Part{{Weights: down, Y: y, Stride: 33}}}
+				if i > 0 && p.TakesBytes(processors) {
+					p.Bytes = given
+				}
+				d.run(t, p.Launches(d.allocate(int(p.Scratch(processors))), processors)...)
+				results[i] = download[float32](d, y, rows*33)
+			}
+			if !slices.Equal(results[0], results[1]) {
+				t.Errorf("%v, %d rows: with its bytes x gives something else", f, rows)
 			}
 		}
 	}
@@ -498,7 +551,7 @@ func TestProductEdges(t *testing.T) {
 			d.run(t, p.Launches(d.allocate(int(p.Scratch(2))), 2)...)
 			got := download[float32](d, y, rows*n)
 			want, lengths := exactly(clean, rows, w)
-			each, _ := bounds(f, rows <= 8)
+			each, _ := bounds(f, rows <= cuda.FewRows(f))
 			for i, g := range got {
 				finite := float64(g)-float64(g) == 0
 				switch row, column := i/n, i%n; {
