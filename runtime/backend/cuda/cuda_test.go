@@ -197,7 +197,7 @@ func TestModelsAtOnce(t *testing.T) {
 func ofPrograms(b *Backend) int64 {
 	held, _ := b.Held()
 	for _, r := range []region{b.numbers, b.scratch, b.sampling} {
-		held -= int64(len(r.handles)) * Extent
+		held -= int64(r.extents) * Extent
 	}
 	return held
 }
