@@ -5,6 +5,7 @@ package cuda
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/estiba/estiba/runtime/backend/cuda/driver"
@@ -34,6 +35,9 @@ var host struct {
 	lanes   chan []byte
 	passes  [][]byte // free ones
 }
+
+// movers is how many goroutines read for a load.
+func movers() int { return min(max(runtime.GOMAXPROCS(0)/2, 2), 8) }
 
 // lanesOf a device with so much memory, and how many bytes pass on one at once.
 func lanesOf(memory int64) (n, piece int) {

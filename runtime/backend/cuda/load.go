@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,13 @@ type lane struct {
 	copied, packed *driver.Event
 }
 
+// flight is a piece on its way to the device.
+type flight struct {
+	*piece
+	pinned []byte
+	lane   *lane
+}
+
 // loader moves weights to a device: goroutines read files into pinned memory, one stream copies, another packs.
 type loader struct {
 	b             *Backend
@@ -57,8 +65,8 @@ func (b *Backend) newLoader(host chan []byte, n, piece int) (l *loader, err erro
 	}
 	for i := 0; i < n && err == nil; i++ {
 		a := &lane{staging: l.staging.at + kernels.Address(i*l.piece)}
-		if a.copied, err = b.context.NewEvent(); err == nil {
-			a.packed, err = b.context.NewEvent()
+		if a.copied, err = b.context.NewMark(); err == nil {
+			a.packed, err = b.context.NewMark()
 		}
 		l.lanes <- a
 	}
@@ -92,71 +100,73 @@ func (l *loader) load(ctx context.Context, pieces []piece, progress func(float64
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
-		mu       sync.Mutex
-		next     int
-		read, of int
-		movers   sync.WaitGroup
+		next      atomic.Int64
+		reading   sync.WaitGroup
+		under     = make(chan flight, cap(l.lanes))
+		there, of int
 	)
 	for _, p := range pieces {
 		of += len(p.data)
 	}
-	for range min(cap(l.lanes), len(pieces)) {
-		movers.Go(func() {
-			for {
-				mu.Lock()
-				i := next
-				next++
-				mu.Unlock()
-				if i >= len(pieces) || ctx.Err() != nil {
+	for range min(movers(), cap(l.lanes), len(pieces)) {
+		reading.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(pieces) {
 					return
 				}
-				if err := l.move(ctx, pieces[i]); err != nil {
+				f, err := l.send(ctx, &pieces[i])
+				if err != nil {
 					cancel(err)
 					return
 				}
-				mu.Lock()
-				read += len(pieces[i].data)
-				if progress != nil && ctx.Err() == nil {
-					progress(float64(read) / float64(of))
-				}
-				mu.Unlock()
+				under <- f
 			}
 		})
 	}
-	movers.Wait()
+	go func() { reading.Wait(); close(under) }()
+	for f := range under { // in the order in which they arrive, or nearly
+		if err := l.land(f); err != nil {
+			cancel(err)
+		}
+		there += len(f.data)
+		if progress != nil && ctx.Err() == nil {
+			progress(float64(there) / float64(of))
+		}
+	}
 	return context.Cause(ctx)
 }
 
-// move brings a piece to the device and waits until it is there.
-func (l *loader) move(ctx context.Context, p piece) (err error) {
-	var pinned []byte
+// send reads a piece and queues what brings it to the device. If that fails, nothing of it is under way.
+func (l *loader) send(ctx context.Context, p *piece) (f flight, err error) {
+	f.piece = p
 	select {
-	case pinned = <-l.host:
+	case f.pinned = <-l.host:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return f, context.Cause(ctx)
 	}
-	defer func() { l.host <- pinned }()
-	n, err := p.read(pinned[:l.piece])
+	defer func() {
+		if err != nil {
+			l.host <- f.pinned
+		}
+	}()
+	n, err := p.read(f.pinned[:l.piece])
 	if err != nil {
-		return err
+		return f, err
 	}
-	var a *lane
 	select {
-	case a = <-l.lanes:
+	case f.lane = <-l.lanes:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return f, context.Cause(ctx)
 	}
-	defer func() { l.lanes <- a }()
-	last := a.copied
-	to := p.to
+	a, to := f.lane, p.to
 	if p.pack != nil {
 		to = a.staging
 	}
-	if err = l.copies.CopyIn(to, pinned[:n]); err == nil {
+	if err = l.copies.CopyIn(to, f.pinned[:n]); err == nil {
 		err = l.copies.Record(a.copied)
 	}
 	if err == nil && p.pack != nil {
-		last = a.packed
 		if err = l.packs.Wait(a.copied); err == nil {
 			err = l.b.launch(l.packs, p.pack(a.staging))
 		}
@@ -165,9 +175,21 @@ func (l *loader) move(ctx context.Context, p piece) (err error) {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, l.copies.Synchronize(), l.packs.Synchronize())
+		err = errors.Join(err, l.copies.Synchronize(), l.packs.Synchronize())
+		l.lanes <- a
 	}
-	return last.Synchronize()
+	return f, err
+}
+
+// land waits until a piece is on the device, and gives back what it came through.
+func (l *loader) land(f flight) error {
+	err := f.lane.copied.Synchronize()
+	l.host <- f.pinned
+	if f.pack != nil {
+		err = errors.Join(err, f.lane.packed.Synchronize())
+	}
+	l.lanes <- f.lane
+	return err
 }
 
 // read copies a piece of the checkpoint to pinned memory. A file that became shorter, or whose disk failed, is
@@ -188,13 +210,21 @@ func (p piece) read(dst []byte) (n int, err error) {
 	if p.convert != nil {
 		n = p.convert(dst)
 	} else {
-		n = copy(dst, p.data)
+		for n < len(p.data) {
+			n += some(dst[n:], p.data[n:])
+		}
 	}
 	if p.pages {
 		leave(p.data)
 	}
 	return n, nil
 }
+
+// some bytes are copied at once. A goroutine cannot be stopped while it copies, and the garbage collector stops all: this
+// is a function of its own, at whose beginning it can.
+//
+//go:noinline
+func some(dst, src []byte) int { return copy(dst, src[:min(len(src), 256<<10)]) }
 
 // populate maps all pages of b at once, or, where the system cannot, one by one. It is here that a file
 // which has become shorter faults.

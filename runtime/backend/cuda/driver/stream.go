@@ -171,10 +171,15 @@ type Event struct {
 }
 
 // NewEvent makes an event that takes the time.
-func (c *Context) NewEvent() (*Event, error) {
+func (c *Context) NewEvent() (*Event, error) { return c.event(cu.DefaultEvent) }
+
+// NewMark makes an event that takes no time. Who waits for it sleeps, rather than keep a processor busy.
+func (c *Context) NewMark() (*Event, error) { return c.event(cu.DisableTiming | cu.BlockingSyncEvent) }
+
+func (c *Context) event(flags cu.EventFlags) (*Event, error) {
 	e := &Event{c: c}
 	err := c.do("make an event", func() (err error) {
-		e.e, err = cu.MakeEvent(cu.DefaultEvent)
+		e.e, err = cu.MakeEvent(flags)
 		return err
 	})
 	if err != nil {
