@@ -110,7 +110,7 @@ func result(h model.Header) (Result, error) {
 		return Result{}, err
 	}
 	defer processor.Close()
-	weights := processor.WeightsBytes(h.Tensors)
+	weights, step := processor.WeightsBytes(h.Tensors), residency.StepOf(h.Config, c, processor.StepTokens())
 	r := Result{
 		Architecture:  h.Architecture,
 		Parameters:    h.Parameters,
@@ -122,7 +122,7 @@ func result(h model.Header) (Result, error) {
 		Footprint: Footprint{
 			WeightsBytes:    weights,
 			KVBytesPerToken: arch.KVBytesPerToken(h.Config),
-			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, c),
+			WorkspaceBytes:  residency.Workspace(h.Config, h.HostBytes, step),
 		},
 	}
 	here, err := device.CPU(device.Options{Headroom: headroom})
@@ -130,7 +130,7 @@ func result(h model.Header) (Result, error) {
 		return r, nil // how much memory there is, is not what was asked for first
 	}
 	r.AvailableBytes = here.Capacity
-	f, err := residency.Estimate(h.Config, weights, h.HostBytes, c, here.Extent)
+	f, err := residency.Estimate(h.Config, weights, h.HostBytes, c, step, here.Extent)
 	if err == nil {
 		r.NeedsBytes = residency.Need(f)
 	} else { // its cache cannot be cut into the extents of so small a device

@@ -103,7 +103,7 @@ func pool(ctx context.Context, m *model.Model, ids []int32, pooling engine.Pooli
 	room := len(ids)
 	limits := backend.Limits{MaxTokens: max(room, 1), BlockTokens: blockTokens, Exact: o.Exact}
 	if !c.Encoder {
-		limits.MaxTokens = min(limits.MaxTokens, stepTokens)
+		limits.MaxTokens = min(limits.MaxTokens, stepRows)
 		room = min(room+1, c.MaxPositions)
 		limits.Blocks = (room + blockTokens - 1) / blockTokens
 	}

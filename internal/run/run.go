@@ -47,7 +47,7 @@ type Result struct {
 
 const (
 	blockTokens = 16
-	stepTokens  = 256
+	stepRows    = 256 // of logits, or of hidden states, of which every token of a step has one
 )
 
 // Run loads the model at path, continues the prompt and writes the text to
@@ -99,11 +99,11 @@ func run(ctx context.Context, stdout, stderr io.Writer, path string, o Options) 
 	}
 	defer device.Close()
 	limits := backend.Limits{
-		MaxTokens: stepTokens, MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,
+		MaxTokens: device.StepTokens(), MaxRows: 1, BlockTokens: blockTokens, Blocks: (room + blockTokens - 1) / blockTokens,
 		Exact: o.Exact || o.Logits != "",
 	}
 	if o.Logits != "" {
-		limits.MaxRows = stepTokens
+		limits.MaxTokens, limits.MaxRows = stepRows, stepRows
 	}
 	program, err := device.Compile(ctx, m.Graph, m.Weights, limits)
 	if err != nil {

@@ -24,6 +24,8 @@ type Backend interface {
 	Supports(graph.Kind, tensor.DType) bool
 	// WeightsBytes is what a program without Exact holds of weights that a checkpoint has so.
 	WeightsBytes([]graph.Stored) int64
+	// StepTokens is how many tokens a step has at most: from there on, more of a prompt at a time is no faster.
+	StepTokens() int
 	// Compile checks that it can do every op (the error names the one it cannot),
 	// takes the weights and allocates the workspace, and the KV cache if it is the
 	// program's own. A program without Exact has read all weights then, so that its

@@ -90,30 +90,30 @@ type Step struct {
 	Sequences int // that run at the same time
 }
 
-// stepTokens of a decoder, whose prompts go in chunks.
-const stepTokens = 256
+// mostSequences run at the same time.
+const mostSequences = 256
 
-// StepOf a model with a clamped context. An encoder takes each prompt whole, and gives
-// a row for each of its tokens.
-func StepOf(cfg arch.Config, c worker.Context) Step {
-	sequences := min(max(c.Sequences, 32), stepTokens)
+// StepOf a model with a clamped context, on a device whose steps have so many tokens: prompts go in chunks. An encoder
+// takes each prompt whole, and gives a row for each of its tokens.
+func StepOf(cfg arch.Config, c worker.Context, tokens int) Step {
+	sequences := min(max(c.Sequences, 32), mostSequences, tokens)
 	if cfg.Encoder {
-		n := max(c.MaxTokens, stepTokens)
+		n := max(c.MaxTokens, tokens)
 		return Step{Tokens: n, Rows: n, Sequences: sequences}
 	}
-	return Step{Tokens: stepTokens, Rows: sequences, Sequences: sequences}
+	return Step{Tokens: tokens, Rows: sequences, Sequences: sequences}
 }
 
 // Estimate is the footprint of a checkpoint on a device with extents of extent
 // bytes: each part is a whole number of extents. weights are the bytes of its
 // tensors, host what the process holds beside them (model.Header); c has been
-// clamped. The error is a *CutError.
-func Estimate(cfg arch.Config, weights, host int64, c worker.Context, extent int64) (worker.Footprint, error) {
+// clamped, and step is the model's there. The error is a *CutError.
+func Estimate(cfg arch.Config, weights, host int64, c worker.Context, step Step, extent int64) (worker.Footprint, error) {
 	cut, err := CutExtent(cfg, extent)
 	if err != nil {
 		return worker.Footprint{}, err
 	}
-	f := worker.Footprint{WeightsBytes: RoundUp(weights, extent), WorkspaceBytes: RoundUp(Workspace(cfg, host, c), extent)}
+	f := worker.Footprint{WeightsBytes: RoundUp(weights, extent), WorkspaceBytes: RoundUp(Workspace(cfg, host, step), extent)}
 	if arch.KVBytesPerToken(cfg) > 0 {
 		f.KVFloorBytes = RoundUp(mul(cut.Floor(c), extent), extent)
 	}
@@ -122,15 +122,14 @@ func Estimate(cfg arch.Config, weights, host int64, c worker.Context, extent int
 
 // Workspace is what a replica needs beside weights and KV cache: what its program
 // works in, and what the process holds for it.
-func Workspace(cfg arch.Config, host int64, c worker.Context) int64 {
-	s := StepOf(cfg, c)
-	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, host, c))
+func Workspace(cfg arch.Config, host int64, s Step) int64 {
+	return add(arch.WorkspaceBytes(cfg, s.Tokens, s.Rows), Host(cfg, host, s))
 }
 
 // Host is what the process holds for a replica beside its program: host of the model, and
 // hidden states of a step that are to become embeddings.
-func Host(cfg arch.Config, host int64, c worker.Context) int64 {
-	return add(host, mul(4*int64(StepOf(cfg, c).Rows), int64(cfg.Hidden)))
+func Host(cfg arch.Config, host int64, s Step) int64 {
+	return add(host, mul(4*int64(s.Rows), int64(cfg.Hidden)))
 }
 
 // Need is the whole of a footprint in bytes; it stops at the largest int64,

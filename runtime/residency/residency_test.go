@@ -394,13 +394,32 @@ func TestCut(t *testing.T) {
 	if _, err := CutExtent(cfg, 64<<10); err == nil || err.Error() != "One position of its KV cache takes 68 KiB, and an extent of the device has 64 KiB: give the worker 1 GiB or more, then extents have 2 MiB." {
 		t.Errorf("a position larger than an extent: %v", err)
 	}
-	if _, err := Estimate(cfg, 1, 0, worker.Context{MaxTokens: 1, Sequences: 1}, 64<<10); err == nil {
+	if _, err := Estimate(cfg, 1, 0, worker.Context{MaxTokens: 1, Sequences: 1}, Step{256, 32, 32}, 64<<10); err == nil {
 		t.Error("it has a footprint all the same")
 	}
 	cfg.Encoder = true
-	f, err := Estimate(cfg, 1, 0, worker.Context{MaxTokens: 512, Sequences: 4}, 64<<10)
-	if err != nil || f.KVFloorBytes != 0 || StepOf(cfg, worker.Context{MaxTokens: 512, Sequences: 4}) != (Step{512, 512, 32}) {
+	f, err := Estimate(cfg, 1, 0, worker.Context{MaxTokens: 512, Sequences: 4}, Step{512, 512, 32}, 64<<10)
+	if err != nil || f.KVFloorBytes != 0 {
 		t.Errorf("an encoder: %+v, %v", f, err)
+	}
+}
+
+func TestStepOf(t *testing.T) {
+	for _, c := range []struct {
+		encoder bool
+		context worker.Context
+		tokens  int
+		want    Step
+	}{
+		{false, worker.Context{MaxTokens: 512, Sequences: 4}, 256, Step{256, 32, 32}},
+		{false, worker.Context{MaxTokens: 512, Sequences: 4}, 1024, Step{1024, 32, 32}},
+		{false, worker.Context{MaxTokens: 512, Sequences: 1000}, 1024, Step{1024, 256, 256}},
+		{true, worker.Context{MaxTokens: 512, Sequences: 4}, 256, Step{512, 512, 32}},
+		{true, worker.Context{MaxTokens: 512, Sequences: 4}, 1024, Step{1024, 1024, 32}},
+	} {
+		if got := StepOf(arch.Config{Encoder: c.encoder}, c.context, c.tokens); got != c.want {
+			t.Errorf("%+v: %+v", c, got)
+		}
 	}
 }
 

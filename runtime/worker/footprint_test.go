@@ -203,7 +203,7 @@ func exert(t *testing.T, l *Loaded, config arch.Config, c api.Context) {
 		return ids
 	}
 	if config.Encoder {
-		for range min(8*residency.StepOf(config, c).Tokens/c.MaxTokens, 200) { // steps grow
+		for range min(8*residency.StepOf(config, c, anyBackend().StepTokens()).Tokens/c.MaxTokens, 200) { // steps grow
 			submit(engine.Request{Prompt: prompt(), Pooling: engine.Mean})
 		}
 		all.Wait()
@@ -296,7 +296,7 @@ func weighHollow(t *testing.T, shape string, quant tensor.DType, c api.Context) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	step, cut := residency.StepOf(h.Config, c), residency.Cut{}
+	step, cut := residency.StepOf(h.Config, c, anyBackend().StepTokens()), residency.Cut{}
 	if cut, err = residency.CutExtent(h.Config, extent); err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 	if err != nil || residency.Need(now) > residency.Need(admitted) {
 		return nil, &fault{api.ReasonSourceUnavailable, "The files changed between admission and load; they are read again."}
 	}
-	step := residency.StepOf(m.Config, c)
+	step := residency.StepOf(m.Config, c, d.backend.StepTokens())
 	cut, err := residency.CutExtent(m.Config, d.Extent)
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 		footprint: api.Footprint{
 			WeightsBytes:   residency.RoundUp(held.Weights, d.Extent),
 			KVFloorBytes:   now.KVFloorBytes,
-			WorkspaceBytes: residency.RoundUp(held.Workspace+residency.Host(m.Config, m.HostBytes, c), d.Extent),
+			WorkspaceBytes: residency.RoundUp(held.Workspace+residency.Host(m.Config, m.HostBytes, step), d.Extent),
 			Measured:       true,
 		},
 	}, nil
@@ -117,7 +117,7 @@ func (w *Worker) loadModel(ctx context.Context, h api.Home, path string, d *clai
 
 // estimate is the footprint of a model with a clamped context, as a backend holds its weights. The error is a *residency.CutError.
 func estimate(b backend.Backend, h model.Header, c api.Context, extent int64) (api.Footprint, error) {
-	return residency.Estimate(h.Config, b.WeightsBytes(h.Tensors), h.HostBytes, c, extent)
+	return residency.Estimate(h.Config, b.WeightsBytes(h.Tensors), h.HostBytes, c, residency.StepOf(h.Config, c, b.StepTokens()), extent)
 }
 
 // extents in so many bytes.

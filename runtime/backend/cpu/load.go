@@ -57,6 +57,9 @@ func (b *Backend) WeightsBytes(all []graph.Stored) int64 {
 	return sum
 }
 
+// StepTokens is how many tokens a step has at most.
+func (b *Backend) StepTokens() int { return 256 }
+
 // source is a weight on its way from a checkpoint.
 type source struct {
 	stored graph.Stored
