@@ -6,7 +6,7 @@ namespace elementwise {
 struct Params {
 	f32* y;        // [n]; may be a or b
 	const f32* a;  // [n]
-	const f32* b;  // [n], or [width] for bias; gelu, scale and softCap have none
+	const f32* b;  // [n], or [width] for bias; gelu, scale, copy and softCap have none
 	i64 n;
 	i32 width;     // of bias
 	i32 tanh;      // gelu, geglu: the approximation by a hyperbolic tangent
@@ -69,6 +69,9 @@ KERNEL(gelu, elementwise::Params, 256) {
 }
 KERNEL(scale, elementwise::Params, 256) {
 	elementwise::map(p, [&](f32 x) { return p.value * x; });
+}
+KERNEL(copy, elementwise::Params, 256) { // of what lies in host memory, too
+	elementwise::map(p, [&](f32 x) { return x; });
 }
 KERNEL(softCap, elementwise::Params, 256) { // arXiv:2408.00118
 	elementwise::map(p, [&](f32 x) { return p.value * tanh(x / p.value); });

@@ -44,6 +44,11 @@ func Scale(y, x Address, n int64, s float32) Launch {
 	return elementwise("scale", elementwiseParams{y: y, a: x, n: n, value: s})
 }
 
+// Copy: y = x [n], any words of four bytes.
+func Copy(y, x Address, n int64) Launch {
+	return elementwise("copy", elementwiseParams{y: y, a: x, n: n})
+}
+
 // SoftCap: y = c*tanh(x/c) [n]. y may be x.
 func SoftCap(y, x Address, n int64, c float32) Launch {
 	return elementwise("softCap", elementwiseParams{y: y, a: x, n: n, value: c})

@@ -1112,6 +1112,13 @@ CUresult cuMemHostUnregister(void* p) {
 	return w.pinned.erase(uintptr_t(p)) ? CUDA_SUCCESS : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
+CUresult cuMemHostGetDevicePointer(CUdeviceptr* at, void* p, unsigned int) {
+	ENTER;
+	if (!isPinned(w, p, 1)) return CUDA_ERROR_INVALID_VALUE;
+	*at = CUdeviceptr(p);
+	return CUDA_SUCCESS;
+}
+
 CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
 	World& w = world();
 	std::lock_guard<std::mutex> lock(w.mu);

@@ -139,8 +139,8 @@ type Backend struct {
 	early          bool // its kernels wait for what was launched before them, where the device has launches that do not
 	slab           *slab
 	loader         *loader
-	pass           []byte // pinned memory of the device
-	in, draws, out []byte // of it: what steps take in, how tokens are drawn, and what steps give out
+	pass           pass // pinned memory of the device
+	in, draws, out pass // of it: what steps take in, how tokens are drawn, and what steps give out
 	stream         *driver.Stream
 
 	mu      sync.Mutex
@@ -222,7 +222,8 @@ func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
 	if b.pass, queue, err = enterHost(b.context); err != nil {
 		return err
 	}
-	b.in, b.draws, b.out = b.pass[:passBytes/4], b.pass[passBytes/4:passBytes/4+drawsBytes], b.pass[passBytes/4+drawsBytes:]
+	b.out = b.pass
+	b.in, b.draws = b.out.cut(passBytes/4), b.out.cut(drawsBytes)
 	b.loader, err = b.newLoader(queue, lanes, piece)
 	return err
 }
@@ -253,7 +254,7 @@ func (b *Backend) Close() error {
 	if b.loader != nil {
 		errs = append(errs, b.loader.close())
 	}
-	if b.pass != nil {
+	if b.pass.bytes != nil {
 		errs = append(errs, leaveHost(b.pass))
 	}
 	if b.stream != nil {

@@ -399,6 +399,27 @@ func TestMachineCodeRefused(t *testing.T) {
 	}
 }
 
+// TestStepsCopyNothingIn: the engine that copies to a device may have a load's pieces to copy before.
+func TestStepsCopyNothingIn(t *testing.T) {
+	emulated.Set(t, "")
+	b := opened(t, 40)
+	g := small(t, 1)
+	p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, 1), inSlab)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for name, draws := range map[string][]sampling.Draw{"logits": nil, "tokens that are drawn": make([]sampling.Draw, 1)} {
+		for _, tokens := range [][]int32{{1, 2, 3}, {1}} {
+			emulated.Set(t, "fail=copy:1:1")
+			err := step(p, &backend.Out{Draws: draws}, 0, tokens, []int32{0})
+			if err == nil || !strings.Contains(err.Error(), "copy from the device") {
+				t.Errorf("%s of %d tokens: the first copy of the step fails with %v", name, len(tokens), err)
+			}
+		}
+	}
+}
+
 // TestExact is refused with what to do.
 func TestExact(t *testing.T) {
 	b := opened(t, 16)

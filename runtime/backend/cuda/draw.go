@@ -23,7 +23,7 @@ func (p *program) draws(out *backend.Out, rows []int32) bool {
 // draw chooses a token for each row of logits, so that no logits leave the device.
 func (p *program) draw(out *backend.Out) error {
 	b, n := p.b, len(out.Draws)
-	draws := unsafe.Slice((*kernels.Draw)(unsafe.Pointer(unsafe.SliceData(b.draws))), n)
+	draws := unsafe.Slice((*kernels.Draw)(unsafe.Pointer(unsafe.SliceData(b.draws.bytes))), n)
 	weighed := false
 	for i, d := range out.Draws {
 		draws[i] = kernels.Draw{Uniform: d.Uniform, Temperature: d.Temperature, TopP: d.TopP, MinP: d.MinP, TopK: int32(min(d.TopK, math.MaxInt32)), Mask: -1}
@@ -39,21 +39,19 @@ func (p *program) draw(out *backend.Out) error {
 	if err := b.slab.grow(&b.sampling, int64(scratch-b.sampling.at)+kernels.SampleScratch(n)); err != nil {
 		return fmt.Errorf("what tokens are drawn in: %w", err)
 	}
-	if err := b.stream.CopyIn(b.sampling.at, b.draws[:size]); err != nil {
-		return err
-	}
 	s := kernels.SampleParams{Logits: p.logits, Draws: b.sampling.at, Choices: choices, Scratch: scratch, Vocabulary: int32(p.graph.Vocabulary())}
-	if err := b.launch(b.stream, kernels.Sample(s, n, weighed)...); err != nil {
+	all := append([]kernels.Launch{kernels.Copy(s.Draws, b.draws.at, int64(size/4))}, kernels.Sample(s, n, weighed)...)
+	if err := b.launch(b.stream, all...); err != nil {
 		return err
 	}
-	if err := b.stream.CopyOut(b.out[:given], choices); err != nil {
+	if err := b.stream.CopyOut(b.out.bytes[:given], choices); err != nil {
 		return err
 	}
 	if err := b.stream.Synchronize(); err != nil {
 		return err
 	}
 	out.Choices = out.Choices[:0]
-	for i, c := range unsafe.Slice((*kernels.Choice)(unsafe.Pointer(unsafe.SliceData(b.out))), n) {
+	for i, c := range unsafe.Slice((*kernels.Choice)(unsafe.Pointer(unsafe.SliceData(b.out.bytes))), n) {
 		is := backend.Choice{Token: c.Token, Certain: math.IsInf(float64(c.Most), 1)}
 		if out.Draws[i].Logprob && c.Token >= 0 {
 			is.Logprob = c.Logprob()

@@ -8,14 +8,15 @@ import (
 	"runtime"
 	"sync"
 
+	kernels "github.com/estiba/estiba/kernels/cuda"
 	"github.com/estiba/estiba/runtime/backend/cuda/driver"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/residency"
 )
 
 const (
-	laneBytes  = 8 << 20 // of what is on its way from a file to a device at once
-	lanes      = 8       // of the process
+	laneBytes  = 4 << 20 // of what is on its way from a file to a device at once
+	lanes      = 16      // of the process: two of each mover's, of which one is read into
 	passBytes  = 4 << 20 // of a device: what steps take in and give out passes through it
 	drawsBytes = 64 << 10
 	smallLanes = 2 // of a device of less than smallDevice, with pieces of smallPiece
@@ -33,7 +34,21 @@ var host struct {
 	context *driver.Context // of its own, since devices may be closed in any order
 	pinned  *driver.Pinned
 	lanes   chan []byte
-	passes  [][]byte // free ones
+	passes  []pass // free ones
+}
+
+// pass is pinned memory of a device, and where its kernels find that. What steps take in they read there by themselves: the
+// engine that copies to the device may have a load's pieces before it, for as long as that lasts.
+type pass struct {
+	bytes []byte
+	at    kernels.Address
+}
+
+// cut the first n bytes off.
+func (p *pass) cut(n int) (first pass) {
+	first.bytes, p.bytes = p.bytes[:n:n], p.bytes[n:]
+	first.at, p.at = p.at, p.at+kernels.Address(n)
+	return first
 }
 
 // movers is how many goroutines read for a load.
@@ -51,52 +66,51 @@ func lanesOf(memory int64) (n, piece int) {
 func hostBytes(devices int) int { return lanes*laneBytes + devices*passBytes }
 
 // enterHost gives a pass of pinned memory, and the lanes. leaveHost ends their use.
-func enterHost(c *driver.Context) (pass []byte, all chan []byte, err error) {
+func enterHost(c *driver.Context) (own pass, all chan []byte, err error) {
 	host.Lock()
 	defer host.Unlock()
 	if host.users == 0 {
 		devices, err := driver.Devices()
 		if err != nil {
-			return nil, nil, err
+			return pass{}, nil, err
 		}
 		n := hostBytes(len(devices))
 		if limit, ok := device.HostLimit(nil); ok && int64(n) > device.Room(limit) {
-			return nil, nil, fmt.Errorf("pinned memory for loads takes %s, and this process may have %s in all: give the container a memory limit of at least %s",
+			return pass{}, nil, fmt.Errorf("pinned memory for loads takes %s, and this process may have %s in all: give the container a memory limit of at least %s",
 				residency.Bytes(int64(n)), residency.Bytes(limit), residency.Bytes(2*int64(n)))
 		}
-		own, err := driver.Open(c.Info().Ordinal)
+		c, err := driver.Open(c.Info().Ordinal)
 		if err != nil {
-			return nil, nil, err
+			return pass{}, nil, err
 		}
-		p, err := own.Pin(n)
+		p, err := c.Pin(n)
 		if err != nil {
-			return nil, nil, errors.Join(fmt.Errorf("pin %s of memory for loads: %w", residency.Bytes(int64(n)), err), own.Close())
+			return pass{}, nil, errors.Join(fmt.Errorf("pin %s of memory for loads: %w", residency.Bytes(int64(n)), err), c.Close())
 		}
-		host.context, host.pinned = own, p
-		rest := host.pinned.Bytes
-		cut := func(n int) []byte { part := rest[:n:n]; rest = rest[n:]; return part }
+		host.context, host.pinned = c, p
+		rest := pass{p.Bytes, p.At}
 		host.lanes, host.passes = make(chan []byte, lanes), nil
 		for range lanes {
-			host.lanes <- cut(laneBytes)
+			host.lanes <- rest.cut(laneBytes).bytes
 		}
 		for range devices {
-			host.passes = append(host.passes, cut(passBytes))
+			host.passes = append(host.passes, rest.cut(passBytes))
 		}
 	}
 	last := len(host.passes) - 1
 	if last < 0 {
-		return nil, nil, errors.New("each device has one backend, and one is there already")
+		return pass{}, nil, errors.New("each device has one backend, and one is there already")
 	}
-	pass = host.passes[last]
+	own = host.passes[last]
 	host.passes = host.passes[:last]
 	host.users++
-	return pass, host.lanes, nil
+	return own, host.lanes, nil
 }
 
-func leaveHost(pass []byte) error {
+func leaveHost(own pass) error {
 	host.Lock()
 	defer host.Unlock()
-	host.passes = append(host.passes, pass)
+	host.passes = append(host.passes, own)
 	if host.users--; host.users > 0 {
 		return nil
 	}

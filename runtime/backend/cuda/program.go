@@ -401,14 +401,15 @@ func (p *program) run(ctx context.Context, b batching.Batch, out *backend.Out) e
 		}
 	}
 	stride := stride(l.longest)
-	if err := p.send(stride); err != nil {
+	send, err := p.send(stride)
+	if err != nil {
 		return err
 	}
 	if replay {
-		if err := p.replay(graphKey{len(l.tokens), stride}); err != nil {
+		if err := p.replay(graphKey{len(l.tokens), stride}, send); err != nil {
 			return err
 		}
-	} else if err := p.b.launch(p.b.stream, p.launches(shape{len(l.tokens), len(l.first), len(l.wanted), l.singles, stride})...); err != nil {
+	} else if err := p.b.launch(p.b.stream, append([]kernels.Launch{send}, p.launches(shape{len(l.tokens), len(l.first), len(l.wanted), l.singles, stride})...)...); err != nil {
 		return err
 	}
 	if p.draws(out, rows) {
@@ -442,26 +443,25 @@ func (p *program) back() error {
 	return nil
 }
 
-// send brings the numbers of the step to the device.
-func (p *program) send(stride int) error {
+// send brings the numbers of the step to the device, but for the last of them, which the launch brings: always as many, of
+// a step of the same size.
+func (p *program) send(stride int) (last kernels.Launch, err error) {
 	b := p.b
 	p.step = p.batch.numbers(p.step, p.places, stride)
 	data := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(p.step))), 4*len(p.step))
 	if err := b.slab.grow(&b.numbers, int64(len(data))); err != nil {
-		return fmt.Errorf("numbers of the step: %w", err)
+		return last, fmt.Errorf("numbers of the step: %w", err)
 	}
-	for at := 0; at < len(data); at += len(b.in) {
-		if at > 0 { // what was there is on its way still
-			if err := b.stream.Synchronize(); err != nil {
-				return err
-			}
+	for to := b.numbers.at; ; to += kernels.Address(len(b.in.bytes)) {
+		n := copy(b.in.bytes, data)
+		last = kernels.Copy(to, b.in.at, int64(n/4))
+		if data = data[n:]; len(data) == 0 {
+			return last, nil
 		}
-		n := copy(b.in, data[at:])
-		if err := b.stream.CopyIn(b.numbers.at+kernels.Address(at), b.in[:n]); err != nil {
-			return err
+		if err := errors.Join(b.launch(b.stream, last), b.stream.Synchronize()); err != nil {
+			return last, err
 		}
 	}
-	return nil
 }
 
 // fetch copies rows of numbers from the device, as many as pass at a time, and waits for them.
@@ -473,7 +473,7 @@ func (p *program) fetch(dst []float32, from kernels.Address, width int, rows []i
 		if err := b.stream.Synchronize(); err != nil {
 			return err
 		}
-		copy(to, b.out[:used])
+		copy(to, b.out.bytes[:used])
 		to, used = to[used:], 0
 		return nil
 	}
@@ -484,13 +484,13 @@ func (p *program) fetch(dst []float32, from kernels.Address, width int, rows []i
 		}
 		row := 4 * int64(width)
 		for at, end := int64(rows[i])*row, (int64(rows[i])+int64(n))*row; at < end; {
-			if used == len(b.out) {
+			if used == len(b.out.bytes) {
 				if err := flush(); err != nil {
 					return err
 				}
 			}
-			part := min(int(end-at), len(b.out)-used)
-			if err := b.stream.CopyOut(b.out[used:used+part], from+kernels.Address(at)); err != nil {
+			part := min(int(end-at), len(b.out.bytes)-used)
+			if err := b.stream.CopyOut(b.out.bytes[used:used+part], from+kernels.Address(at)); err != nil {
 				return err
 			}
 			used, at = used+part, at+int64(part)
@@ -500,11 +500,12 @@ func (p *program) fetch(dst []float32, from kernels.Address, width int, rows []i
 	return flush()
 }
 
-// replay runs a step whose spans have one token each as it was captured, or captures it.
-func (p *program) replay(k graphKey) error {
+// replay runs a step whose spans have one token each as it was captured, or captures it. It begins with a launch that is
+// always the same.
+func (p *program) replay(k graphKey, first kernels.Launch) error {
 	g := p.graphs[k]
 	if g == nil {
-		all, err := p.b.launches(p.launches(shape{k.spans, k.spans, k.spans, k.spans, k.stride}))
+		all, err := p.b.launches(append([]kernels.Launch{first}, p.launches(shape{k.spans, k.spans, k.spans, k.spans, k.stride})...))
 		if err != nil {
 			return err
 		}

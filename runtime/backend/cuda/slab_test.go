@@ -87,10 +87,10 @@ func TestSlabKeepsCount(t *testing.T) {
 		used, mark := 1, byte(0)
 		check := func(h held) {
 			for _, at := range []int64{0, int64(h.extents)*Extent - 64} {
-				if err := errors.Join(b.stream.CopyOut(b.out[:64], h.at+kernels.Address(at)), b.stream.Synchronize()); err != nil {
+				if err := errors.Join(b.stream.CopyOut(b.out.bytes[:64], h.at+kernels.Address(at)), b.stream.Synchronize()); err != nil {
 					t.Fatal(err)
 				}
-				if b.out[0] != h.mark || b.out[63] != h.mark {
+				if b.out.bytes[0] != h.mark || b.out.bytes[63] != h.mark {
 					t.Fatalf("a region of %d extents has what is another's", h.extents)
 				}
 			}

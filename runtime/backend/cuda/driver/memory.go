@@ -19,6 +19,7 @@ import (
 // Pinned is host memory that devices read and write by themselves.
 type Pinned struct {
 	Bytes []byte
+	At    cuda.Address // of Bytes, for kernels
 	c     *Context
 }
 
@@ -29,10 +30,11 @@ func (c *Context) Pin(n int) (*Pinned, error) {
 		return nil, fmt.Errorf("pin %d bytes of host memory: %w", n, err)
 	}
 	_ = unix.Madvise(b, unix.MADV_HUGEPAGE) // fewer pages to pin; where the kernel has none, it is as before
-	if err := failed(fmt.Sprintf("pin %d bytes of host memory", n), C.estiba_pin(c.c, unsafe.Pointer(&b[0]), C.size_t(n))); err != nil {
+	var at C.CUdeviceptr
+	if err := failed(fmt.Sprintf("pin %d bytes of host memory", n), C.estiba_pin(c.c, unsafe.Pointer(&b[0]), C.size_t(n), &at)); err != nil {
 		return nil, errors.Join(err, unix.Munmap(b))
 	}
-	return &Pinned{Bytes: b, c: c}, nil
+	return &Pinned{Bytes: b, At: cuda.Address(at), c: c}, nil
 }
 
 // Close gives the memory back. No copy may be using it.

@@ -37,9 +37,13 @@ CUresult estiba_allow_shared(estiba_context c, CUfunction f, int most) {
 	return r == CUDA_SUCCESS ? cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most - fixed) : r;
 }
 
-CUresult estiba_pin(estiba_context c, void *p, size_t n) {
+CUresult estiba_pin(estiba_context c, void *p, size_t n, CUdeviceptr *at) {
 	ENTER(c);
-	return cuMemHostRegister(p, n, CU_MEMHOSTREGISTER_PORTABLE);
+	CUresult r = cuMemHostRegister(p, n, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+	if (r != CUDA_SUCCESS) return r;
+	r = cuMemHostGetDevicePointer(at, p, 0);
+	if (r != CUDA_SUCCESS) cuMemHostUnregister(p);
+	return r;
 }
 
 CUresult estiba_unpin(estiba_context c, void *p) {

@@ -20,7 +20,7 @@ CUresult estiba_enter(estiba_context c);
 
 CUresult estiba_module_load(estiba_context c, CUmodule *module, const void *image, char *log, size_t logSize);
 CUresult estiba_allow_shared(estiba_context c, CUfunction f, int most);
-CUresult estiba_pin(estiba_context c, void *p, size_t n);
+CUresult estiba_pin(estiba_context c, void *p, size_t n, CUdeviceptr *at);
 CUresult estiba_unpin(estiba_context c, void *p);
 
 // A launch as it is staged: this, then its parameters, then the next at a multiple of 16 bytes.

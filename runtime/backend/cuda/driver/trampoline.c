@@ -27,7 +27,7 @@
 	F(cuGraphExecDestroy) F(cuGraphGetEdges) F(cuGraphInstantiateWithFlags) F(cuGraphLaunch) F(cuGraphUpload) F(cuLaunchKernel) F(cuLaunchKernelEx) F(cuLinkAddData_v2) \
 	F(cuLinkAddFile_v2) F(cuLinkComplete) F(cuLinkCreate_v2) F(cuLinkDestroy) F(cuMemAddressFree) F(cuMemAddressReserve) F(cuMemAdvise) \
 	F(cuMemAllocManaged) F(cuMemAllocPitch_v2) F(cuMemAlloc_v2) F(cuMemCreate) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetAddressRange_v2) \
-	F(cuMemGetAllocationGranularity) F(cuMemGetInfo_v2) F(cuMemHostRegister_v2) F(cuMemHostUnregister) F(cuMemMap) F(cuMemPrefetchAsync) \
+	F(cuMemGetAllocationGranularity) F(cuMemGetInfo_v2) F(cuMemHostGetDevicePointer_v2) F(cuMemHostRegister_v2) F(cuMemHostUnregister) F(cuMemMap) F(cuMemPrefetchAsync) \
 	F(cuMemRelease) F(cuMemSetAccess) F(cuMemUnmap) F(cuMemcpy) F(cuMemcpy2DAsync_v2) F(cuMemcpy2DUnaligned_v2) F(cuMemcpy2D_v2) F(cuMemcpy3DAsync_v2) \
 	F(cuMemcpy3DPeer) F(cuMemcpy3DPeerAsync) F(cuMemcpy3D_v2) F(cuMemcpyAsync) F(cuMemcpyAtoA_v2) F(cuMemcpyAtoD_v2) F(cuMemcpyAtoHAsync_v2) \
 	F(cuMemcpyAtoH_v2) F(cuMemcpyDtoA_v2) F(cuMemcpyDtoDAsync_v2) F(cuMemcpyDtoD_v2) F(cuMemcpyDtoHAsync_v2) F(cuMemcpyDtoH_v2) F(cuMemcpyHtoAAsync_v2) \

@@ -253,6 +253,7 @@ func TestElementwise(t *testing.T) {
 			{"gelu", func(y, a, b cuda.Address) cuda.Launch { return cuda.GELU(y, a, int64(n), false) }, func(y []float32) { cpu.GELURef(y, a, false) }, 2e-6},
 			{"gelu tanh", func(y, a, b cuda.Address) cuda.Launch { return cuda.GELU(y, a, int64(n), true) }, func(y []float32) { cpu.GELURef(y, a, true) }, 2e-6},
 			{"scale", func(y, a, b cuda.Address) cuda.Launch { return cuda.Scale(y, a, int64(n), 1.7) }, func(y []float32) { cpu.Scale(y, a, 1.7) }, 0},
+			{"copy", func(y, a, b cuda.Address) cuda.Launch { return cuda.Copy(y, a, int64(n)) }, func(y []float32) { copy(y, a) }, 0},
 			{"soft cap", func(y, a, b cuda.Address) cuda.Launch { return cuda.SoftCap(y, a, int64(n), 30) }, func(y []float32) { cpu.SoftCapRef(y, a, 30) }, 5e-7},
 		} {
 			want := make([]float32, n)

@@ -484,9 +484,11 @@ CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute,
 
 /* Host memory that the device reaches by itself. */
 #define CU_MEMHOSTREGISTER_PORTABLE 1 /* by all contexts */
+#define CU_MEMHOSTREGISTER_DEVICEMAP 2 /* kernels read it */
 
 CUresult cuMemHostRegister(void *p, size_t bytes, unsigned int flags) SYMBOL(cuMemHostRegister_v2);
 CUresult cuMemHostUnregister(void *p);
+CUresult cuMemHostGetDevicePointer(CUdeviceptr *at, void *p, unsigned int flags) SYMBOL(cuMemHostGetDevicePointer_v2);
 CUresult cuMemFreeHost(void *p);
 
 /* Virtual memory: addresses, physical memory and the mapping between them apart. */
