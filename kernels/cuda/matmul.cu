@@ -42,7 +42,8 @@ template <i32 Rows, i32 Columns, i32 Step, i32 WarpsDown, i32 WarpsAcross, i32 S
 // As in product.go.
 typedef Tile<32, 64, 64, 1, 4, 4> Tile32;
 typedef Tile<64, 64, 64, 2, 2, 3> Tile64;
-typedef Tile<128, 128, 32, 2, 4, 4> Tile128;
+typedef Tile<128, 128, 32, 2, 2, 4> Tile128;
+typedef Tile<128, 128, 32, 2, 4, 4> TilePacked;
 
 // at is where chunk c of a row of a step is, in bytes.
 template <i32 Step> DEVICE i32 at(i32 row, i32 c) { return row * Step * 2 + (Step == 64 ? c ^ (row & 7) : c ^ (row >> 1 & 3)) * 16; }
@@ -168,136 +169,56 @@ DEVICE bool blockOf(const Params& p, i32 tileRows, Block& b) {
 	return b.count > 0;
 }
 
-// F is F16 or BF16, or 0: a packed format, which p names.
-template <i32 F, typename T> DEVICE void multiply(const Params& p) {
-	constexpr i32 xBytes = T::rows * T::step * 2, wBytes = T::columns * T::step * 2;
-	constexpr i32 chunks = T::step / 8; // of a row
-	constexpr i32 xEach = T::rows * chunks / T::threads, wEach = T::columns * chunks / T::threads, rawEach = wEach / 2;
-	constexpr i32 wStages = F ? T::stages : 2;
-	constexpr i32 down = T::warpRows / 16, across = T::warpColumns / 8; // tensor core tiles of a warp
-	u8* const xShared = dynamicShared();
-	u8* const wShared = xShared + T::stages * xBytes;
-	const i32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-	Block block;
-	if (!blockOf(p, T::rows, block)) return;
-	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
+// Copies is what a thread copies of each step of x, and of w where it has 16 bits: in every each-th row the same chunk. Rows of
+// the tile that w does not have are copies of its last one: nobody wants their products.
+template <typename T> struct Copies {
+	static constexpr i32 chunks = T::step / 8; // of a row
+	static constexpr i32 each = T::threads / chunks;
+	static constexpr i32 ofX = T::rows / each, ofW = T::columns / each;
+	static_assert(each % 16 == 0 && T::rows % each == 0 && T::columns % each == 0, "a thread has the same chunk's place in all its rows, and of w and up one");
 
-	// What this thread copies in each step.
-	const u16* xFrom[xEach];
-	i32 xTo[xEach];
-	bool xValid[xEach];
-#pragma unroll
-	for (i32 i = 0; i < xEach; i++) {
-		const i32 id = thread + i * T::threads, row = id / chunks, c = id % chunks;
-		const Place place = placeOf(p, block, row);
-		xValid[i] = place.source >= 0;
-		xFrom[i] = p.x + i64(xValid[i] ? place.source : 0) * p.stride + block.from + c * 8;
-		xTo[i] = at<T::step>(row, c);
-	}
-	const u8* const w = p.w.data + block.weights;
-	const u8* const up = p.up + block.weights;
-	const u16* wFrom[wEach];
-	bool wValid[wEach];
-	const i32 wStride = i32(rowNumbers(F16, p.w.cols));
-	if constexpr (F != 0) {
-#pragma unroll
-		for (i32 i = 0; i < wEach; i++) {
-			const i32 id = thread + i * T::threads;
-			const WeightRow from = weightRow(p, T::columns, id / chunks);
-			wValid[i] = from.row < p.w.rows;
-			wFrom[i] = (const u16*)(from.up ? up : w) + i64(wValid[i] ? from.row : 0) * wStride;
-		}
-	}
-	const auto copy = [&](i32 step) __attribute__((always_inline)) {
-		if (step < steps) {
-			u8* const xs = xShared + step % T::stages * xBytes;
-#pragma unroll
-			for (i32 i = 0; i < xEach; i++) copyAsync16(xs + xTo[i], xFrom[i] + step * T::step, xValid[i]);
-			if constexpr (F != 0) {
-				u8* const ws = wShared + step % T::stages * wBytes;
-#pragma unroll
-				for (i32 i = 0; i < wEach; i++) {
-					const i32 id = thread + i * T::threads, c = id % chunks, column = block.from + step * T::step + c * 8;
-					const bool valid = wValid[i] && column < wStride;
-					copyAsync16(ws + at<T::step>(id / chunks, c), wFrom[i] + (valid ? column : 0), valid);
-				}
-			}
-		}
-		commitAsync();
-	};
+	const u8 *xFrom, *wFrom;
+	u32 xRows[ofX], wRows[ofW]; // in chunks from there
+	i32 rows; // of x from its first one on
+	i32 left; // numbers in rows of w from its chunk on
+	i32 to;   // its place in a step
+};
 
-	// Packed weights: what is on its way in registers. A piece is 16 columns.
-	Raw raw[rawEach];
-	Planes planes;
-	if constexpr (F == 0) planes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
-	const auto load = [&](i32 step) __attribute__((always_inline)) {
+template <typename T> DEVICE void beginX(Copies<T>& c, const Params& p, const Block& block) {
+	const i32 row = threadIdx.x / c.chunks, chunk = threadIdx.x % c.chunks;
+	c.to = at<T::step>(row, chunk);
+	c.xFrom = (const u8*)(p.x + block.from + chunk * 8);
+	c.rows = block.count - row;
 #pragma unroll
-		for (i32 i = 0; i < rawEach; i++) {
-			const i32 id = thread + i * T::threads, part = id % (chunks / 2);
-			raw[i] = loadRaw(p, planes, up - w, T::columns, id / (chunks / 2), block.from + step * T::step + part / 2 * 32, part % 2);
-		}
-	};
-	const auto store = [&](i32 step) __attribute__((always_inline)) {
-		u8* const ws = wShared + step % wStages * wBytes;
+	for (i32 i = 0; i < c.ofX; i++) c.xRows[i] = u32(placeOf(p, block, product::smaller(row + i * c.each, block.count - 1)).source) * u32(p.stride / 8);
+}
+template <typename T> DEVICE void beginW(Copies<T>& c, const Params& p, const Block& block) {
+	const i32 row = threadIdx.x / c.chunks, chunk = threadIdx.x % c.chunks, stride = i32(rowNumbers(F16, p.w.cols));
+	c.wFrom = (weightRow(p, T::columns, row).up ? p.up : p.w.data) + block.weights + (block.from + chunk * 8) * 2;
+	c.left = stride - block.from - chunk * 8;
 #pragma unroll
-		for (i32 i = 0; i < rawEach; i++) {
-			const i32 id = thread + i * T::threads, part = id % (chunks / 2);
-			storeRaw<T::step>(p.w.format, raw[i], ws, id / (chunks / 2), part / 2 * 4 + part % 2, part % 2);
-		}
-	};
+	for (i32 i = 0; i < c.ofW; i++) c.wRows[i] = u32(product::smaller(weightRow(p, T::columns, row + i * c.each).row, p.w.rows - 1)) * u32(stride / 8);
+}
 
-	f32 sums[down][across][4];
+// copyX and copyW copy to a step those rows whose numbers are from first on, before end.
+template <typename T> DEVICE void copyX(const Copies<T>& c, u8* step, i32 first, i32 end) {
 #pragma unroll
-	for (i32 i = 0; i < down; i++)
+	for (i32 i = 0; i < c.ofX; i++)
+		if (i >= first && i < end) copyAsync16(step + c.to + i * c.each * T::step * 2, c.xFrom + u64(c.xRows[i]) * 16, i * c.each < c.rows);
+}
+template <typename T> DEVICE void copyW(const Copies<T>& c, u8* step, i32 first, i32 end) {
 #pragma unroll
-		for (i32 j = 0; j < across; j++)
-#pragma unroll
-			for (i32 k = 0; k < 4; k++) sums[i][j][k] = 0;
-	const i32 rowAt = warp / T::across * T::warpRows, columnAt = warp % T::across * T::warpColumns;
+	for (i32 i = 0; i < c.ofW; i++)
+		if (i >= first && i < end) copyAsync16(step + c.to + i * c.each * T::step * 2, c.wFrom + (c.left > 0 ? i64(c.wRows[i]) * 16 : i64(c.left) * 2 - 16), c.left > 0);
+}
+// next has c copy the next step.
+template <typename T> DEVICE void next(Copies<T>& c) { c.xFrom += T::step * 2, c.wFrom += T::step * 2, c.left -= T::step; }
 
-#pragma unroll
-	for (i32 s = 0; s < T::stages - 1; s++) copy(s);
-	if constexpr (F == 0) {
-		load(0);
-		store(0);
-		if (steps > 1) load(1);
-	}
-	for (i32 s = 0; s < steps; s++) {
-		waitAsync<T::stages - 2>();
-		barrier(); // step s is there, and nobody reads step s-1 any more, whose place the next copies take
-		copy(s + T::stages - 1);
-		if constexpr (F == 0) {
-			if (s + 1 < steps) store(s + 1);
-			if (s + 2 < steps) load(s + 2);
-		}
-		const u8* const xs = xShared + s % T::stages * xBytes;
-		const u8* const ws = wShared + s % wStages * wBytes;
-#pragma unroll
-		for (i32 k = 0; k < T::step / 16; k++) {
-			u32 a[down][4];
-#pragma unroll
-			for (i32 i = 0; i < down; i++) ldmatrix4(a[i], xs + at<T::step>(rowAt + i * 16 + lane % 16, k * 2 + lane / 16));
-#pragma unroll
-			for (i32 j = 0; j < across; j += 2) {
-				u32 b[4];
-				ldmatrix4(b, ws + at<T::step>(columnAt + j * 8 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
-				const u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-				for (i32 i = 0; i < down; i++) {
-					if constexpr (F == F16) {
-						mmaF16(sums[i][j], a[i], first);
-						mmaF16(sums[i][j + 1], a[i], second);
-					} else {
-						mmaBF16(sums[i][j], a[i], first);
-						mmaBF16(sums[i][j + 1], a[i], second);
-					}
-				}
-			}
-		}
-	}
-
-	// The tile goes to shared memory, permuted such that 16 lanes write to different banks, and on in whole rows.
-	f32* const tile = (f32*)xShared;
+// finish makes y, or parts of sums for addParts, of a thread's sums: of each 16 rows and 8 columns from rowAt and columnAt on
+// what mmaBF16's d has. The tile goes to shared memory, permuted such that 16 lanes write to different banks, and on in whole rows.
+template <typename T, i32 down, i32 across> DEVICE void finish(const Params& p, const Block& block, const f32 (&sums)[down][across][4], i32 rowAt, i32 columnAt) {
+	const i32 thread = threadIdx.x, lane = thread % 32;
+	f32* const tile = (f32*)dynamicShared();
 	const auto in = [&](i32 row, i32 column) __attribute__((always_inline)) { return row * T::columns + (column ^ (row & 3) * 8); };
 	barrier(); // nobody reads the last step any more, and no copies are on their way
 #pragma unroll
@@ -332,6 +253,164 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 	}
 }
 
+// Sums of a thread begin with 0.
+template <i32 down, i32 across> DEVICE void clear(f32 (&sums)[down][across][4]) {
+#pragma unroll
+	for (i32 i = 0; i < down; i++)
+#pragma unroll
+		for (i32 j = 0; j < across; j++)
+#pragma unroll
+			for (i32 k = 0; k < 4; k++) sums[i][j][k] = 0;
+}
+
+// addTo adds the products of 16 rows and 16 columns, by 16 of x and w.
+template <i32 F> DEVICE void addTo(f32 (&first)[4], f32 (&second)[4], const u32 (&a)[4], const u32 (&b)[4]) {
+	const u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+	if constexpr (F == F16) {
+		mmaF16(first, a, left);
+		mmaF16(second, a, right);
+	} else {
+		mmaBF16(first, a, left);
+		mmaBF16(second, a, right);
+	}
+}
+
+// multiply by weights of 16 bits, F16 or BF16. What a warp multiplies next it reads from shared memory before: so it has products
+// to begin while it waits.
+template <i32 F, typename T> DEVICE void multiply(const Params& p) {
+	constexpr i32 xBytes = T::rows * T::step * 2, wBytes = T::columns * T::step * 2, bytes = xBytes + wBytes;
+	constexpr i32 down = T::warpRows / 16, across = T::warpColumns / 16, turns = T::step / 16;
+	u8* const shared = dynamicShared();
+	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+	Block block;
+	if (!blockOf(p, T::rows, block)) return;
+	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
+	Copies<T> copies;
+	beginX(copies, p, block);
+	beginW(copies, p, block);
+	i32 filling = 0, reading = 0; // where steps are in shared memory
+	const auto after = [](i32 at) __attribute__((always_inline)) { return at == (T::stages - 1) * bytes ? 0 : at + bytes; };
+	const auto copied = [&]() __attribute__((always_inline)) {
+		commitAsync();
+		next(copies);
+		filling = after(filling);
+	};
+#pragma unroll
+	for (i32 s = 0; s < T::stages - 1; s++) {
+		if (s < steps) copyX(copies, shared + filling, 0, copies.ofX), copyW(copies, shared + filling + xBytes, 0, copies.ofW);
+		copied();
+	}
+
+	const i32 rowAt = warp / T::across * T::warpRows, columnAt = warp % T::across * T::warpColumns;
+	const i32 xRead = at<T::step>(rowAt + lane % 16, lane / 16), wRead = xBytes + at<T::step>(columnAt + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+	f32 sums[down][across * 2][4];
+	clear(sums);
+	u32 a[2][down][4], b[2][across][4];
+	const auto read = [&](i32 to, i32 turn) __attribute__((always_inline)) {
+#pragma unroll
+		for (i32 i = 0; i < down; i++) ldmatrix4(a[to][i], shared + reading + (xRead ^ turn * 32) + i * 16 * T::step * 2);
+#pragma unroll
+		for (i32 j = 0; j < across; j++) ldmatrix4(b[to][j], shared + reading + (wRead ^ turn * 32) + j * 16 * T::step * 2);
+	};
+	waitAsync<T::stages - 2>();
+	barrier();
+	read(0, 0);
+#pragma unroll 1
+	for (i32 s = 0; s < steps; s++) {
+#pragma unroll
+		for (i32 turn = 0; turn < turns; turn++) {
+			if (turn == turns - 1) {
+				waitAsync<T::stages - 2>();
+				barrier(); // step s+1 is there, and nobody reads step s any more, whose place the next copies take
+				reading = after(reading);
+			}
+			read((turn + 1) % 2, (turn + 1) % turns);
+			if (turn < turns - 1 && s + T::stages - 1 < steps) {
+				constexpr i32 xPart = (copies.ofX + turns - 2) / (turns - 1), wPart = (copies.ofW + turns - 2) / (turns - 1);
+				copyX(copies, shared + filling, turn * xPart, (turn + 1) * xPart);
+				copyW(copies, shared + filling + xBytes, turn * wPart, (turn + 1) * wPart);
+			}
+			if (turn == turns - 2) copied();
+#pragma unroll
+			for (i32 j = 0; j < across; j++)
+#pragma unroll
+				for (i32 i = 0; i < down; i++) addTo<F>(sums[i][j * 2], sums[i][j * 2 + 1], a[turn % 2][i], b[turn % 2][j]);
+		}
+	}
+	finish<T>(p, block, sums, rowAt, columnAt);
+}
+
+// multiplyPacked is of the packed format that p names.
+template <typename T> DEVICE void multiplyPacked(const Params& p) {
+	constexpr i32 xBytes = T::rows * T::step * 2, wBytes = T::columns * T::step * 2;
+	constexpr i32 pieces = T::step / 16, each = T::columns * pieces / T::threads; // of 16 columns, in a row, and those of a thread
+	constexpr i32 down = T::warpRows / 16, across = T::warpColumns / 16;
+	u8* const xShared = dynamicShared();
+	u8* const wShared = xShared + T::stages * xBytes;
+	const i32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+	Block block;
+	if (!blockOf(p, T::rows, block)) return;
+	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
+	Copies<T> copies;
+	beginX(copies, p, block);
+	const auto copy = [&](i32 step) __attribute__((always_inline)) {
+		if (step < steps) copyX(copies, xShared + step % T::stages * xBytes, 0, copies.ofX);
+		commitAsync();
+		copies.xFrom += T::step * 2;
+	};
+
+	Raw raw[each]; // on its way
+	const u8* const w = p.w.data + block.weights;
+	const Planes planes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
+	const auto load = [&](i32 step) __attribute__((always_inline)) {
+#pragma unroll
+		for (i32 i = 0; i < each; i++) {
+			const i32 id = thread + i * T::threads, piece = id % pieces;
+			raw[i] = loadRaw(p, planes, p.up - p.w.data, T::columns, id / pieces, block.from + step * T::step + piece / 2 * 32, piece % 2);
+		}
+	};
+	const auto store = [&](i32 step) __attribute__((always_inline)) {
+		u8* const ws = wShared + step % 2 * wBytes;
+#pragma unroll
+		for (i32 i = 0; i < each; i++) {
+			const i32 id = thread + i * T::threads, piece = id % pieces;
+			storeRaw<T::step>(p.w.format, raw[i], ws, id / pieces, piece / 2 * 4 + piece % 2, piece % 2);
+		}
+	};
+
+	const i32 rowAt = warp / T::across * T::warpRows, columnAt = warp % T::across * T::warpColumns;
+	f32 sums[down][across * 2][4];
+	clear(sums);
+#pragma unroll
+	for (i32 s = 0; s < T::stages - 1; s++) copy(s);
+	load(0);
+	store(0);
+	if (steps > 1) load(1);
+	for (i32 s = 0; s < steps; s++) {
+		waitAsync<T::stages - 2>();
+		barrier(); // step s is there, and nobody reads step s-1 any more, whose place the next copies take
+		copy(s + T::stages - 1);
+		if (s + 1 < steps) store(s + 1);
+		if (s + 2 < steps) load(s + 2);
+		const u8* const xs = xShared + s % T::stages * xBytes;
+		const u8* const ws = wShared + s % 2 * wBytes;
+#pragma unroll
+		for (i32 k = 0; k < T::step / 16; k++) {
+			u32 a[down][4];
+#pragma unroll
+			for (i32 i = 0; i < down; i++) ldmatrix4(a[i], xs + at<T::step>(rowAt + i * 16 + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+			for (i32 j = 0; j < across; j++) {
+				u32 b[4];
+				ldmatrix4(b, ws + at<T::step>(columnAt + j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+#pragma unroll
+				for (i32 i = 0; i < down; i++) addTo<BF16>(sums[i][j * 2], sums[i][j * 2 + 1], a[i], b);
+			}
+		}
+	}
+	finish<T>(p, block, sums, rowAt, columnAt);
+}
+
 struct PartsParams {
 	f32* y;             // [rows, yStride]
 	const f32* partial; // [splits, rows, width]
@@ -348,16 +427,18 @@ struct GroupParams {
 
 } // namespace matmul
 
-// The bound of 512 threads, which no block has, keeps registers to 128: so a processor has two blocks of the largest
-// tile, and one of them multiplies while the other one waits or decodes.
-#define MATMUL(name, format) \
-	KERNEL(matmul##name##t32, matmul::Params, 512) { matmul::multiply<format, matmul::Tile32>(p); } \
-	KERNEL(matmul##name##t64, matmul::Params, 512) { matmul::multiply<format, matmul::Tile64>(p); } \
-	KERNEL(matmul##name##t128, matmul::Params, 512) { matmul::multiply<format, matmul::Tile128>(p); }
-MATMUL(F16, quant::F16)
-MATMUL(BF16, quant::BF16)
-MATMUL(Packed, 0)
+// The bounds, which no block has, keep registers to what lets a processor have several blocks, two of the largest tiles: one of
+// them multiplies while another one waits, decodes or writes.
+#define MATMUL(format) \
+	KERNEL(matmul##format##t32, matmul::Params, 512) { matmul::multiply<quant::format, matmul::Tile32>(p); } \
+	KERNEL(matmul##format##t64, matmul::Params, 512) { matmul::multiply<quant::format, matmul::Tile64>(p); } \
+	KERNEL(matmul##format##t128, matmul::Params, 256) { matmul::multiply<quant::format, matmul::Tile128>(p); }
+MATMUL(F16)
+MATMUL(BF16)
 #undef MATMUL
+KERNEL(matmulPackedt32, matmul::Params, 512) { matmul::multiplyPacked<matmul::Tile32>(p); }
+KERNEL(matmulPackedt64, matmul::Params, 512) { matmul::multiplyPacked<matmul::Tile64>(p); }
+KERNEL(matmulPackedt128, matmul::Params, 512) { matmul::multiplyPacked<matmul::TilePacked>(p); }
 
 // matmulF32 multiplies numbers as they are, each product and sum rounded once: tiles of 64 by 64, 16 columns of x and
 // w a step. A thread has 4 rows, and of these two columns of y and the two that are 8 further.

@@ -96,7 +96,8 @@ type tile struct {
 var (
 	tile32  = tile{"t32", 32, 64, 64, 128, 4}
 	tile64  = tile{"t64", 64, 64, 64, 128, 3}
-	tile128 = tile{"t128", 128, 128, 32, 256, 4}
+	tile128 = tile{"t128", 128, 128, 32, 128, 4}
+	decoded = tile{"t128", 128, 128, 32, 256, 4} // of packed weights
 	tileF32 = tile{"", 64, 64, 16, 256, 1}
 )
 
@@ -221,6 +222,8 @@ func planMany(d tensor.DType, rows, columns, cols int, experts bool, processors 
 		p.tile = tile32
 	case rows <= 64 || tiles(tile128) < processors && !experts:
 		p.tile = tile64
+	case !isFloat(d):
+		p.tile = decoded
 	}
 	if d == tensor.F16 {
 		p.form = f16

@@ -27,6 +27,39 @@ struct Params {
 	i32 rows, stride, cols, gate;
 };
 
+// in is where a number of a tile is in shared memory, permuted such that lanes write to different banks.
+template <i32 N> DEVICE i32 in(i32 row, i32 column) { return row * N + (column ^ (row & 7) * 8); }
+
+// write makes y of a tile, four numbers of several rows at a time: a processor has no other block that would work while one of them waits.
+template <i32 gate, i32 N> DEVICE void write(const Params& p, const Part& part, const f32* tile, i32 first, i32 block) {
+	constexpr i32 width = gate == product::NoGate ? N : N / 2, apart = threads * 4 / width, turns = rows / apart, together = 4;
+	const i32 row = threadIdx.x * 4 / width, column = threadIdx.x * 4 % width;
+#pragma unroll 1
+	for (i32 t = 0; t < turns; t += together) {
+		f32 v[together][4];
+#pragma unroll
+		for (i32 i = 0; i < together; i++) {
+			const i32 r = row + (t + i) * apart;
+			const f32x4 a = loadf4(tile + in<N>(r, gate == product::NoGate ? column : column / 8 * 16 + column % 8));
+			v[i][0] = a.x, v[i][1] = a.y, v[i][2] = a.z, v[i][3] = a.w;
+			const f32 scale = p.xScales ? p.xScales[product::smaller(first + r, p.rows - 1)] : 1;
+#pragma unroll
+			for (i32 j = 0; j < 4; j++) v[i][j] *= scale;
+			if constexpr (gate != product::NoGate) {
+				const f32x4 b = loadf4(tile + in<N>(r, column / 8 * 16 + 8 + column % 8));
+				const f32 up[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+				for (i32 j = 0; j < 4; j++) v[i][j] = product::gated(gate, v[i][j], up[j] * scale);
+			}
+		}
+#pragma unroll
+		for (i32 i = 0; i < together; i++) {
+			const i32 target = first + row + (t + i) * apart;
+			if (target < p.rows) product::put(part, i64(target) * part.yStride, block * width + column, v[i]);
+		}
+	}
+}
+
 template <bool isBF16, i32 N> DEVICE void multiply(const Params& p) {
 	constexpr i32 xBytes = rows * step * 2, wBytes = N * step * 2;
 	constexpr i32 xEach = xBytes / 16 / threads, wEach = wBytes / 16 / threads, apart = threads / 8; // rows from copy to copy
@@ -93,32 +126,21 @@ template <bool isBF16, i32 N> DEVICE void multiply(const Params& p) {
 	}
 	wgmma::finish(sums);
 
-	// The tile goes to shared memory, permuted such that lanes write to different banks, and on in whole rows.
+	// The tile goes to shared memory, and on in whole rows.
 	f32* const tile = (f32*)shared;
-	const auto in = [&](i32 row, i32 column) __attribute__((always_inline)) { return row * N + (column ^ (row & 7) * 8); };
 	barrier(); // nobody multiplies the last steps any more
 	const i32 at = group * 64 + thread / 32 % 4 * 16 + lane / 4;
 #pragma unroll
 	for (i32 j = 0; j < N / 8; j++) {
-		*(f32x2*)(tile + in(at, j * 8 + lane % 4 * 2)) = {sums[j * 4], sums[j * 4 + 1]};
-		*(f32x2*)(tile + in(at + 8, j * 8 + lane % 4 * 2)) = {sums[j * 4 + 2], sums[j * 4 + 3]};
+		*(f32x2*)(tile + in<N>(at, j * 8 + lane % 4 * 2)) = {sums[j * 4], sums[j * 4 + 1]};
+		*(f32x2*)(tile + in<N>(at + 8, j * 8 + lane % 4 * 2)) = {sums[j * 4 + 2], sums[j * 4 + 3]};
 	}
 	barrier();
-	const i32 width = gated ? N / 2 : N; // of y
-#pragma unroll 1
-	for (i32 id = thread * 4; id < rows * width; id += threads * 4) {
-		const i32 row = id / width, column = id % width, target = first + row;
-		if (target >= p.rows) break; // the rest is not there either
-		const f32 scale = p.xScales ? p.xScales[target] : 1;
-		const f32x4 a = loadf4(tile + in(row, gated ? column / 8 * 16 + column % 8 : column));
-		f32 v[4] = {a.x * scale, a.y * scale, a.z * scale, a.w * scale};
-		if (gated) {
-			const f32x4 b = loadf4(tile + in(row, column / 8 * 16 + 8 + column % 8));
-			const f32 up[4] = {b.x * scale, b.y * scale, b.z * scale, b.w * scale};
-#pragma unroll
-			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
-		}
-		product::put(part, i64(target) * part.yStride, block * width + column, v);
+	switch (p.gate) {
+	case product::NoGate: write<product::NoGate, N>(p, part, tile, first, block); break;
+	case product::SwiGLU: write<product::SwiGLU, N>(p, part, tile, first, block); break;
+	case product::GeGLU: write<product::GeGLU, N>(p, part, tile, first, block); break;
+	default: write<product::GeGLUTanh, N>(p, part, tile, first, block);
 	}
 }
 
