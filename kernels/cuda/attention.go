@@ -6,8 +6,9 @@ import "fmt"
 // h / (Heads/KVHeads) to the positions up to its token's own. The keys and values of the step's tokens are in the
 // cache already. What lies in blocks beyond a span's context may be anything.
 //
-// Decode, and AttentionSlow, compute with f32 queries and weights; prefill, and BidirectionalAttention, with
-// queries (times Scale, or Scale/SoftCap) and weights rounded to halves, so that a score may be off by 2^-12 of each of its products.
+// AttentionSlow computes with f32 queries and weights, decode with the sums of two halves each, which are as exact but for queries
+// (times Scale, or Scale/SoftCap) beyond the halves' range, which become its end; prefill, and BidirectionalAttention, with
+// such queries and weights rounded to halves, so that a score may be off by 2^-12 of each of its products.
 // A query there that is not a number stays one; a key or a value that is not one makes neighbours of its span in
 // a tile of 64 so too.
 type AttentionParams struct {
@@ -21,6 +22,7 @@ type AttentionParams struct {
 	Scratch       Address // as many bytes as AttentionScratch says, or BidirectionalScratch
 	BlockStride   int64   // bytes
 	blockUnits    uint32
+	rowUnits      uint32
 	blockInverse  uint32
 	TableStride   int32
 	BlockTokens   int32 // times the longest context below 2^31
@@ -34,8 +36,8 @@ type AttentionParams struct {
 	spans         int32
 	least         int32
 	units         int32
+	tile          int32
 	bidirectional int32
-	_             int32
 }
 
 // AttentionStep is what must be known of a step before it is launched. In a graph that is captured for many steps, all
@@ -58,29 +60,31 @@ func (p *AttentionParams) odd() bool {
 	return p.HeadDim%8 != 0 || p.HeadDim > fastHeadDim || p.BlockStride%16 != 0
 }
 
-// together is how many query heads of a key head attendDecode takes at once.
-func (p *AttentionParams) together() int {
-	for _, n := range []int{1, 2, 4} {
-		if int(p.Heads/p.KVHeads) <= n {
-			return n
-		}
-	}
-	return 8
-}
+// pieces of the query heads of a key head: as many blocks of attendDecode share keys and values.
+func (p *AttentionParams) pieces() uint32 { return blocks(int(p.Heads/p.KVHeads), headsTogether) }
+
+// headsTogether are the query heads that a block of attendDecode takes at once.
+const headsTogether = 8
 
 const (
 	smallPart   = 128 // of a context, that a block of attendDecode is for at least
 	prefillPart = 256 // and of attendPrefill
-	mostParts   = 64  // SPLITS of attention.cu
-	// Some blocks more than a processor has at a time, so that one long context among short ones is no block's alone.
-	blocksPerProcessor   = 16
-	prefillsPerProcessor = 2
+	mostParts   = 128 // SPLITS of attention.cu
+	// An H100 read 8,192 positions of one sequence in 20 us with two blocks for each processor, and in 24 with more. Where that is less
+	// than 4 parts they would be too different in number from processor to processor, and there are many: so one long context among short ones
+	// is no block's alone, either.
+	blocksPerProcessor     = 2
+	manyBlocksPerProcessor = 16
+	prefillsPerProcessor   = 2
 )
 
 // divide says in how many parts a context is at most.
 func (p *AttentionParams) divide(s AttentionStep) int {
-	pieces := int(blocks(int(p.Heads/p.KVHeads), p.together()))
-	want := int(blocks(blocksPerProcessor*s.Processors, max(1, s.Spans*int(p.KVHeads)*pieces)))
+	units := max(1, s.Spans*int(p.KVHeads)*int(p.pieces()))
+	want := blocksPerProcessor * s.Processors / units
+	if want < 4 {
+		want = int(blocks(manyBlocksPerProcessor*s.Processors, units))
+	}
 	longest := s.Context
 	if p.Window > 0 {
 		longest = min(longest, int(p.Window))
@@ -93,15 +97,24 @@ func (p *AttentionParams) divide(s AttentionStep) int {
 func (p *AttentionParams) divideTiles(s AttentionStep) int {
 	longest := s.Context
 	if p.Window > 0 {
-		longest = min(longest, int(p.Window)+64)
+		longest = min(longest, int(p.Window)+p.tileRows())
 	}
 	want := prefillsPerProcessor * s.Processors / max(1, p.tiles(s.Tokens, s.Spans)*int(p.KVHeads))
 	return max(1, min(want, int(blocks(longest, prefillPart)), mostParts))
 }
 
-// tiles of 64 rows of the spans' queries times the query heads of a key head, at most: each span rounds up.
+// tileRows are those of a tile of attendPrefill: 128 where the sums of so many are registers.
+func (p *AttentionParams) tileRows() int {
+	if p.HeadDim <= 64 || p.HeadDim > 96 && p.HeadDim <= 128 {
+		return 128
+	}
+	return 64
+}
+
+// tiles of rows of the spans' queries times the query heads of a key head, at most: each span rounds up.
 func (p *AttentionParams) tiles(tokens, spans int) int {
-	return (tokens*int(p.Heads/p.KVHeads) + 63*spans) / 64
+	rows := p.tileRows()
+	return (tokens*int(p.Heads/p.KVHeads) + (rows-1)*spans) / rows
 }
 
 // AttentionScratch is how many bytes Attention needs for such a step, or a smaller one.
@@ -110,8 +123,8 @@ func AttentionScratch(p AttentionParams, s AttentionStep) int64 {
 		return 0
 	}
 	// With fewer spans, or tiles, there may be more parts, so that the products stay below this.
-	blocksAtMost := int64(blocksPerProcessor*s.Processors) + int64(s.Spans)*int64(p.KVHeads*int32(blocks(int(p.Heads/p.KVHeads), p.together())))
-	rows := max(blocksAtMost*int64(p.together()), int64(64*prefillsPerProcessor*s.Processors))
+	blocksAtMost := int64(manyBlocksPerProcessor*s.Processors) + int64(s.Spans)*int64(p.KVHeads)*int64(p.pieces())
+	rows := max(blocksAtMost*min(headsTogether, int64(p.Heads/p.KVHeads)), int64(128*prefillsPerProcessor*s.Processors))
 	return 4 * rows * int64(p.HeadDim+2)
 }
 
@@ -127,25 +140,23 @@ func Attention(p AttentionParams, s AttentionStep) []Launch {
 	if s.Single > 0 {
 		p := p
 		p.splits, p.units = int32(p.divide(s)), int32(s.Spans)
-		together := p.together()
-		lanes := 8
-		for lanes*8 < int(p.HeadDim) {
-			lanes *= 2
+		dim := 64
+		for dim < int(p.HeadDim) {
+			dim *= 2
 		}
-		pieces := blocks(int(p.Heads/p.KVHeads), together)
-		grid := [3]uint32{uint32(p.splits), uint32(p.KVHeads) * pieces, uint32(s.Spans)}
-		shared := uint32(4 * together * (4*(lanes*8+2) + lanes*8)) // [warps][heads][dimensions, largest, sum], queries
-		all = append(all, launch(fmt.Sprintf("attendDecode%dx%d", lanes*8, together), grid, 128, shared, &p))
+		grid := [3]uint32{uint32(p.KVHeads) * p.pieces(), uint32(p.splits), uint32(s.Spans)}
+		shared := uint32(4*headsTogether*4*(dim+2) + 32*dim) // [warps][heads][dimensions, largest, sum], queries
+		all = append(all, launch(fmt.Sprintf("attendDecode%d", dim), grid, 128, shared, &p))
 		if p.splits > 1 {
-			all = append(all, launch("attendCombine", [3]uint32{uint32(p.Heads), uint32(s.Spans), 1}, 128, 0, &p))
+			all = append(all, launch("attendCombine", [3]uint32{blocks(int(p.Heads), 4), uint32(s.Spans), 1}, 128, 0, &p))
 		}
 	}
 	if s.Single < s.Spans {
 		p := p
-		p.least, p.splits, p.units = 2, int32(p.divideTiles(s)), int32(s.Tokens)
+		p.least, p.splits, p.units, p.tile = 2, int32(p.divideTiles(s)), int32(s.Tokens), int32(p.tileRows())
 		all = append(all, p.prefill(s.Tokens, s.Spans))
 		if p.splits > 1 {
-			all = append(all, launch("attendCombine", [3]uint32{uint32(p.Heads), uint32(s.Tokens), 1}, 128, 0, &p))
+			all = append(all, launch("attendCombine", [3]uint32{blocks(int(p.Heads), 4), uint32(s.Tokens), 1}, 128, 0, &p))
 		}
 	}
 	return all
@@ -190,8 +201,9 @@ func (p AttentionParams) prefill(tokens, spans int) Launch {
 			dim = d
 		}
 	}
-	shared := 3 * 64 * 2 * (dim + 8) // queries, keys and values of a tile, their rows padded by 8 halves
-	grid := [3]uint32{uint32(p.tiles(tokens, spans)), uint32(p.KVHeads), uint32(p.splits)}
+	p.tile = int32(p.tileRows())
+	shared := (128 + int(p.tile)) * 2 * (dim + 8) // queries, keys and values of a tile, their rows padded by 8 halves
+	grid := [3]uint32{uint32(p.tiles(tokens, spans)) * uint32(p.KVHeads), 1, uint32(p.splits)}
 	return launch(fmt.Sprintf("attendPrefill%d", dim), grid, 128, uint32(shared), &p)
 }
 
@@ -205,5 +217,5 @@ func (p *AttentionParams) check() {
 func (p *AttentionParams) setBlocks() {
 	n := int64(p.BlockTokens)
 	p.blockInverse = uint32((1<<31 + n - 1) / n)
-	p.blockUnits = uint32(p.BlockStride / 16)
+	p.blockUnits, p.rowUnits = uint32(p.BlockStride/16), uint32(p.KVHeads*p.HeadDim/8)
 }

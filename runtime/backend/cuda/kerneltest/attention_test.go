@@ -267,6 +267,8 @@ func TestAttentionDecode(t *testing.T) {
 		{heads: 3, kvHeads: 1, dim: 40, blockTokens: 16, tokens: []int{1}, context: []int{1500}, processors: 64},
 		{heads: 2, kvHeads: 2, dim: 192, blockTokens: 8, tokens: []int{1, 1}, context: []int{1025, 5}, processors: 100, window: 900},
 		{heads: 2, kvHeads: 1, dim: 64, blockTokens: 16, tokens: []int{1}, context: []int{200}, size: 300},
+		{heads: 24, kvHeads: 2, dim: 128, blockTokens: 16, tokens: []int{1, 1}, context: []int{150, 330}, processors: 8},
+		{heads: 4, kvHeads: 1, dim: 120, blockTokens: 16, tokens: []int{1}, context: []int{18000}, processors: 100, softCap: 30},
 	} {
 		if c.size == 0 {
 			c.size = 1
@@ -291,6 +293,8 @@ func TestAttentionPrefill(t *testing.T) {
 		{heads: 5, kvHeads: 1, dim: 72, blockTokens: 16, tokens: []int{2, 2, 2, 1, 1, 2}, context: []int{2, 3, 64, 65, 1, 66}},
 		{heads: 2, kvHeads: 1, dim: 16, blockTokens: 4, tokens: append(filled(33, 1), 3, 3), context: append(filled(33, 2), 9, 64)},
 		{heads: 2, kvHeads: 1, dim: 64, blockTokens: 16, tokens: []int{66}, context: []int{66}, size: 50},
+		{heads: 4, kvHeads: 2, dim: 128, blockTokens: 16, tokens: []int{129, 64}, context: []int{200, 64}},
+		{heads: 7, kvHeads: 1, dim: 112, blockTokens: 16, tokens: []int{40}, context: []int{199}, window: 77, softCap: 9, size: 2},
 		// Contexts divided among blocks.
 		{heads: 4, kvHeads: 2, dim: 64, blockTokens: 16, tokens: []int{3}, context: []int{1000}, processors: 16},
 		{heads: 3, kvHeads: 1, dim: 40, blockTokens: 16, tokens: []int{30, 1, 2, 5}, context: []int{600, 700, 255, 257}, processors: 20},
@@ -370,7 +374,7 @@ func TestAttentionAnyContext(t *testing.T) {
 		step.Context = 1 << 17
 		p.Scratch = upload(d, filled(int(cuda.AttentionScratch(p, step)), byte(0xff)))
 		launches := cuda.Attention(p, step)
-		if len(launches) != 2 || launches[0].Grid[0] != 64 {
+		if len(launches) != 2 || launches[0].Grid[1] != 80 {
 			t.Fatalf("%d launches, the first of %v blocks", len(launches), launches[0].Grid)
 		}
 		d.run(t, launches...)
