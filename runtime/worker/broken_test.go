@@ -80,6 +80,7 @@ func TestStepLosesDevice(t *testing.T) {
 }
 
 // TestStepEndsProcess: where only another process can use the device, the worker ends, and the journal says whose step it was.
+// It never says that it drains, or its pod would be deleted, and the journal with it.
 func TestStepEndsProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
@@ -96,6 +97,15 @@ func TestStepEndsProcess(t *testing.T) {
 		go func() { ended <- w.Run(context.Background()) }()
 		assign(t, w, o.home("a", mib), o.home("b", mib))
 		after(t, w, time.Second, "a:Resident b:Resident")
+		drains := make(chan bool)
+		states, enough := context.WithCancel(t.Context())
+		go func() {
+			is := false
+			for s := range w.Watch(states) {
+				is = is || s.Draining
+			}
+			drains <- is
+		}()
 		o.mu.Lock()
 		o.stepErr["/m/a"] = &backend.DeviceError{Device: "cpu-0", Err: errors.New("illegal address")}
 		o.mu.Unlock()
@@ -104,6 +114,14 @@ func TestStepEndsProcess(t *testing.T) {
 		}
 		if err := <-ended; err == nil || !strings.Contains(err.Error(), "illegal address") {
 			t.Errorf("the worker ended with %v", err)
+		}
+		if _, _, err := w.Use(t.Context(), "ns/b"); !errors.Is(err, ErrLacks) {
+			t.Errorf("it takes another request: %v", err)
+		}
+		time.Sleep(time.Second) // until it has said all
+		enough()
+		if <-drains {
+			t.Error("it said that it drains")
 		}
 		next, err := New(options)
 		if err != nil {

@@ -231,7 +231,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.mu.Lock()
 	w.stopped = true
-	w.leaving = true
+	w.leaving = err == nil // who fails does not drain: it comes back in the same place, and is not to be sent away
 	w.timer.Stop()
 	for h := range w.all() {
 		h.leave()
@@ -248,7 +248,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			failed = d.backend.Close()
 		}()
 		if d.awaits(closed) {
-			err = errors.Join(err, failed)
+			err = cmp.Or(err, failed) // of a device that has failed, closing it fails as well
 		} else {
 			w.log.Warn("device left as it is: it is lost, and what it does does not end", "device", d.Name)
 		}
