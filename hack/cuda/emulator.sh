@@ -74,15 +74,18 @@ if [ ${#failed[@]} -gt 0 ]; then
 	echo "emulator: left out, since they do not compile: ${failed[*]}" >&2
 fi
 
-out=$cache/$(echo "${made[@]}" | sha256sum | cut -c1-24)$asan
+# -Bsymbolic: the driver's own names win over those of a program that loads it. What C++ needs is linked in, so that the
+# driver needs what NVIDIA's does, glibc, and runs in a container that has no more; a sanitizer wants to share it.
+link=(-shared -Wl,-soname,libcuda.so.1 -Wl,-Bsymbolic)
+[ -n "$asan" ] || link+=(-static-libstdc++ -static-libgcc)
+out=$cache/$(echo "${made[@]}" "${link[@]}" | sha256sum | cut -c1-24)$asan
 if [ -n "$test" ]; then
 	"$cxx" "${flags[@]}" "${made[@]}" -lm -o "$out.test"
 	exec "$out.test"
 fi
 if [ ! -e "$out/libcuda.so.1" ]; then
 	mkdir -p "$out"
-	# -Bsymbolic: the driver's own names win over those of a program that loads it
-	"$cxx" "${flags[@]}" -shared -Wl,-soname,libcuda.so.1 -Wl,-Bsymbolic "${made[@]}" -lm -ldl -o "$out/libcuda.so.1.$$"
+	"$cxx" "${flags[@]}" "${link[@]}" "${made[@]}" -lm -ldl -o "$out/libcuda.so.1.$$"
 	mv "$out/libcuda.so.1.$$" "$out/libcuda.so.1"
 fi
 touch "$out"
