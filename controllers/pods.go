@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,6 +159,8 @@ func ourTemplate(p *v1alpha1.InferencePool, image, gpu string) v1alpha1.PodTempl
 					FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.name"}}}},
 				Ports:     []corev1.ContainerPort{{Name: "http", ContainerPort: workerPort, Protocol: corev1.ProtocolTCP}},
 				Resources: workerMemory(p),
+				// Why a worker does not start is then in its pod's status, and with that in the pool's.
+				TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 				SecurityContext: &corev1.SecurityContext{
 					AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
@@ -245,7 +248,7 @@ func asWorker(pod *corev1.Pod, pool string) Worker {
 			w.Stopped = c.State.Terminated != nil || c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff"
 		}
 		if s := c.State.Waiting; w.Waiting == "" && s != nil && s.Reason != "ContainerCreating" && s.Reason != "PodInitializing" {
-			w.Waiting = strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", c.Name, s.Reason, s.Message), ": ")
+			w.Waiting = strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", c.Name, s.Reason, cmp.Or(lastWords(c.LastTerminationState.Terminated), s.Message)), ": ")
 		}
 	}
 	for _, c := range pod.Status.Conditions {
@@ -260,6 +263,23 @@ func asWorker(pod *corev1.Pod, pool string) Worker {
 	}
 	slices.Sort(w.Models)
 	return w
+}
+
+// lastWords says how a container ended that is started again and again; empty: it did not.
+func lastWords(t *corev1.ContainerStateTerminated) string {
+	if t == nil {
+		return ""
+	}
+	said := fmt.Sprintf("it ended with exit code %d", t.ExitCode)
+	if t.Reason != "" && t.Reason != "Error" && t.Reason != "Completed" {
+		said += " (" + t.Reason + ")"
+	}
+	const command = "\nestiba: " // says why it fails, at the end of its log
+	if at := strings.LastIndex("\n"+t.Message, command); at >= 0 {
+		line, _, _ := strings.Cut(("\n" + t.Message)[at+len(command):], "\n")
+		said += ": " + line
+	}
+	return said
 }
 
 // leaving says why a node is about to go away; empty: it is not.

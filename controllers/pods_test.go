@@ -153,6 +153,21 @@ func TestAsWorker(t *testing.T) {
 	if w := asWorker(pod, "default/p"); w.Waiting != "container fetch: ErrImagePull: no such image" {
 		t.Errorf("worker waits for %q", w.Waiting)
 	}
+	pod.Status.InitContainerStatuses = nil
+	for message, want := range map[string]string{
+		"": "container worker: CrashLoopBackOff: it ended with exit code 1",
+		"{\"msg\":\"GPU\"}\nestiba: device gpu-0: no room\nmore\n": "container worker: CrashLoopBackOff: it ended with exit code 1: device gpu-0: no room",
+	} {
+		pod.Status.ContainerStatuses[0].State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: "back-off 40s restarting failed container"}
+		pod.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: message}
+		if w := asWorker(pod, "default/p"); w.Waiting != want || !w.Stopped {
+			t.Errorf("worker waits for %q, want %q", w.Waiting, want)
+		}
+	}
+	pod.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}
+	if w := asWorker(pod, "default/p"); w.Waiting != "container worker: CrashLoopBackOff: it ended with exit code 137 (OOMKilled)" {
+		t.Errorf("worker waits for %q", w.Waiting)
+	}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	if leaving(node) != "" {
 		t.Error("a plain node leaves")
