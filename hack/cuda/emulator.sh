@@ -75,9 +75,10 @@ if [ ${#failed[@]} -gt 0 ]; then
 fi
 
 # -Bsymbolic: the driver's own names win over those of a program that loads it. What C++ needs is linked in, so that the
-# driver needs what NVIDIA's does, glibc, and runs in a container that has no more; a sanitizer wants to share it.
+# driver needs what NVIDIA's does, glibc, and runs in a container that has no more; a sanitizer wants to share it, and some
+# distributions have it in a package that is not there.
 link=(-shared -Wl,-soname,libcuda.so.1 -Wl,-Bsymbolic)
-[ -n "$asan" ] || link+=(-static-libstdc++ -static-libgcc)
+if [ -z "$asan" ] && [ -e "$("$cxx" -print-file-name=libstdc++.a)" ]; then link+=(-static-libstdc++ -static-libgcc); fi
 out=$cache/$(echo "${made[@]}" "${link[@]}" | sha256sum | cut -c1-24)$asan
 if [ -n "$test" ]; then
 	"$cxx" "${flags[@]}" "${made[@]}" -lm -o "$out.test"
