@@ -17,9 +17,11 @@ pack() { # NAME SOURCE=PATH...
 }
 
 # The program for GPUs is linked to glibc alone, and so is the driver, which the node puts into the container:
-# the image has those files of the machine that builds it, and nothing of NVIDIA's.
+# the image has those files of the machine that builds it, and nothing of NVIDIA's. NVIDIA's container runtime puts the
+# driver into /usr/lib64, since the image is not Debian's, and has the loader told; GKE puts it elsewhere, and tells nobody.
 cuda() {
 	local root=$out/cuda/root library=/lib/x86_64-linux-gnu loader=/lib64/ld-linux-x86-64.so.2 known lib
+	local driver=/usr/lib64:/usr/local/nvidia/lib64 # as rpath, which holds for what the driver loads as well: runpath does not
 	[ "$(uname -m)" = x86_64 ] || { echo "image: the image for GPUs is built on x86-64" >&2; exit 1; }
 	echo "image: building estiba with CUDA" >&2
 	rm -rf "$out/cuda"
@@ -27,7 +29,7 @@ cuda() {
 	(
 		# shellcheck disable=SC1090
 		source <(hack/cuda/env.sh)
-		go build -tags cuda -o "$out/cuda/estiba" ./cmd/estiba
+		go build -tags cuda -ldflags "-extldflags=-Wl,--disable-new-dtags,-rpath,$driver" -o "$out/cuda/estiba" ./cmd/estiba
 	)
 	cp -L "$loader" "$root$loader"
 	known=$(ldconfig -p)
