@@ -61,7 +61,11 @@ func Try(name string, initialize ...string) error {
 	case status.ExitStatus() == 0:
 		return nil
 	case status.ExitStatus() == C.LIBRARY_REFUSED:
-		return errors.New(string(report) + foreign(name))
+		said := string(report)
+		if !strings.Contains(said, filepath.Base(name)) { // but another one that it needs
+			said = name + ": " + said
+		}
+		return errors.New(said + foreign(name))
 	case signal > 0:
 		s := unix.Signal(signal)
 		return fmt.Errorf("%s ends the process that loads it with %s (%v), as damaged libraries do; install the driver anew", found(name, string(report)), unix.SignalName(s), s)

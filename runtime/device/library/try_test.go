@@ -11,11 +11,11 @@ import (
 	"testing"
 )
 
-// build a library of C.
-func build(t *testing.T, source string) string {
+// build a library of C, which may need other ones.
+func build(t *testing.T, source string, needs ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "libodd.so.1")
-	cc := exec.Command(cmp.Or(os.Getenv("CC"), "cc"), "-shared", "-fPIC", "-x", "c", "-", "-o", path)
+	cc := exec.Command(cmp.Or(os.Getenv("CC"), "cc"), append([]string{"-shared", "-fPIC", "-x", "c", "-", "-o", path, "-Wl,--no-as-needed", "-x", "none"}, needs...)...)
 	cc.Stdin = strings.NewReader("#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n" + source)
 	if out, err := cc.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -51,6 +51,22 @@ func TestTry(t *testing.T) {
 				t.Errorf("%s: %q does not say %q", name, err, part)
 			}
 		}
+	}
+}
+
+// TestTryNeeds: of a library that needs one which is not there, both are named.
+func TestTryNeeds(t *testing.T) {
+	other := filepath.Join(t.TempDir(), "libother.so.1")
+	if err := os.Rename(build(t, "int other;"), other); err != nil {
+		t.Fatal(err)
+	}
+	library := build(t, "int begin(void) { return 0; }", other)
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	err := Try(library, "begin")
+	if want := library + ": " + other + ": cannot open shared object file"; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 
