@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"sync"
 
 	kernels "github.com/estiba/estiba/kernels/cuda"
@@ -28,7 +27,7 @@ type lump struct {
 
 // slab is the memory of a device: lumps, which are mapped to addresses as they are needed. Of large ones and small ones
 // there are as many as are asked for: where one kind is lacking, it is made of the other, which is the driver's work
-// (0.5 ms). At all times spare + the extents of regions + KV extents that are mapped, and the scrap, = most.
+// (0.5 ms). At all times spare + the extents of regions + KV extents that are held, and the scrap, = most.
 type slab struct {
 	context *driver.Context
 	extent  int64
@@ -40,8 +39,16 @@ type slab struct {
 	made         int             // extents that the driver has given
 	large, small []driver.Handle // free ones
 	kv           kernels.Address // of KV extent 0; 0: reserved when the first program needs it
-	mapped       []driver.Handle // of each KV extent; 0: nothing is there
-	held         int             // KV extents that are mapped, without the scrap
+	behind       []backing       // of each KV extent, and of the scrap
+	held         int             // KV extents that something of use may be in, without the scrap
+	idle         int             // KV extents that are mapped, and nothing of use is in
+	look         int             // where the next of those may be
+}
+
+// backing is what is behind a KV extent.
+type backing struct {
+	handle driver.Handle // 0: nothing
+	idle   bool          // nothing of use is in it: it is unmapped once somebody needs it
 }
 
 // newSlab is memory of so many extents for models, and spare ones for what the backend itself needs. Unless it is
@@ -114,6 +121,11 @@ func (s *slab) lump(most int) (lump, error) {
 	if most >= largeLump && s.haveLarge() {
 		return lump{pop(&s.large), largeLump}, nil
 	}
+	if len(s.small) == 0 && s.idle > 0 {
+		if err := s.unmapIdle(); err != nil {
+			return lump{}, err
+		}
+	}
 	if len(s.small) == 0 && s.made < s.most {
 		if err := s.make(&s.small, 1, 1); err != nil && len(s.large) == 0 {
 			return lump{}, err
@@ -137,8 +149,15 @@ func (s *slab) haveLarge() bool {
 		return true
 	case s.most-s.made >= largeLump && s.make(&s.large, largeLump, 1) == nil:
 		return true
-	case len(s.small) < largeLump:
+	case len(s.small)+s.idle < largeLump:
 		return false
+	}
+	for len(s.small) < largeLump {
+		if s.unmapIdle() != nil {
+			return false
+		}
+	}
+	switch {
 	case s.unmake(&s.small, 1, largeLump) != nil:
 		return false
 	case s.make(&s.large, largeLump, 1) == nil:
@@ -278,12 +297,12 @@ func (s *slab) reserve() (kernels.Address, error) {
 	if err != nil {
 		return 0, err
 	}
-	scrap, err := s.behind(s.place(at, s.extents))
+	scrap, err := s.mapped(s.place(at, s.extents))
 	if err != nil {
 		return 0, errors.Join(err, s.context.Unreserve(at, int64(s.extents+1)*s.extent))
 	}
-	s.kv, s.mapped = at, make([]driver.Handle, s.extents+1)
-	s.mapped[s.extents] = scrap
+	s.kv, s.behind = at, make([]backing, s.extents+1)
+	s.behind[s.extents].handle = scrap
 	return at, nil
 }
 
@@ -295,18 +314,25 @@ func (s *slab) place(at kernels.Address, extent int) kernels.Address {
 func (s *slab) back(extent int32) (fresh bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mapped[extent] != 0 {
+	b := &s.behind[extent]
+	switch {
+	case b.idle && s.spare > 0: // else it is promised to somebody
+		b.idle = false
+		s.idle--
+		s.spare--
+	case b.handle != 0 && !b.idle:
 		return false, nil
-	}
-	if s.mapped[extent], err = s.behind(s.place(s.kv, int(extent))); err != nil {
-		return false, err
+	default:
+		if b.handle, err = s.mapped(s.place(s.kv, int(extent))); err != nil {
+			return false, err
+		}
 	}
 	s.held++
 	return true, nil
 }
 
-// behind an address comes an extent of memory. s.mu is held.
-func (s *slab) behind(at kernels.Address) (driver.Handle, error) {
+// mapped is an extent of memory, at an address. s.mu is held.
+func (s *slab) mapped(at kernels.Address) (driver.Handle, error) {
 	if s.spare == 0 {
 		return 0, fmt.Errorf("%w: not an extent of %d bytes is free", errFull, s.extent)
 	}
@@ -322,34 +348,40 @@ func (s *slab) behind(at kernels.Address) (driver.Handle, error) {
 	return p.handle, nil
 }
 
-// discard takes the memory behind KV extents away; neighbours go in one call.
-func (s *slab) discard(extents []int32) error {
+// discard says that KV extents hold nothing of use: the memory behind them is for whoever needs it, and unmapped by him,
+// since unmapping that of a large cache takes as long as many steps.
+func (s *slab) discard(extents []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kv == 0 {
-		return nil
+		return
 	}
-	there := slices.DeleteFunc(slices.Clone(extents), func(e int32) bool { return s.mapped[e] == 0 })
-	slices.Sort(there)
-	for from := 0; from < len(there); {
-		to := from + 1
-		for to < len(there) && there[to] == there[to-1]+1 {
-			to++
-		}
-		if err := s.context.Unmap(s.place(s.kv, int(there[from])), s.extent, to-from); err != nil {
-			return err
-		}
-		for _, e := range there[from:to] {
-			s.put([]lump{{s.mapped[e], 1}})
-			s.mapped[e] = 0
+	for _, e := range extents {
+		if b := &s.behind[e]; b.handle != 0 && !b.idle {
+			b.idle = true
+			s.idle++
 			s.held--
+			s.spare++
 		}
-		from = to
 	}
+}
+
+// unmapIdle makes a small lump free of what is behind an idle KV extent. s.mu is held.
+func (s *slab) unmapIdle() error {
+	for !s.behind[s.look].idle {
+		s.look = (s.look + 1) % len(s.behind)
+	}
+	b := &s.behind[s.look]
+	if err := s.context.Unmap(s.place(s.kv, s.look), s.extent, 1); err != nil {
+		return err
+	}
+	s.small = append(s.small, b.handle)
+	*b = backing{}
+	s.idle--
 	return nil
 }
 
-// counts are extents that are free, or would be made, and KV extents that are mapped.
+// counts are extents that are free, or would be made, and KV extents that something of use may be in.
 func (s *slab) counts() (free, kv int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -362,14 +394,14 @@ func (s *slab) close() error {
 	defer s.mu.Unlock()
 	var errs []error
 	if s.kv != 0 {
-		for e, h := range s.mapped {
-			if h != 0 {
+		for e, b := range s.behind {
+			if b.handle != 0 {
 				errs = append(errs, s.context.Unmap(s.place(s.kv, e), s.extent, 1))
-				s.small = append(s.small, h)
+				s.small = append(s.small, b.handle)
 			}
 		}
 		errs = append(errs, s.context.Unreserve(s.kv, int64(s.extents+1)*s.extent))
-		s.kv, s.mapped = 0, nil
+		s.kv, s.behind, s.idle = 0, nil, 0
 	}
 	errs = append(errs, s.context.Release(s.large...), s.context.Release(s.small...))
 	s.large, s.small, s.made, s.spare = nil, nil, 0, 0

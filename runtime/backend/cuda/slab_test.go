@@ -63,10 +63,46 @@ func TestSlabLumps(t *testing.T) {
 	if _, err := s.back(3*largeLump + 6); !errors.Is(err, errFull) {
 		t.Errorf("one more than there are: got %v", err)
 	}
-	if err := s.discard(kv); err != nil {
+	s.discard(kv)
+	free(lumps(3*largeLump+6, 3+6)) // the scrap is the seventh
+}
+
+// TestSlabDiscardsLater: the driver has nothing to do where extents are discarded, until somebody needs the memory.
+func TestSlabDiscardsLater(t *testing.T) {
+	emulated.Set(t, "")
+	s := slabOf(t, opened(t, 4), 2*largeLump, false)
+	if _, err := s.reserve(); err != nil {
 		t.Fatal(err)
 	}
-	free(lumps(3*largeLump+6, 3+6)) // the scrap is the seventh
+	var kv []int32
+	for e := range int32(2*largeLump - 1) {
+		if _, err := s.back(e); err != nil {
+			t.Fatal(err)
+		}
+		kv = append(kv, e)
+	}
+	s.discard(kv)
+	emulated.Set(t, "fail=map:1:2")
+	if fresh, err := s.back(5); !fresh || err != nil {
+		t.Errorf("an extent that was discarded: fresh %v, %v", fresh, err)
+	}
+	if fresh, err := s.back(5); fresh || err != nil {
+		t.Errorf("the same once more: fresh %v, %v", fresh, err)
+	}
+	if free, held := s.counts(); free != 2*largeLump-2 || held != 1 {
+		t.Errorf("%d extents are free, %d held", free, held)
+	}
+	emulated.Set(t, "")
+	r, err := s.room((2*largeLump - 2) * Extent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.back(6); !errors.Is(err, errFull) {
+		t.Errorf("memory that a region has now: got %v", err)
+	}
+	if err := s.release(&r); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestSlabKeepsCount takes and gives at random: what is free is what nobody has, and nobody has what another one has.
@@ -129,9 +165,7 @@ func TestSlabKeepsCount(t *testing.T) {
 			case 3:
 				e := int32(r.IntN(most))
 				if kv[e] {
-					if err := s.discard([]int32{e}); err != nil {
-						t.Fatal(err)
-					}
+					s.discard([]int32{e})
 					delete(kv, e)
 					used--
 				} else if used < most {
