@@ -24,7 +24,7 @@ cuda() {
 	local driver=/usr/lib64:/usr/local/nvidia/lib64 # as rpath, which holds for what the driver loads as well: runpath does not
 	[ "$(uname -m)" = x86_64 ] || { echo "image: the image for GPUs is built on x86-64" >&2; exit 1; }
 	echo "image: building estiba with CUDA" >&2
-	rm -rf "$out/cuda"
+	rm -rf "$root" # not the program, which is made anew only where it has changed
 	mkdir -p "$root$library" "$root${loader%/*}"
 	(
 		# shellcheck disable=SC1090
