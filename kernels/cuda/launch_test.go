@@ -66,7 +66,7 @@ func TestLaunches(t *testing.T) {
 	}
 	see(RMSNorm(NormParams{Rows: 3, Width: 4096}), RMSNorm(NormParams{Rows: 3, Width: 1024, Heads: 8}), LayerNorm(NormParams{Rows: 3, Width: 768}))
 	see(Angles(AnglesParams{Rows: 2, Pairs: 64}), Rope(RopeParams{Rows: 2, Heads: 4, KVHeads: 2, Dim: 128, Pairs: 64}))
-	see(Bias(0, 0, 0, 3, 5), Add(0, 0, 0, 7), SwiGLU(0, 0, 0, 7), GeGLU(0, 0, 0, 7, true), GELU(0, 0, 7, true), Scale(0, 0, 7, 1), SoftCap(0, 0, 7, 1))
+	see(Bias(0, 0, 0, 3, 5), Add(0, 0, 0, 7), SwiGLU(0, 0, 0, 7), GeGLU(0, 0, 0, 7, true), GELU(0, 0, 7, true), Scale(0, 0, 7, 1), SoftCap(0, 0, 7, 1), Copy(0, 0, 7))
 	see(Embed(EmbedParams{Type: tensor.Q8_0, TableRows: 9, Width: 64, Rows: 2}), Rows(0, 0, 0, 2, 64))
 	see(Route(RouteParams{Rows: 3, Experts: 8, TopK: 2}), ExpertSum(ExpertSumParams{Width: 64, TopK: 2}, 3))
 	for _, dim := range []int32{7, 32, 64, 80, 96, 128, 192, 256, 3000} {
