@@ -248,25 +248,28 @@ func (b *Backend) load(image []byte, log *slog.Logger) (*driver.Module, error) {
 	return m, nil
 }
 
-// Close gives the device back. Programs must have been closed.
-func (b *Backend) Close() error {
-	var errs []error
+// Close gives the device back. Programs must have been closed. Of a device that has failed all of it fails: the first error
+// says why.
+func (b *Backend) Close() (err error) {
 	if b.loader != nil {
-		errs = append(errs, b.loader.close())
+		err = b.loader.close()
 	}
 	if b.pass.bytes != nil {
-		errs = append(errs, leaveHost(b.pass))
+		err = cmp.Or(err, leaveHost(b.pass))
 	}
 	if b.stream != nil {
-		errs = append(errs, b.stream.Close())
+		err = cmp.Or(err, b.stream.Close())
 	}
 	if b.slab != nil {
-		errs = append(errs, b.slab.release(&b.numbers), b.slab.release(&b.scratch), b.slab.release(&b.sampling), b.slab.close())
+		err = cmp.Or(err, b.slab.release(&b.numbers), b.slab.release(&b.scratch), b.slab.release(&b.sampling), b.slab.close())
 	}
 	if b.module != nil {
-		errs = append(errs, b.module.Close())
+		err = cmp.Or(err, b.module.Close())
 	}
-	return errors.Join(append(errs, b.context.Close())...)
+	if err = cmp.Or(err, b.context.Close()); err != nil {
+		return fmt.Errorf("close device %s: %w", b.name, err)
+	}
+	return nil
 }
 
 // Name of the device.

@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,22 +77,21 @@ func (b *Backend) newLoader(host chan []byte, n, piece int) (l *loader, err erro
 	return l, nil
 }
 
-func (l *loader) close() error {
-	var errs []error
+func (l *loader) close() (err error) {
 	for range len(l.lanes) {
 		a := <-l.lanes
 		for _, e := range []*driver.Event{a.copied, a.packed} {
 			if e != nil {
-				errs = append(errs, e.Close())
+				err = cmp.Or(err, e.Close())
 			}
 		}
 	}
 	for _, s := range []*driver.Stream{l.copies, l.packs} {
 		if s != nil {
-			errs = append(errs, s.Close())
+			err = cmp.Or(err, s.Close())
 		}
 	}
-	return errors.Join(append(errs, l.b.slab.release(&l.staging))...)
+	return cmp.Or(err, l.b.slab.release(&l.staging))
 }
 
 // load brings all pieces to the device. When it returns, nothing of them is under way, whatever the error.

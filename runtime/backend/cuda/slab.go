@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -316,12 +317,14 @@ func (s *slab) back(extent int32) (fresh bool, err error) {
 	defer s.mu.Unlock()
 	b := &s.behind[extent]
 	switch {
-	case b.idle && s.spare > 0: // else it is promised to somebody
+	case b.handle != 0 && !b.idle:
+		return false, nil
+	case s.spare == 0: // what is idle is promised to somebody then, this one's too
+		return false, s.full()
+	case b.idle:
 		b.idle = false
 		s.idle--
 		s.spare--
-	case b.handle != 0 && !b.idle:
-		return false, nil
 	default:
 		if b.handle, err = s.mapped(s.place(s.kv, int(extent))); err != nil {
 			return false, err
@@ -331,10 +334,14 @@ func (s *slab) back(extent int32) (fresh bool, err error) {
 	return true, nil
 }
 
+func (s *slab) full() error {
+	return fmt.Errorf("%w: not an extent of %d bytes is free", errFull, s.extent)
+}
+
 // mapped is an extent of memory, at an address. s.mu is held.
 func (s *slab) mapped(at kernels.Address) (driver.Handle, error) {
 	if s.spare == 0 {
-		return 0, fmt.Errorf("%w: not an extent of %d bytes is free", errFull, s.extent)
+		return 0, s.full()
 	}
 	p, err := s.lump(1)
 	if err != nil {
@@ -348,8 +355,8 @@ func (s *slab) mapped(at kernels.Address) (driver.Handle, error) {
 	return p.handle, nil
 }
 
-// discard says that KV extents hold nothing of use: the memory behind them is for whoever needs it, and unmapped by him,
-// since unmapping that of a large cache takes as long as many steps.
+// discard says that KV extents hold nothing of use: the memory behind them is for whoever needs it, who unmaps it then:
+// unmapping that of a large cache takes as long as many steps.
 func (s *slab) discard(extents []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -388,22 +395,22 @@ func (s *slab) counts() (free, kv int) {
 	return s.spare, s.held
 }
 
-// close gives everything back to the device. Regions must have been released.
-func (s *slab) close() error {
+// close gives everything back to the device. Regions must have been released. Of a device that has failed all of it
+// fails: the first error says why.
+func (s *slab) close() (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
 	if s.kv != 0 {
 		for e, b := range s.behind {
 			if b.handle != 0 {
-				errs = append(errs, s.context.Unmap(s.place(s.kv, e), s.extent, 1))
+				err = cmp.Or(err, s.context.Unmap(s.place(s.kv, e), s.extent, 1))
 				s.small = append(s.small, b.handle)
 			}
 		}
-		errs = append(errs, s.context.Unreserve(s.kv, int64(s.extents+1)*s.extent))
+		err = cmp.Or(err, s.context.Unreserve(s.kv, int64(s.extents+1)*s.extent))
 		s.kv, s.behind, s.idle = 0, nil, 0
 	}
-	errs = append(errs, s.context.Release(s.large...), s.context.Release(s.small...))
+	err = cmp.Or(err, s.context.Release(s.large...), s.context.Release(s.small...))
 	s.large, s.small, s.made, s.spare = nil, nil, 0, 0
-	return errors.Join(errs...)
+	return err
 }

@@ -105,6 +105,33 @@ func TestSlabDiscardsLater(t *testing.T) {
 	}
 }
 
+// TestSlabPromised: an extent that was discarded stays mapped while all memory is promised, and is somebody's afterwards.
+func TestSlabPromised(t *testing.T) {
+	s := slabOf(t, opened(t, 4), largeLump, false)
+	if _, err := s.reserve(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.back(0); err != nil {
+		t.Fatal(err)
+	}
+	s.discard([]int32{0})
+	promised := s.spare
+	s.spare = 0 // as while a region of that size takes its lumps
+	for range 2 {
+		if _, err := s.back(0); !errors.Is(err, errFull) {
+			t.Errorf("memory that is promised: got %v", err)
+		}
+	}
+	s.spare = promised
+	r, err := s.room(int64(promised) * Extent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.release(&r); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestSlabKeepsCount takes and gives at random: what is free is what nobody has, and nobody has what another one has.
 func TestSlabKeepsCount(t *testing.T) {
 	b := opened(t, 4)
