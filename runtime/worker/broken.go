@@ -19,6 +19,10 @@ func (w *Worker) deviceFailed(err error, replica string) {
 	if !ok {
 		return
 	}
+	d := w.device(e.Device)
+	if d != nil && d.lost() != "" {
+		return // whatever its driver says by now: no other process can make use of it either
+	}
 	if !e.Lost {
 		w.log.Error("device of no more use to this process: the worker ends", "device", e.Device, "error", err)
 		w.leaveJournal(replica)
@@ -28,8 +32,7 @@ func (w *Worker) deviceFailed(err error, replica string) {
 		}
 		return
 	}
-	d := w.device(e.Device)
-	if d == nil || d.lost() != "" {
+	if d == nil {
 		return
 	}
 	d.failed = api.Health{State: api.DeviceLost, Reason: gone, Since: time.Now().UTC(),

@@ -267,20 +267,16 @@ func (h *home) load() {
 	defer h.end()
 	w.mu.Lock()
 	d, path, c, estimate := w.device(h.key.device), h.path, h.context, h.footprint
+	if d.lost() != "" { // since it was admitted
+		h.cancel()
+	}
 	w.mu.Unlock()
 
 	began := time.Now()
 	var l *Loaded
 	err := d.engine.Reclaimed(ctx) // the memory that was admitted may be lent
 	if err == nil {
-		l, err = w.tryLoad(ctx, want, path, d, c, estimate, func(done float64) {
-			h.update(func() {
-				if h.phase != api.PhaseLoading {
-					h.set(api.PhaseLoading, "", "")
-				}
-				h.advance(done)
-			})
-		})
+		l, err = h.loadOn(ctx, d, want, path, c, estimate)
 	}
 	bad := ""
 	if err != nil {
@@ -310,10 +306,8 @@ func (h *home) load() {
 	if need-h.held > w.capacity(d)-w.used(d.Name) {
 		w.log.Error("load holds more than was admitted", "model", want.Model, "estimate", estimate, "measured", l.footprint)
 		w.mu.Unlock()
-		l.close(ctx)
+		w.closeLoaded(ctx, l)
 		w.mu.Lock()
-		l.closed = true
-		l.unmap()
 		h.held = 0
 		h.set(api.PhaseIdle, "", "")
 		w.settle() // which refuses it, with these numbers
@@ -333,6 +327,40 @@ func (h *home) load() {
 	h.set(api.PhaseResident, "", "")
 	h.retire("Its next revision is on the device.")
 	w.settle()
+}
+
+// loadOn loads a model on a device. One that is lost may never end that: then it is left to it.
+func (h *home) loadOn(ctx context.Context, d *claimed, want api.Home, path string, c api.Context, estimate api.Footprint) (*Loaded, error) {
+	w := h.w
+	var l *Loaded
+	var err error
+	over := false
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l, err = w.tryLoad(ctx, want, path, d, c, estimate, func(done float64) {
+			h.update(func() {
+				if over {
+					return
+				}
+				if h.phase != api.PhaseLoading {
+					h.set(api.PhaseLoading, "", "")
+				}
+				h.advance(done)
+			})
+		})
+	}()
+	if d.awaits(ended) {
+		return l, err
+	}
+	h.update(func() { over = true })
+	w.log.Warn("load left to its device: it does not end", "model", want.Model, "device", d.Name)
+	go func() {
+		if <-ended; l != nil {
+			w.closeLoaded(ctx, l)
+		}
+	}()
+	return nil, context.Canceled // the device's loss says why
 }
 
 // unload takes a home off its device: no new requests, then the end of those
@@ -381,11 +409,7 @@ func (h *home) unload() {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		l.close(ctx) // ends what has not ended by itself
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		l.closed = true
-		l.unmap()
+		w.closeLoaded(ctx, l) // ends what has not ended by itself
 	}()
 	if !d.awaits(closed) {
 		w.log.Warn("model left to its device: a step of it does not end", "model", h.want.Model, "device", d.Name)

@@ -214,6 +214,15 @@ func (l *Loaded) close(ctx context.Context) {
 	}
 }
 
+// closeLoaded is close, and the end of its files for this worker. w.mu must not be held.
+func (w *Worker) closeLoaded(ctx context.Context, l *Loaded) {
+	l.close(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l.closed = true
+	l.unmap()
+}
+
 // classify gives an error of opening or compiling a reason of the wire. What
 // the machine cannot do now (no memory, no permission, files that have gone) is
 // not the model's fault, and is tried again.

@@ -262,6 +262,96 @@ func TestDeviceHangs(t *testing.T) {
 	})
 }
 
+// TestDeviceHangsAtTheEnd: a worker that ends does not wait for a step of a device that turns out to be lost only then.
+func TestDeviceHangsAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := twoDevices(t, o)
+		assign(t, w, o.home("a", mib))
+		after(t, w, time.Second, "a:Resident")
+		o.mu.Lock()
+		o.stepTime, o.used = time.Hour, 0 // but for what is left to the device
+		o.mu.Unlock()
+		failed := make(chan error, 1)
+		go func() { failed <- firstToken(t, w, "a") }()
+		time.Sleep(time.Minute)
+		ended := make(chan bool)
+		go func() { end(); close(ended) }()
+		time.Sleep(time.Minute)
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		began := time.Now()
+		<-ended
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if err := <-failed; !errors.Is(err, engine.ErrRemoved) {
+			t.Error(err)
+		}
+		time.Sleep(2 * time.Hour) // now it ends
+	})
+}
+
+// TestLoadHangs: neither a model nor the worker waits for ever for a load that a lost device never ends. What becomes of it
+// later is nobody's.
+func TestLoadHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := twoDevices(t, o)
+		inner, hang := w.load, make(chan bool)
+		w.load = func(ctx context.Context, h api.Home, path string, d *claimed, c api.Context, admitted api.Footprint, progress func(float64)) (*Loaded, error) {
+			if d.Name == "cpu-0" {
+				<-hang
+				ctx = context.WithoutCancel(ctx)
+			}
+			return inner(ctx, h, path, d, c, admitted, progress)
+		}
+		a := o.home("a", mib)
+		assign(t, w, a)
+		after(t, w, time.Minute, "a:Loading")
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		after(t, w, 5500*time.Millisecond, "a:Failed(DeviceLost)")
+		a.Devices = []string{"cpu-1"}
+		assign(t, w, a)
+		after(t, w, time.Second, "a:Resident")
+		close(hang)
+		after(t, w, time.Second, "a:Resident")
+		if o.closed != 1 {
+			t.Errorf("what came of the load later was closed %d times", o.closed)
+		}
+		if err := firstToken(t, w, "a"); err != nil {
+			t.Error(err)
+		}
+		end()
+	})
+}
+
+// TestLostEndsNoWorker: what a lost device's driver says of it later ends no worker that has another one.
+func TestLostEndsNoWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newWorld(t)
+		w, m, end := twoDevices(t, o)
+		defer end()
+		b := o.home("b", mib)
+		b.Devices = []string{"cpu-1"}
+		assign(t, w, o.home("a", mib), b)
+		after(t, w, time.Second, "a:Resident b:Resident")
+		o.mu.Lock()
+		o.stepTime, o.stepErr["/m/a"] = 3*time.Second, &backend.DeviceError{Device: "cpu-0", Err: errors.New("unknown error")}
+		o.mu.Unlock()
+		failed := make(chan error, 1)
+		go func() { failed <- firstToken(t, w, "a") }()
+		time.Sleep(time.Second)
+		m.happens <- device.NewEvent("GPU-1", time.Now(), 79)
+		after(t, w, time.Minute, "a:Refused(DeviceLost) b:Resident")
+		if err := <-failed; Blamed(err) != api.ReasonDeviceLost {
+			t.Error(err)
+		}
+		if err := firstToken(t, w, "b"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestClose: the monitor is closed with its worker, which does not wait for a driver that never answers.
 func TestClose(t *testing.T) {
 	for _, hangs := range []bool{false, true} {

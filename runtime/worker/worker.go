@@ -178,6 +178,9 @@ func New(o Options) (*Worker, error) {
 	for _, d := range o.Devices {
 		b, err := openBackend(d, o)
 		if err != nil {
+			for _, other := range w.devices { // another worker of this process may open them
+				err = errors.Join(err, other.backend.Close())
+			}
 			return nil, err
 		}
 		n := extents(d.Capacity, d.Extent)
@@ -231,7 +234,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.mu.Lock()
 	w.stopped = true
-	w.leaving = err == nil // who fails does not drain: it comes back in the same place, and is not to be sent away
+	w.leaving = w.leaving || err == nil // who fails does not drain by that: it comes back in the same place, and is not to be sent away
 	w.timer.Stop()
 	for h := range w.all() {
 		h.leave()
@@ -357,17 +360,17 @@ func (w *Worker) draining() bool { return w.drainAsked || w.leaving }
 // settle lets residency decide and passes on what it says. w.mu is held. It is
 // called on every change of what the decision looks at.
 func (w *Worker) settle() {
-	if w.stopped {
-		return
-	}
-	now := time.Now()
 	accounts := make([]residency.Account, len(w.devices))
 	for i, d := range w.devices {
 		accounts[i] = residency.Account{Device: d.Name, Capacity: w.capacity(d), Used: w.used(d.Name), Limit: w.limit(d), Lost: d.lost()}
 		if accounts[i].Lost != "" {
-			w.lose(d)
+			w.lose(d) // also of a worker that ends, which waits for what it does
 		}
 	}
+	if w.stopped {
+		return
+	}
+	now := time.Now()
 	homes := make([]residency.Home, 0, len(w.homes))
 	for h := range w.all() {
 		homes = append(homes, h.seen(w.draining(), now))

@@ -262,6 +262,18 @@ func after(t testing.TB, w *Worker, d time.Duration, want string) {
 	}
 }
 
+// TestNewClosesDevices: of a worker that cannot be, no device stays open.
+func TestNewClosesDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // which fails if a goroutine of one is left
+		cpu := device.Device{Name: "cpu-0", Kind: "cpu", Extent: 64 << 10, Capacity: mib}
+		odd := cpu
+		odd.Kind = "odd"
+		if _, err := New(Options{Devices: []device.Device{cpu, odd}, Threads: 2, Log: slog.New(slog.DiscardHandler)}); err == nil {
+			t.Error("a device that nothing computes for")
+		}
+	})
+}
+
 func TestHomeComesAndGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newWorld(t)
