@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,12 @@ import (
 // Try loads a library in a child process and calls the first of the functions initialize that it has, each of which takes
 // the number 0 or nothing. The error says in one line why this process had better not. Where there can be no child, or the
 // process has the library already, nothing is known against it.
-func Try(name string, initialize ...string) error {
+func Try(name string, initialize ...string) error { return try(patience, name, initialize...) }
+
+// patience is how long a library may take to begin: a driver wakes up one device after the other, each for seconds.
+const patience = 2 * time.Minute
+
+func try(patience time.Duration, name string, initialize ...string) error {
 	from, to, err := os.Pipe()
 	if err != nil {
 		return nil
@@ -43,13 +49,14 @@ func Try(name string, initialize ...string) error {
 	if child <= 0 {
 		return nil
 	}
-	report, _ := io.ReadAll(from)
-	var status unix.WaitStatus
-	for {
-		if _, err = unix.Wait4(child, &status, 0, nil); err != unix.EINTR {
-			break
-		}
+	_ = from.SetReadDeadline(time.Now().Add(patience)) // a pipe has deadlines
+	report, err := io.ReadAll(from)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = unix.Kill(child, unix.SIGKILL)
+		go wait(child) // for what hangs in the kernel that may be never
+		return fmt.Errorf("%s does not begin within %v, as where a device hangs; see the kernel's log, and reset the device or restart the machine", name, patience)
 	}
+	status, err := wait(child)
 	if err != nil {
 		return nil
 	}
@@ -71,6 +78,15 @@ func Try(name string, initialize ...string) error {
 		return fmt.Errorf("%s ends the process that loads it with %s (%v), as damaged libraries do; install the driver anew", found(name, string(report)), unix.SignalName(s), s)
 	}
 	return fmt.Errorf("%s ends the process that loads it with exit code %d; install the driver anew", name, status.ExitStatus())
+}
+
+// wait for the end of a child.
+func wait(child int) (status unix.WaitStatus, err error) {
+	for {
+		if _, err = unix.Wait4(child, &status, 0, nil); err != unix.EINTR {
+			return status, err
+		}
+	}
 }
 
 // found is the file of a library, by what was mapped.

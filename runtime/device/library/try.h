@@ -7,8 +7,8 @@
 #define LIBRARY_REFUSED 113 // and its report says why
 #define LIBRARY_SIGNAL 128  // and a signal's number; its report is what was mapped
 
-// estiba_library_try begins the trial in a child, which reports to out. It is 0 where this process has the library already. initialize are n names, of which it calls the first
-// that is there.
+// estiba_library_try begins the trial in a child, which reports to out. It is 0 where this process has the library
+// already. initialize are n names, of which it calls the first that is there.
 pid_t estiba_library_try(const char *name, char **initialize, int n, int out);
 
 #endif

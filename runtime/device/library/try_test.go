@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // build a library of C, which may need other ones.
@@ -16,7 +17,7 @@ func build(t *testing.T, source string, needs ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "libodd.so.1")
 	cc := exec.Command(cmp.Or(os.Getenv("CC"), "cc"), append([]string{"-shared", "-fPIC", "-x", "c", "-", "-o", path, "-Wl,--no-as-needed", "-x", "none"}, needs...)...)
-	cc.Stdin = strings.NewReader("#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n" + source)
+	cc.Stdin = strings.NewReader("#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n" + source)
 	if out, err := cc.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -67,6 +68,18 @@ func TestTryNeeds(t *testing.T) {
 	err := Try(library, "begin")
 	if want := library + ": " + other + ": cannot open shared object file"; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// TestTryHangs: a library that never begins is not waited for for ever.
+func TestTryHangs(t *testing.T) {
+	began := time.Now()
+	err := try(100*time.Millisecond, build(t, "int begin(void) { for (;;) pause(); }"), "begin")
+	if err == nil || !strings.Contains(err.Error(), "does not begin within 100ms") {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 
