@@ -119,8 +119,8 @@ func asksForGPU(t v1alpha1.PodTemplate) string {
 				}
 			}
 		}
-		for _, claim := range c.Resources.Claims {
-			return "claim " + claim.Name
+		if all := c.Resources.Claims; len(all) > 0 {
+			return "claim " + all[0].Name
 		}
 	}
 	return ""
