@@ -5,7 +5,7 @@
 // The rules of a kernel:
 //   KERNEL(name, Params, threads) { … p.field … }      one parameter, a struct of pointers, i32, u32, f32, i64, padded by hand
 //   KERNEL_TOGETHER(name, Params, threads, blocks)     of which a processor is to hold so many blocks: registers are bounded by that
-//   KERNEL_EARLY(name, Params, threads)                one that calls letNextStart, and awaitEarlier before it reads what others wrote
+//   KERNEL_EARLY(name, Params, threads[, blocks])      one that calls letNextStart, and awaitEarlier before it reads what others wrote
 //   SHARED(f32, tile, [2][64]);                        static shared memory: type, name, dimensions; at most 48 KiB a kernel
 //   u8* room = dynamicShared();                        as many bytes as the launch asks for, aligned to 128
 //   DEVICE f32 f(f32 x) { … }                          a function that kernels call; it is inlined
@@ -50,7 +50,7 @@ struct Index {
 #ifdef ESTIBA_EMULATED
 #include "emulator/sim.h"
 #define KERNEL_TOGETHER(name, Params, threads, blocks) KERNEL(name, Params, threads)
-#define KERNEL_EARLY KERNEL
+#define KERNEL_EARLY(name, Params, threads, ...) KERNEL(name, Params, threads)
 DEVICE void letNextStart() {}
 DEVICE void awaitEarlier() {}
 #else
@@ -66,7 +66,7 @@ DEVICE void awaitEarlier() {}
 		name##Body(p); \
 	} \
 	DEVICE void name##Body([[maybe_unused]] const Params& p)
-#define KERNEL_EARLY(name, Params, threads) extern "C" __attribute__((global, launch_bounds(threads))) void name(const Params p)
+#define KERNEL_EARLY(name, Params, ...) extern "C" __attribute__((global, launch_bounds(__VA_ARGS__))) void name(const Params p)
 #define SHARED(type, name, dimensions) static __attribute__((shared, aligned(16))) type name dimensions
 #define CONSTANT(type, name, dimensions) static __attribute__((constant)) const type name dimensions
 
@@ -128,6 +128,15 @@ DEVICE u32 toBF16x2(f32 low, f32 high) {
 	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(h) : "f"(high), "f"(low));
 	return h;
 }
+
+// fmaBF16x2 is a*b+c, rounded once, of two bf16 each.
+DEVICE u32 fmaBF16x2(u32 a, u32 b, u32 c) {
+	u32 d;
+	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+	return d;
+}
+// bytesOf has byte i of the result, i from 0 to 3, from where the i-th lowest nibble of which says: 0 to 3 are of a, 4 to 7 of b.
+DEVICE u32 bytesOf(u32 a, u32 b, u32 which) { return __nvvm_prmt(a, b, which); }
 
 // dp4a is c and the four products of the signed bytes of a and b.
 DEVICE i32 dp4a(i32 a, i32 b, i32 c) {

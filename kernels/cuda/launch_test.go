@@ -83,8 +83,8 @@ func TestLaunches(t *testing.T) {
 	for _, d := range tensor.DTypes() {
 		w := Weights{Type: d, Rows: 512, Cols: 4096}
 		see(Pack(w, 0, 0, 512))
-		for _, rows := range []int{1, 2, 4, 8, 24, 64, 2048} {
-			for _, m := range []Weights{w, {Type: d, Rows: 1024, Cols: 4096}, {Type: d, Rows: 32768, Cols: 4096}} {
+		for _, rows := range []int{1, 2, 4, 8, 16, 24, 64, 2048} {
+			for _, m := range []Weights{w, {Type: d, Rows: 1024, Cols: 4096}, {Type: d, Rows: 6144, Cols: 4096}, {Type: d, Rows: 32768, Cols: 4096}} {
 				p := Product{Rows: rows, Parts: []Part{{Weights: m, Stride: m.Rows}}}
 				see(p.Launches(0, 108)...)
 				p.Wide = true

@@ -1,10 +1,9 @@
-// matmul.cu: y = x wᵀ of many rows of x, on tensor cores where weights have 16 bits or fewer. A block makes a
-// tile of y; along the columns of x and w it goes in steps, whose pieces of x and w are in shared memory, several
-// steps on their way at a time (cp.async). Of packed weights the step after the next is loaded into registers while
-// this one is multiplied, then decoded to bf16.
+// matmul.cu: y = x wᵀ of many rows of x by weights that are not packed, on tensor cores where they have 16 bits. A
+// block makes a tile of y; along the columns of x and w it goes in steps, whose pieces of x and w are in shared memory,
+// several steps on their way at a time (cp.async).
 //
 // Products are exact; their sums are f32 (of the tensor core's own rounding). What is rounded before: x to bf16,
-// to f16 where weights are F16 (a row divided by a power of two), packed weights to bf16.
+// to f16 where weights are F16 (a row divided by a power of two).
 //
 // A row of a step in shared memory is 4 or 8 chunks of 16 bytes, permuted such that the 8 rows that ldmatrix
 // reads at once, and those that 8 threads write at once, are in different banks.
@@ -15,6 +14,9 @@
 
 namespace matmul {
 using namespace quant;
+using product::Block;
+using product::Place;
+using product::placeOf;
 
 struct Params {
 	const u16* x;         // [rows, stride], from columns on filled up with zeros; matmulF32: f32 [rows, columns]
@@ -43,29 +45,9 @@ template <i32 Rows, i32 Columns, i32 Step, i32 WarpsDown, i32 WarpsAcross, i32 S
 typedef Tile<32, 64, 64, 1, 4, 4> Tile32;
 typedef Tile<64, 64, 64, 2, 2, 3> Tile64;
 typedef Tile<128, 128, 32, 2, 2, 4> Tile128;
-typedef Tile<128, 128, 32, 2, 4, 4> TilePacked;
 
 // at is where chunk c of a row of a step is, in bytes.
 template <i32 Step> DEVICE i32 at(i32 row, i32 c) { return row * Step * 2 + (Step == 64 ? c ^ (row & 7) : c ^ (row >> 1 & 3)) * 16; }
-
-// Place of a row of the tile in x and y; source is negative where there is none.
-struct Place {
-	i32 source, target;
-};
-
-// Block is which part of the work this block has.
-struct Block {
-	i32 first, count; // rows of the tile, in list or in x
-	i64 weights;      // bytes to its expert's
-	i32 from, to;     // columns
-};
-
-DEVICE Place placeOf(const Params& p, const Block& b, i32 row) {
-	if (row >= b.count) return {-1, -1};
-	if (!p.tiles) return {b.first + row, b.first + row};
-	const i32 pair = p.list[b.first + row];
-	return {pair / p.divide, pair};
-}
 
 // weightRow is which row of w, or of up, lies in a row of the tile.
 struct WeightRow {
@@ -75,98 +57,6 @@ struct WeightRow {
 DEVICE WeightRow weightRow(const Params& p, i32 columns, i32 row) {
 	if (p.gate == product::NoGate) return {i32(blockIdx.y) * columns + row, false};
 	return {i32(blockIdx.y) * (columns / 2) + row / 16 * 8 + row % 8, row / 8 % 2 != 0};
-}
-
-// Raw is 16 columns of a packed row: the first 8, or the last 8, of each half of a group. Up lies beyond w by so many bytes.
-struct Raw {
-	u32 bits[4];
-	u32x2 above;
-	u32 scale, block;
-	bool valid;
-};
-
-DEVICE Raw loadRaw(const Params& p, Planes planes, i64 beyond, i32 columns, i32 row, i32 column, i32 half) {
-	const WeightRow from = weightRow(p, columns, row);
-	const i32 f = p.w.format;
-	Raw raw = {{0, 0, 0, 0}, {0, 0}, 0, 0, from.row < p.w.rows && column < p.w.cols};
-	if (!raw.valid) return raw;
-	if (from.up) planes.bits += beyond, planes.above += beyond, planes.scales += beyond, planes.blocks += beyond;
-	const i64 group = i64(from.row) * (p.w.cols / 32) + column / 32;
-	const u8* bits = planes.bits + group * bitsBytes(f) + half * 8;
-	const u32x2 first = load64(bits);
-	raw.bits[0] = first.x, raw.bits[1] = first.y;
-	if (f == Q8_0) {
-		const u32x2 last = load64(bits + 16);
-		raw.bits[2] = last.x, raw.bits[3] = last.y;
-	}
-	raw.above = aboveWords(f, planes, group);
-	raw.scale = scaleWord(f, planes, group);
-	raw.block = blockWord(f, planes, group / 8);
-	return raw;
-}
-
-// decode turns four bytes into numbers, exactly, and two times two of them into bf16. base is 2^23 and the offset.
-DEVICE u32x2 decode(u32 bytes, f32 base, f32 scale, f32 least) {
-	f32 v[4];
-#pragma unroll
-	for (i32 i = 0; i < 4; i++) v[i] = fmaf(scale, bitsToF32(0x4b000000 | (bytes >> 8 * i & 255)) - base, least); // 2^23 + the byte
-	return {toBF16x2(v[0], v[1]), toBF16x2(v[2], v[3])};
-}
-
-// storeRaw decodes to the two chunks c and c+2 of a row.
-template <i32 Step> DEVICE void storeRaw(i32 f, const Raw& raw, u8* to, i32 row, i32 c, i32 half) {
-	u32x4 first = {0, 0, 0, 0}, last = first;
-	if (raw.valid) {
-		const Scale s = scaleOf(f, raw.scale, raw.block);
-		const f32 base = 8388608.0f + f32(offset(f));
-		u32 low[2], high[2];
-#pragma unroll
-		for (i32 i = 0; i < 2; i++) {
-			if (f == Q8_0) {
-				low[i] = raw.bits[i] ^ 0x80808080, high[i] = raw.bits[2 + i] ^ 0x80808080;
-			} else {
-				low[i] = lowBits(f, raw.bits[i], raw.above, 2 * half + i);
-				high[i] = highBits(f, raw.bits[i], raw.above, 2 * half + i);
-			}
-		}
-		const u32x2 a = decode(low[0], base, s.low, s.least), b = decode(low[1], base, s.low, s.least);
-		const u32x2 d = decode(high[0], base, s.high, s.least), e = decode(high[1], base, s.high, s.least);
-		first = {a.x, a.y, b.x, b.y}, last = {d.x, d.y, e.x, e.y};
-	}
-	store128(to + at<Step>(row, c), first);
-	store128(to + at<Step>(row, c + 2), last);
-}
-
-// put writes up to four neighbouring numbers of a row of y, of which column is the first.
-DEVICE void put(const Params& p, i32 row, i32 column, f32 (&v)[4], i32 count) {
-	const i64 at = i64(row) * p.yStride + column;
-	count = product::smaller(count, p.w.rows - column);
-#pragma unroll
-	for (i32 i = 0; i < 4; i++) {
-		if (i < count && p.bias) v[i] += p.bias[column + i];
-		if (i < count && p.residual) v[i] += p.residual[at + i];
-	}
-	if (count == 4 && u64(p.y + at) % 16 == 0) {
-		store128(p.y + at, {f32ToBits(v[0]), f32ToBits(v[1]), f32ToBits(v[2]), f32ToBits(v[3])});
-		return;
-	}
-#pragma unroll
-	for (i32 i = 0; i < 4; i++)
-		if (i < count) p.y[at + i] = v[i];
-}
-
-// blockOf is false where there is no work.
-DEVICE bool blockOf(const Params& p, i32 tileRows, Block& b) {
-	b.first = i32(blockIdx.x) * tileRows;
-	b.count = product::smaller(tileRows, p.rows - b.first);
-	b.weights = 0;
-	if (p.tiles) {
-		const i32* tile = p.tiles + 4 * blockIdx.x;
-		b.weights = tile[0] * p.expertBytes, b.first = tile[1], b.count = tile[2];
-	}
-	b.from = i32(blockIdx.z) * p.span;
-	b.to = product::smaller(b.from + p.span, p.w.cols);
-	return b.count > 0;
 }
 
 // Copies is what a thread copies of each step of x, and of w where it has 16 bits: in every each-th row the same chunk. Rows of
@@ -249,7 +139,7 @@ template <typename T, i32 down, i32 across> DEVICE void finish(const Params& p, 
 #pragma unroll
 			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
 		}
-		put(p, place.target, i32(blockIdx.y) * width + column, v, 4);
+		product::put(p, p.yStride, p.w.rows, place.target, i32(blockIdx.y) * width + column, v, 4);
 	}
 }
 
@@ -283,7 +173,7 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 	u8* const shared = dynamicShared();
 	const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 	Block block;
-	if (!blockOf(p, T::rows, block)) return;
+	if (!product::blockOf(p, T::rows, p.w.cols, block)) return;
 	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
 	Copies<T> copies;
 	beginX(copies, p, block);
@@ -340,77 +230,6 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 	finish<T>(p, block, sums, rowAt, columnAt);
 }
 
-// multiplyPacked is of the packed format that p names.
-template <typename T> DEVICE void multiplyPacked(const Params& p) {
-	constexpr i32 xBytes = T::rows * T::step * 2, wBytes = T::columns * T::step * 2;
-	constexpr i32 pieces = T::step / 16, each = T::columns * pieces / T::threads; // of 16 columns, in a row, and those of a thread
-	constexpr i32 down = T::warpRows / 16, across = T::warpColumns / 16;
-	u8* const xShared = dynamicShared();
-	u8* const wShared = xShared + T::stages * xBytes;
-	const i32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-	Block block;
-	if (!blockOf(p, T::rows, block)) return;
-	const i32 steps = (block.to - block.from + T::step - 1) / T::step;
-	Copies<T> copies;
-	beginX(copies, p, block);
-	const auto copy = [&](i32 step) __attribute__((always_inline)) {
-		if (step < steps) copyX(copies, xShared + step % T::stages * xBytes, 0, copies.ofX);
-		commitAsync();
-		copies.xFrom += T::step * 2;
-	};
-
-	Raw raw[each]; // on its way
-	const u8* const w = p.w.data + block.weights;
-	const Planes planes = planesOf(w, p.w.format, p.w.rows, p.w.cols);
-	const auto load = [&](i32 step) __attribute__((always_inline)) {
-#pragma unroll
-		for (i32 i = 0; i < each; i++) {
-			const i32 id = thread + i * T::threads, piece = id % pieces;
-			raw[i] = loadRaw(p, planes, p.up - p.w.data, T::columns, id / pieces, block.from + step * T::step + piece / 2 * 32, piece % 2);
-		}
-	};
-	const auto store = [&](i32 step) __attribute__((always_inline)) {
-		u8* const ws = wShared + step % 2 * wBytes;
-#pragma unroll
-		for (i32 i = 0; i < each; i++) {
-			const i32 id = thread + i * T::threads, piece = id % pieces;
-			storeRaw<T::step>(p.w.format, raw[i], ws, id / pieces, piece / 2 * 4 + piece % 2, piece % 2);
-		}
-	};
-
-	const i32 rowAt = warp / T::across * T::warpRows, columnAt = warp % T::across * T::warpColumns;
-	f32 sums[down][across * 2][4];
-	clear(sums);
-#pragma unroll
-	for (i32 s = 0; s < T::stages - 1; s++) copy(s);
-	load(0);
-	store(0);
-	if (steps > 1) load(1);
-	for (i32 s = 0; s < steps; s++) {
-		waitAsync<T::stages - 2>();
-		barrier(); // step s is there, and nobody reads step s-1 any more, whose place the next copies take
-		copy(s + T::stages - 1);
-		if (s + 1 < steps) store(s + 1);
-		if (s + 2 < steps) load(s + 2);
-		const u8* const xs = xShared + s % T::stages * xBytes;
-		const u8* const ws = wShared + s % 2 * wBytes;
-#pragma unroll
-		for (i32 k = 0; k < T::step / 16; k++) {
-			u32 a[down][4];
-#pragma unroll
-			for (i32 i = 0; i < down; i++) ldmatrix4(a[i], xs + at<T::step>(rowAt + i * 16 + lane % 16, k * 2 + lane / 16));
-#pragma unroll
-			for (i32 j = 0; j < across; j++) {
-				u32 b[4];
-				ldmatrix4(b, ws + at<T::step>(columnAt + j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
-#pragma unroll
-				for (i32 i = 0; i < down; i++) addTo<BF16>(sums[i][j * 2], sums[i][j * 2 + 1], a[i], b);
-			}
-		}
-	}
-	finish<T>(p, block, sums, rowAt, columnAt);
-}
-
 struct PartsParams {
 	f32* y;             // [rows, yStride]
 	const f32* partial; // [splits, rows, width]
@@ -428,7 +247,7 @@ struct GroupParams {
 } // namespace matmul
 
 // The bounds, which no block has, keep registers to what lets a processor have several blocks, two of the largest tiles: one of
-// them multiplies while another one waits, decodes or writes.
+// them multiplies while another one waits or writes.
 #define MATMUL(format) \
 	KERNEL(matmul##format##t32, matmul::Params, 512) { matmul::multiply<quant::format, matmul::Tile32>(p); } \
 	KERNEL(matmul##format##t64, matmul::Params, 512) { matmul::multiply<quant::format, matmul::Tile64>(p); } \
@@ -436,9 +255,6 @@ struct GroupParams {
 MATMUL(F16)
 MATMUL(BF16)
 #undef MATMUL
-KERNEL(matmulPackedt32, matmul::Params, 512) { matmul::multiplyPacked<matmul::Tile32>(p); }
-KERNEL(matmulPackedt64, matmul::Params, 512) { matmul::multiplyPacked<matmul::Tile64>(p); }
-KERNEL(matmulPackedt128, matmul::Params, 512) { matmul::multiplyPacked<matmul::TilePacked>(p); }
 
 // matmulF32 multiplies numbers as they are, each product and sum rounded once: tiles of 64 by 64, 16 columns of x and
 // w a step. A thread has 4 rows, and of these two columns of y and the two that are 8 further.
@@ -447,7 +263,7 @@ KERNEL(matmulF32, matmul::Params, 256) {
 	SHARED(f32, xs, [16][68]);
 	SHARED(f32, ws, [16][68]);
 	Block block;
-	if (!blockOf(p, 64, block)) return;
+	if (!product::blockOf(p, 64, p.w.cols, block)) return;
 	const i32 thread = threadIdx.x, cols = p.w.cols;
 	const i32 row = thread / 4, k4 = thread % 4 * 4; // that this thread copies
 	const i32 source = placeOf(p, block, row).source;
@@ -498,11 +314,11 @@ KERNEL(matmulF32, matmul::Params, 256) {
 			*(f32x2*)(at + 8) = {v[2], v[3]};
 		} else if (p.gate == product::NoGate) {
 			f32 first[4] = {v[0], v[1], 0, 0}, last[4] = {v[2], v[3], 0, 0};
-			put(p, to.target, i32(blockIdx.y) * 64 + across, first, 2);
-			put(p, to.target, i32(blockIdx.y) * 64 + across + 8, last, 2);
+			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 64 + across, first, 2);
+			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 64 + across + 8, last, 2);
 		} else {
 			f32 both[4] = {product::gated(p.gate, v[0], v[2]), product::gated(p.gate, v[1], v[3]), 0, 0};
-			put(p, to.target, i32(blockIdx.y) * 32 + across / 16 * 8 + across % 8, both, 2);
+			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 32 + across / 16 * 8 + across % 8, both, 2);
 		}
 	}
 }

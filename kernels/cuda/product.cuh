@@ -40,4 +40,55 @@ DEVICE i32 expertOf(const f32* route, i32 topK, i32 experts, i32 pair) {
 	return number > 0 ? smaller(i32(number), experts - 1) : 0;
 }
 
+// Block is which part of the work a block has that makes a tile of y.
+struct Block {
+	i32 first, count; // rows of the tile, in list or in x
+	i64 weights;      // bytes to its expert's
+	i32 from, to;     // columns
+};
+
+// blockOf is false where there is no work.
+template <typename Params> DEVICE bool blockOf(const Params& p, i32 tileRows, i32 cols, Block& b) {
+	b.first = i32(blockIdx.x) * tileRows;
+	b.count = smaller(tileRows, p.rows - b.first);
+	b.weights = 0;
+	if (p.tiles) {
+		const i32* tile = p.tiles + 4 * blockIdx.x;
+		b.weights = tile[0] * p.expertBytes, b.first = tile[1], b.count = tile[2];
+	}
+	b.from = i32(blockIdx.z) * p.span;
+	b.to = smaller(b.from + p.span, cols);
+	return b.count > 0;
+}
+
+// Place of a row of the tile in x and y; source is negative where there is none.
+struct Place {
+	i32 source, target;
+};
+
+template <typename Params> DEVICE Place placeOf(const Params& p, const Block& b, i32 row) {
+	if (row >= b.count) return {-1, -1};
+	if (!p.tiles) return {b.first + row, b.first + row};
+	const i32 pair = p.list[b.first + row];
+	return {pair / p.divide, pair};
+}
+
+// put writes up to four neighbouring numbers of a row of y, of which column is the first, to what has y, bias and residual.
+template <typename To> DEVICE void put(const To& to, i32 stride, i32 columns, i32 row, i32 column, f32 (&v)[4], i32 count) {
+	const i64 at = i64(row) * stride + column;
+	count = smaller(count, columns - column);
+#pragma unroll
+	for (i32 i = 0; i < 4; i++) {
+		if (i < count && to.bias) v[i] += to.bias[column + i];
+		if (i < count && to.residual) v[i] += to.residual[at + i];
+	}
+	if (count == 4 && u64(to.y + at) % 16 == 0) {
+		store128(to.y + at, {f32ToBits(v[0]), f32ToBits(v[1]), f32ToBits(v[2]), f32ToBits(v[3])});
+		return;
+	}
+#pragma unroll
+	for (i32 i = 0; i < 4; i++)
+		if (i < count) to.y[at + i] = v[i];
+}
+
 } // namespace product

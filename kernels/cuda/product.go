@@ -63,14 +63,23 @@ type Product struct {
 // MostFew is how many rows at most are multiplied by the kernels that read weights at the speed of memory.
 const MostFew = 8
 
-// FewRows is how many are with weights of a format. Of 16 bits tensor cores are faster from five rows on: on an H100, a layer of an
-// 8B model takes 197 us for 4 rows and 285 for 8, and 195 for 16 by tensor cores.
+// FewRows is how many are with weights of a format. But for F32, tensor cores are faster from five rows on: on an H100, a layer of
+// an 8B model in bf16 takes 197 us for 4 rows and 285 for 8, and 195 for 16 by tensor cores; its gate and up in Q8_0 take 58 for 4,
+// 86 for 8, and 52 for 16 by tensor cores.
 func FewRows(d tensor.DType) int {
-	if d == tensor.F16 || d == tensor.BF16 {
-		return 4
+	if d == tensor.F32 {
+		return MostFew
 	}
-	return MostFew
+	return 4
 }
+
+// packedRows is up to how many rows packed weights are decoded in registers, for up to 64 rows at a time; of more they are unpacked
+// before. On an H100, gate and up of an 8B model in Q4_K take 161 us for 128 rows and 318 for 256; unpacked before, 319 and 317, and
+// 333 for 512.
+const packedRows = 256
+
+// stripBytes is how much room unpacked weights may take: enough for those of an 8B model, but for gate and up.
+const stripBytes = 128 << 20
 
 // fewPairs is how many pairs of rows and experts are multiplied one by one; more are put together by expert.
 const fewPairs = 8
@@ -97,20 +106,15 @@ var (
 	tile32  = tile{"t32", 32, 64, 64, 128, 4}
 	tile64  = tile{"t64", 64, 64, 64, 128, 3}
 	tile128 = tile{"t128", 128, 128, 32, 128, 4}
-	decoded = tile{"t128", 128, 128, 32, 256, 4} // of packed weights
 	tileF32 = tile{"", 64, 64, 16, 256, 1}
 )
 
-// shared memory of a block, in bytes: steps, of packed weights two, and at the end the tile.
+// shared memory of a block, in bytes: steps, and at the end the tile.
 func (t tile) shared(d tensor.DType) uint32 {
 	if d == tensor.F32 {
 		return 0
 	}
-	w := 2
-	if isFloat(d) {
-		w = t.stages
-	}
-	return uint32(max((t.stages*t.rows+w*t.columns)*t.step*2, t.rows*t.columns*4))
+	return uint32(max(t.stages*(t.rows+t.columns)*t.step*2, t.rows*t.columns*4))
 }
 
 // plan is how a part is multiplied.
@@ -122,6 +126,8 @@ type plan struct {
 	tile   tile // of many rows
 	span   int  // of many rows: columns of a split
 	across int  // of many rows: tiles
+	used   int  // of packed.cu: columns of a tile that there are; 0: another kernel multiplies
+	unpack bool // weights become bf16 in strips, each of which has its own plan
 }
 
 // pairs is how many rows of results there are.
@@ -152,6 +158,9 @@ func (p *Product) plan(w Weights, processors int) plan {
 		}
 		return plan{form: bf16, wide: n}
 	}
+	if p.unpacks(w.Type) {
+		return plan{form: bf16, unpack: true}
+	}
 	rows := p.Rows
 	if p.Experts != nil {
 		rows = (p.pairs() + p.Experts.Count - 1) / p.Experts.Count // of an expert, if they are used alike
@@ -160,7 +169,74 @@ func (p *Product) plan(w Weights, processors int) plan {
 	if p.Gate != NoGate {
 		columns *= 2
 	}
+	if !isFloat(w.Type) {
+		return planPacked(w.Type, rows, columns, w.Cols, p.Experts != nil, processors)
+	}
 	return planMany(w.Type, rows, columns, w.Cols, p.Experts != nil, processors)
+}
+
+// unpacks says whether weights of a format become bf16 before they are multiplied by.
+func (p *Product) unpacks(d tensor.DType) bool {
+	return !isFloat(d) && p.Rows > packedRows && p.Experts == nil
+}
+
+// span is some rows of weights.
+type span struct{ first, count int }
+
+// strips are of which rows of some parts weights are unpacked at a time: of all of them, if there is room, and otherwise of a part,
+// or of gate and up, as many as give all processors a whole number of tiles.
+func (p *Product) strips(parts []Part, processors int) [][]span {
+	var every []span
+	for _, part := range parts {
+		every = append(every, span{0, part.Weights.Rows})
+	}
+	if unpackedBytes(parts) <= stripBytes {
+		return [][]span{every}
+	}
+	columns, wave := tile128.columns, 2*processors
+	if n := p.unpacked(parts, every, 0).wide(processors); n > 0 {
+		columns, wave = n, processors
+	}
+	w := parts[0].Weights
+	down, across := int(blocks(p.Rows, wideRows)), max(1, stripBytes/2/w.Cols/columns)
+	if down*across > wave {
+		across = down * across / wave * wave / down
+	}
+	var strips [][]span
+	each := across * columns / len(parts)
+	for first := 0; first < w.Rows; first += each {
+		strips = append(strips, slices.Repeat([]span{{first, min(each, w.Rows-first)}}, len(parts)))
+	}
+	return strips
+}
+
+// unpackedBytes is how much room parts take as bf16.
+func unpackedBytes(parts []Part) int64 {
+	bytes := int64(0)
+	for _, part := range parts {
+		bytes += PackedBytes(tensor.BF16, part.Weights.Rows, part.Weights.Cols)
+	}
+	return bytes
+}
+
+// unpacked is the product by rows of some parts, which lie one after the other from data on as bf16.
+func (p *Product) unpacked(parts []Part, rows []span, data Address) *Product {
+	q := *p
+	q.Parts = nil
+	for i, part := range parts {
+		part.Weights = Weights{Data: data, Type: tensor.BF16, Rows: rows[i].count, Cols: part.Weights.Cols}
+		data += Address(PackedBytes(tensor.BF16, part.Weights.Rows, part.Weights.Cols))
+		first := Address(4 * rows[i].first)
+		part.Y += first
+		if part.Bias != 0 {
+			part.Bias += first
+		}
+		if part.Residual != 0 {
+			part.Residual += first
+		}
+		q.Parts = append(q.Parts, part)
+	}
+	return &q
 }
 
 // wideRows are what a block of wide_sm90.cu makes of y.
@@ -222,8 +298,6 @@ func planMany(d tensor.DType, rows, columns, cols int, experts bool, processors 
 		p.tile = tile32
 	case rows <= 64 || tiles(tile128) < processors && !experts:
 		p.tile = tile64
-	case !isFloat(d):
-		p.tile = decoded
 	}
 	if d == tensor.F16 {
 		p.form = f16
@@ -235,6 +309,65 @@ func planMany(d tensor.DType, rows, columns, cols int, experts bool, processors 
 	p.span = int(roundUp(int64((cols+p.split-1)/p.split), int64(p.tile.step)))
 	p.split = (cols + p.span - 1) / p.span
 	return p
+}
+
+// planPacked divides the rows of weights such that each processor has two blocks, or one of 64 rows of x, a whole number of
+// times; where there are too few, blocks share the columns, at least 512 for each. On an H100, 16 rows by 6,144 of Q4_K, of 4,096
+// columns, take 14 us in tiles of 32, 16 in tiles of 64 and 18 in tiles of 128; by 4,096 rows 13, 10 and 12, since of tiles of
+// 32 a processor has but one.
+func planPacked(d tensor.DType, rows, columns, cols int, experts bool, processors int) plan {
+	p := plan{form: bf16, split: 1, tile: tile{rows: 16, columns: 32, step: 256, threads: 256}}
+	for p.tile.rows < min(rows, 64) {
+		p.tile.rows *= 2
+	}
+	slots := 2 * processors
+	if p.tile.rows == 64 {
+		slots = processors
+	}
+	waves := (columns + slots*128 - 1) / (slots * 128)
+	p.used = int(roundUp(int64(columns), int64(16*waves*slots))) / (waves * slots)
+	switch {
+	case experts, p.tile.rows == 64 && p.used < 96:
+		p.used = 128
+	case p.used <= 32:
+		p.used = 64
+		if columns >= 40*processors {
+			p.used = 32
+		}
+	}
+	for p.tile.columns < p.used || p.tile.rows == 64 && p.tile.columns < 128 {
+		p.tile.columns *= 2
+	}
+	if p.tile.rows == 64 || p.tile.rows == 32 && p.tile.columns == 128 && (d == tensor.Q8_0 || d == tensor.Q6_K) {
+		p.tile.step = 128
+	}
+	p.tile.suffix = fmt.Sprintf("x%dr%d", p.tile.rows, p.tile.columns)
+	p.across = (columns + p.used - 1) / p.used
+	if !experts && 4*p.across < 3*processors {
+		p.split = max(1, min(2*processors/p.across, cols/512, 16))
+	}
+	p.span = int(roundUp(int64((cols+p.split-1)/p.split), int64(p.tile.step)))
+	p.split = (cols + p.span - 1) / p.span
+	return p
+}
+
+// packedShared is the shared memory of a block of packed.cu, in bytes: steps of bits and of x, as many as there is room for, the
+// scales of two, and at the end the sums of all warps.
+func packedShared(d tensor.DType, t tile) uint32 {
+	groups, bits, scales, each := t.step/32, int(planes[d][0]), 8, 1
+	switch planes[d][1] {
+	case 4:
+		scales = 12 // and fifth bits
+	case 8:
+		bits += 8
+	}
+	if t.rows == 64 || t.rows == 32 && t.columns > 32 && d != tensor.Q6_K {
+		each = 2
+	}
+	stage := t.columns*groups*bits + t.rows*t.step*2
+	scales *= 2 * groups * (t.columns + 2)
+	sharing := 8 * 16 * each / t.columns
+	return uint32(max(min((99<<10-scales)/stage, 8)*stage+scales, sharing*t.rows*(t.columns+4)*4))
 }
 
 // TakesBytes says whether some part is multiplied by X as bytes.
@@ -256,6 +389,7 @@ type room struct {
 	form, scales [forms]int64
 	tiles, list  int64
 	partial      int64
+	unpacked     int64
 	size         int64
 }
 
@@ -280,12 +414,10 @@ func (p *Product) room(processors int) room {
 		return at
 	}
 	var has [forms]bool
-	partial := 0
-	for i, part := range p.Parts {
-		if p.Gate != NoGate && i > 0 {
-			break
-		}
-		plan, cols := p.plan(part.Weights, processors), part.Weights.Cols
+	partial, unpacked := 0, 0
+	for i, parts := range p.together() {
+		w := p.merged(parts)
+		plan, cols := p.plan(w, processors), w.Cols
 		if !has[plan.form] {
 			has[plan.form] = true
 			switch n := p.xRows(); plan.form {
@@ -303,15 +435,35 @@ func (p *Product) room(processors int) room {
 		if plan.wide > 0 {
 			break
 		}
-		if !plan.few && plan.split > 1 {
-			partial = max(partial, plan.split*p.Rows*plan.across*plan.tile.columns*4)
+		if plan.unpack {
+			for _, rows := range p.strips(parts, processors) {
+				q := p.unpacked(parts, rows, 0)
+				for _, parts := range q.together() {
+					partial = max(partial, q.plan(parts[0].Weights, processors).partial(p.Rows))
+				}
+				unpacked = max(unpacked, int(unpackedBytes(q.Parts)))
+			}
+			continue
 		}
-		if !plan.few && p.Experts != nil && i == 0 { // tiles of 32 rows are the most
-			r.list, r.tiles = take(p.pairs()*4), take(p.tilesMost(tile32)*16)
+		partial = max(partial, plan.partial(p.Rows))
+		if !plan.few && p.Experts != nil && i == 0 { // tiles of 16 rows are the most
+			r.list, r.tiles = take(p.pairs()*4), take(p.tilesMost(tile{rows: 16})*16)
 		}
 	}
 	r.partial = take(partial)
+	r.unpacked = take(unpacked)
 	return r
+}
+
+// partial is how many bytes the parts of sums take.
+func (p plan) partial(rows int) int {
+	switch {
+	case p.few || p.wide > 0 || p.split == 1:
+		return 0
+	case p.used > 0:
+		return p.split * rows * (p.across + 2) * p.used * 4 // each of several parts has whole tiles
+	}
+	return p.split * rows * p.across * p.tile.columns * 4
 }
 
 // Scratch is how many bytes the product's launches work in on a device of so many multiprocessors.
@@ -334,6 +486,33 @@ func (p *Product) check() {
 	if !ok {
 		panic(fmt.Sprintf("cuda: there is no product like this: %+v", *p))
 	}
+}
+
+// together are the parts that run together: gate and up, or parts of one format where their kernel takes several.
+func (p *Product) together() [][]Part {
+	if p.Gate != NoGate {
+		return [][]Part{p.Parts}
+	}
+	var groups [][]Part
+	for from, to := 0, 1; to <= len(p.Parts); to++ {
+		d := p.Parts[from].Weights.Type
+		if to == len(p.Parts) || p.Parts[to].Weights.Type != d || isFloat(d) && !p.few(d) || p.unpacks(d) && unpackedBytes(p.Parts[from:to+1]) > stripBytes {
+			groups = append(groups, p.Parts[from:to])
+			from = to
+		}
+	}
+	return groups
+}
+
+// merged are weights with all rows of parts that run together.
+func (p *Product) merged(parts []Part) Weights {
+	w := parts[0].Weights
+	if p.Gate == NoGate {
+		for _, part := range parts[1:] {
+			w.Rows += part.Weights.Rows
+		}
+	}
+	return w
 }
 
 // same says that two matrices have one format and shape.
@@ -364,9 +543,9 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 			launches = append(launches, l)
 		}
 	}
-	parts, grouped := p.Parts, 0
-	for len(parts) > 0 {
-		plan := p.plan(parts[0].Weights, processors)
+	grouped := 0
+	for _, parts := range p.together() {
+		plan := p.plan(p.merged(parts), processors)
 		have(plan.form)
 		x, scales := p.X, Address(0)
 		if plan.form != asIs {
@@ -378,27 +557,36 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 		if plan.form == bytes8 && p.Bytes.Q != 0 {
 			x, scales = p.Bytes.Q, p.Bytes.Scales
 		}
-		together := 1
-		if plan.wide > 0 {
+		switch {
+		case plan.wide > 0:
 			return append(launches, p.multiplyWide(plan, x, scales))
-		}
-		if p.Gate != NoGate {
-			together = 2
-		} else if plan.few {
-			for together < len(parts) && parts[together].Weights.Type == parts[0].Weights.Type {
-				together++
+		case plan.few:
+			launches = append(launches, p.matvec(plan, parts, x, scales))
+			continue
+		case plan.unpack:
+			for _, rows := range p.strips(parts, processors) {
+				q := p.unpacked(parts, rows, at(r.unpacked))
+				launches = append(launches, unpackRows(parts, rows, q.Parts))
+				for _, parts := range q.together() {
+					plan := q.plan(parts[0].Weights, processors)
+					if plan.wide > 0 {
+						launches = append(launches, q.multiplyWide(plan, x, 0))
+						break
+					}
+					launches = append(launches, q.matmul(plan, parts, x, 0, 0, 0, at(r.partial))...)
+				}
 			}
+			continue
 		}
-		if plan.few {
-			launches = append(launches, p.matvec(plan, parts[:together], x, scales, processors))
+		if p.Experts != nil && grouped != plan.tile.rows {
+			grouped = plan.tile.rows
+			launches = append(launches, p.group(plan.tile, at(r.list), at(r.tiles)))
+		}
+		if plan.used > 0 {
+			launches = append(launches, p.packed(plan, parts, x, at(r.list), at(r.tiles), at(r.partial))...)
 		} else {
-			if p.Experts != nil && grouped != plan.tile.rows {
-				grouped = plan.tile.rows
-				launches = append(launches, p.group(plan.tile, at(r.list), at(r.tiles)))
-			}
-			launches = append(launches, p.matmul(plan, parts[:together], x, scales, at(r.list), at(r.tiles), at(r.partial))...)
+			launches = append(launches, p.matmul(plan, parts, x, scales, at(r.list), at(r.tiles), at(r.partial))...)
 		}
-		parts = parts[together:]
 	}
 	return launches
 }
@@ -428,6 +616,30 @@ func prepare(f form, x, to, scales Address, rows, cols int) (Launch, bool) {
 	return Launch{}, false
 }
 
+type unpackPart struct {
+	w, to       Address
+	units       int64
+	rows, first int32
+}
+
+type unpackParams struct {
+	parts        [3]unpackPart
+	format, cols int32
+}
+
+// unpackRows writes rows of some parts as bf16, to where others have their weights.
+func unpackRows(parts []Part, rows []span, to []Part) Launch {
+	w := parts[0].Weights
+	params := &unpackParams{format: int32(w.Type), cols: int32(w.Cols)}
+	most := uint32(0)
+	for i, part := range parts {
+		units := rows[i].count * w.Cols / 16
+		params.parts[i] = unpackPart{part.Weights.Data, to[i].Weights.Data, int64(units), int32(part.Weights.Rows), int32(rows[i].first)}
+		most = max(most, blocks(units, 256))
+	}
+	return launch("unpack", [3]uint32{most, uint32(len(parts)), 1}, 256, 0, params)
+}
+
 type matvecPart struct {
 	w, y, bias, residual Address
 	rows, stride         int32
@@ -447,17 +659,9 @@ type matvecParams struct {
 }
 
 // matvec of parts of one format.
-func (p *Product) matvec(plan plan, parts []Part, x, scales Address, processors int) Launch {
+func (p *Product) matvec(plan plan, parts []Part, x, scales Address) Launch {
 	w := parts[0].Weights
-	// Rows of weights are shared as the matrices together ask for.
-	rows := 0
-	for _, part := range parts {
-		rows += part.Weights.Rows
-	}
 	split := plan.split
-	if p.Gate == NoGate {
-		split = planFew(w.Type, rows, w.Cols, false, processors).split
-	}
 	width := p.width()
 	each := teamRows(w.Type, width) // of y
 	if p.Gate != NoGate {
@@ -581,6 +785,66 @@ type groupParams struct {
 	_                                    int32
 }
 
+type packedPart struct {
+	w, y, bias, residual Address
+	rows, stride         int32
+	tiles, _             int32
+}
+
+type packedParams struct {
+	x                         Address
+	parts                     [3]packedPart
+	partial, tiles, list      Address
+	expertBytes               int64
+	rows, cols, xStride, span int32
+	gate                      Gate
+	divide                    int32
+	used, _                   int32
+}
+
+// packed multiplies by parts of one packed format.
+func (p *Product) packed(plan plan, parts []Part, x, list, tiles, partial Address) []Launch {
+	w := parts[0].Weights
+	params := &packedParams{
+		x: x, rows: int32(p.Rows), cols: int32(w.Cols), xStride: int32(stride(w.Cols)), span: int32(plan.span), gate: p.Gate, divide: p.divide(), used: int32(plan.used),
+	}
+	across, each := 0, plan.used
+	if p.Gate != NoGate {
+		each /= 2
+	}
+	var sums []Launch
+	for i, part := range parts {
+		n := blocks(part.Weights.Rows, each)
+		params.parts[i] = packedPart{
+			w: part.Weights.Data, y: part.Y, bias: part.Bias, residual: part.Residual,
+			rows: int32(part.Weights.Rows), stride: int32(part.Stride), tiles: int32(n),
+		}
+		if i == 0 || p.Gate == NoGate {
+			across += int(n)
+		}
+	}
+	first := 0
+	for i, part := range parts {
+		if i > 0 && p.Gate != NoGate || plan.split == 1 {
+			break
+		}
+		sums = append(sums, launch("addParts", [3]uint32{blocks(part.Weights.Rows, 256), uint32(p.Rows), 1}, 256, 0, &addPartsParams{
+			part.Y, partial + Address(4*first*plan.used), part.Bias, part.Residual,
+			int32(plan.split), int32(p.Rows), int32(across * plan.used), int32(part.Weights.Rows), int32(part.Stride), p.Gate,
+		}))
+		first += int(params.parts[i].tiles)
+	}
+	down := int(blocks(p.Rows, plan.tile.rows))
+	if p.Experts != nil {
+		params.tiles, params.list, params.expertBytes = tiles, list, p.Experts.Stride
+		down = p.tilesMost(plan.tile)
+	}
+	if plan.split > 1 {
+		params.partial = partial
+	}
+	return append([]Launch{launch("packed"+w.Type.String()+plan.tile.suffix, [3]uint32{uint32(down), uint32(across), uint32(plan.split)}, uint32(plan.tile.threads), packedShared(w.Type, plan.tile), params)}, sums...)
+}
+
 // matmul of a part, or of gate and up.
 func (p *Product) matmul(plan plan, parts []Part, x, scales, list, tiles, partial Address) []Launch {
 	part := parts[0]
@@ -597,15 +861,10 @@ func (p *Product) matmul(plan plan, parts []Part, x, scales, list, tiles, partia
 		params.tiles, params.list, params.expertBytes = tiles, list, p.Experts.Stride
 		down = p.tilesMost(plan.tile)
 	}
-	kernel := "matmulPacked"
-	switch w.Type {
-	case tensor.F32, tensor.F16, tensor.BF16:
-		kernel = "matmul" + w.Type.String()
-	}
 	if plan.split > 1 {
 		params.partial = partial
 	}
-	launches := []Launch{launch(kernel+plan.tile.suffix, [3]uint32{uint32(down), uint32(plan.across), uint32(plan.split)}, uint32(plan.tile.threads), plan.tile.shared(w.Type), params)}
+	launches := []Launch{launch("matmul"+w.Type.String()+plan.tile.suffix, [3]uint32{uint32(down), uint32(plan.across), uint32(plan.split)}, uint32(plan.tile.threads), plan.tile.shared(w.Type), params)}
 	if plan.split > 1 {
 		launches = append(launches, launch("addParts", [3]uint32{blocks(w.Rows, 256), uint32(p.Rows), 1}, 256, 0, &addPartsParams{
 			part.Y, partial, part.Bias, part.Residual,

@@ -53,8 +53,13 @@ func TestPlan(t *testing.T) {
 		{tensor.Q4_K, 1, 1024, 2048, plan{few: true, form: bytes8, split: 2}},
 		// A batch: the columns are divided, so that there are blocks enough to have memory busy.
 		{tensor.BF16, 16, 4096, 4096, plan{form: bf16, tile: tile32, across: 64, split: 4, span: 1024}},
-		{tensor.Q4_K, 64, 14336, 4096, plan{form: bf16, tile: tile64, across: 224, split: 1, span: 4096}},
+		{tensor.BF16, 64, 14336, 4096, plan{form: bf16, tile: tile64, across: 224, split: 1, span: 4096}},
+		{tensor.Q4_K, 16, 28672, 4096, plan{form: bf16, tile: tile{"x16r128", 16, 128, 256, 256, 0}, used: 112, across: 256, split: 1, span: 4096}},
+		{tensor.Q4_K, 32, 6144, 4096, plan{form: bf16, tile: tile{"x32r32", 32, 32, 256, 256, 0}, used: 32, across: 192, split: 1, span: 4096}},
+		{tensor.Q8_0, 9, 4096, 4096, plan{form: bf16, tile: tile{"x16r64", 16, 64, 256, 256, 0}, used: 64, across: 64, split: 4, span: 1024}},
+		{tensor.Q8_0, 64, 4096, 14336, plan{form: bf16, tile: tile{"x64r128", 64, 128, 128, 256, 0}, used: 128, across: 32, split: 8, span: 1792}},
 		// A prompt.
+		{tensor.Q4_K, 512, 4096, 4096, plan{form: bf16, unpack: true}},
 		{tensor.F16, 2048, 4096, 14336, plan{form: f16, tile: tile128, across: 32, split: 1, span: 14336}},
 		{tensor.BF16, 2048, 1024, 4096, plan{form: bf16, tile: tile64, across: 16, split: 1, span: 4096}},
 		{tensor.F32, 16, 8, 4096, plan{form: asIs, tile: tileF32, across: 1, split: 8, span: 512}}, // a router
@@ -72,7 +77,7 @@ func TestProductLaunches(t *testing.T) {
 		var names []string
 		for _, l := range p.Launches(256, 108) {
 			names = append(names, l.Kernel)
-			if l.Threads > 1024 || l.Threads%32 != 0 || l.Shared > 163<<10 || l.Grid[0] == 0 || l.Grid[1]-1 >= 65535 || l.Grid[2]-1 >= 65535 || l.Size > 4096 {
+			if l.Threads > 1024 || l.Threads%32 != 0 || l.Shared > 227<<10 || l.Shared > 163<<10 && !p.Wide || l.Grid[0] == 0 || l.Grid[1]-1 >= 65535 || l.Grid[2]-1 >= 65535 || l.Size > 4096 {
 				t.Errorf("%+v: %+v", p, l)
 			}
 		}
@@ -89,18 +94,62 @@ func TestProductLaunches(t *testing.T) {
 		{Product{Rows: 0, Parts: []Part{w(tensor.F32, 4, 4)}}, ""},
 		{Product{Rows: 1, Parts: []Part{w(tensor.BF16, 4096, 4096), w(tensor.BF16, 1024, 4096), w(tensor.BF16, 1024, 4096)}}, "matvecBF16x1"},
 		{Product{Rows: 3, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096), w(tensor.Q6_K, 1024, 4096)}}, "quantize matvecQ4_Kx4 matvecQ6_Kx4"},
-		{Product{Rows: 8, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "quantize matvecQ8_0x8"},
+		{Product{Rows: 8, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "narrowBF16 packedQ8_0x16r128"},
 		{Product{Rows: 1, Bytes: Bytes{1 << 8, 1 << 9}, Give: Bytes{1 << 10, 1 << 11}, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "matvecQ8_0x1"},
 		{Product{Rows: 5, Parts: []Part{w(tensor.BF16, 4096, 4096)}}, "narrowBF16 matmulBF16t32 addParts"},
-		{Product{Rows: 9, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "narrowBF16 matmulPackedt32"},
-		{Product{Rows: 16, Parts: []Part{w(tensor.BF16, 4096, 4096), w(tensor.Q6_K, 1024, 4096)}}, "narrowBF16 matmulBF16t32 addParts matmulPackedt32 addParts"},
+		{Product{Rows: 9, Parts: []Part{w(tensor.Q8_0, 14336, 4096), w(tensor.Q8_0, 14336, 4096)}, Gate: GateSwiGLU}, "narrowBF16 packedQ8_0x16r128"},
+		{Product{Rows: 16, Parts: []Part{w(tensor.BF16, 4096, 4096), w(tensor.Q6_K, 1024, 4096)}}, "narrowBF16 matmulBF16t32 addParts packedQ6_Kx16r64 addParts"},
 		{Product{Rows: 2048, Parts: []Part{w(tensor.F16, 4096, 4096)}}, "narrowF16 matmulF16t128"},
 		{Product{Rows: 2, Parts: []Part{w(tensor.Q4_0, 4096, 4096)}, Experts: experts}, "quantize matvecQ4_0x1"},
-		{Product{Rows: 100, Parts: []Part{w(tensor.Q4_0, 4096, 4096)}, Experts: experts}, "narrowBF16 groupRows matmulPackedt32"},
+		{Product{Rows: 100, Parts: []Part{w(tensor.Q4_0, 4096, 4096)}, Experts: experts}, "narrowBF16 groupRows packedQ4_0x32r128"},
+		{Product{Rows: 16, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096), w(tensor.Q6_K, 1024, 4096)}}, "narrowBF16 packedQ4_Kx16r32 packedQ6_Kx16r64 addParts"},
+		{Product{Rows: 512, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096)}}, "narrowBF16 unpack matmulBF16t128 matmulBF16t64"},
+		{Product{Rows: 512, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096)}, Wide: true}, "narrowBF16 unpack wideBF16n128"},
+		{Product{Rows: 2048, Parts: []Part{w(tensor.Q4_K, 14336, 4096), w(tensor.Q4_K, 14336, 4096)}, Gate: GateSwiGLU, Wide: true}, "narrowBF16 unpack wideBF16n256 unpack wideBF16n256"},
 		{Product{Rows: 65535, Parts: []Part{w(tensor.F32, 128256, 64)}}, "matmulF32"},
 	} {
 		if got := kernels(c.p); got != c.want {
 			t.Errorf("%d rows of %v: %q, want %q", c.p.Rows, c.p.Parts[0].Weights, got, c.want)
+		}
+	}
+}
+
+// TestStrips wants each row of weights unpacked once, in no more room than there may be, and in tiles for all processors.
+func TestStrips(t *testing.T) {
+	const sms = 132
+	w := func(n, cols int) Part {
+		return Part{Weights: Weights{Type: tensor.Q4_K, Rows: n, Cols: cols}, Stride: n}
+	}
+	for _, c := range []struct {
+		p      Product
+		strips int
+	}{
+		{Product{Rows: 512, Parts: []Part{w(4096, 4096), w(1024, 4096), w(1024, 4096)}}, 1},
+		{Product{Rows: 2048, Parts: []Part{w(14336, 4096), w(14336, 4096)}, Gate: GateSwiGLU, Wide: true}, 2},
+		{Product{Rows: 512, Parts: []Part{w(14336, 4096), w(14336, 4096)}, Gate: GateSwiGLU}, 4},
+		{Product{Rows: 2048, Parts: []Part{w(4096, 14336)}, Wide: true}, 1},
+		{Product{Rows: 300, Parts: []Part{w(128256, 8192)}, Wide: true}, 16},
+	} {
+		next := make([]int, len(c.p.Parts))
+		strips := c.p.strips(c.p.Parts, sms)
+		for i, rows := range strips {
+			if got := unpackedBytes(c.p.unpacked(c.p.Parts, rows, 0).Parts); got > stripBytes {
+				t.Errorf("%v: strip %d takes %d bytes", c.p, i, got)
+			}
+			for k, s := range rows {
+				if s.first != next[k] || s.count < 1 {
+					t.Errorf("%v: strip %d has rows %d to %d, want them from %d on", c.p, i, s.first, s.first+s.count, next[k])
+				}
+				next[k] = s.first + s.count
+			}
+		}
+		for k, part := range c.p.Parts {
+			if next[k] != part.Weights.Rows {
+				t.Errorf("%v: strips have %d rows, not %d", c.p, next[k], part.Weights.Rows)
+			}
+		}
+		if len(strips) != c.strips {
+			t.Errorf("%v: %d strips, want %d", c.p, len(strips), c.strips)
 		}
 	}
 }
@@ -114,6 +163,8 @@ func TestParams(t *testing.T) {
 		"matvec::Params":              {unsafe.Sizeof(matvecParams{}), 224},
 		"matmul::Params":              {unsafe.Sizeof(matmulParams{}), 128},
 		"wide::Params":                {unsafe.Sizeof(wideParams{}), 176},
+		"packed::Params":              {unsafe.Sizeof(packedParams{}), 216},
+		"unpacking::Params":           {unsafe.Sizeof(unpackParams{}), 104},
 		"matmul::PartsParams":         {unsafe.Sizeof(addPartsParams{}), 56},
 		"matmul::GroupParams":         {unsafe.Sizeof(groupParams{}), 48},
 	} {

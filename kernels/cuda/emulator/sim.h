@@ -164,6 +164,20 @@ DEVICE u16 toBF16(f32 f) {
 DEVICE u32 toHalf2(f32 low, f32 high) { return toHalf(low) | u32(toHalf(high)) << 16; }
 DEVICE u32 toBF16x2(f32 low, f32 high) { return toBF16(low) | u32(toBF16(high)) << 16; }
 
+DEVICE u16 fmaBF16(u16 a, u16 b, u16 c) {
+	const f64 sum = f64(bitsToF32(u32(a) << 16)) * bitsToF32(u32(b) << 16) + bitsToF32(u32(c) << 16);
+	u32 near = f32ToBits(f32(sum));
+	if (f64(bitsToF32(near)) == sum || (near & 0x7f800000) == 0x7f800000) return toBF16(bitsToF32(near));
+	if (__builtin_fabs(bitsToF32(near)) > __builtin_fabs(sum)) near--;
+	return toBF16(bitsToF32(near | 1)); // what was cut off is not forgotten: the sum is rounded once
+}
+DEVICE u32 fmaBF16x2(u32 a, u32 b, u32 c) { return fmaBF16(u16(a), u16(b), u16(c)) | u32(fmaBF16(u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16; }
+DEVICE u32 bytesOf(u32 a, u32 b, u32 which) {
+	u32 bytes = 0;
+	for (u32 i = 0; i < 4; i++) bytes |= u32((u64(b) << 32 | a) >> (which >> 4 * i & 7) * 8 & 255) << 8 * i;
+	return bytes;
+}
+
 DEVICE i32 dp4a(i32 a, i32 b, i32 c) {
 	for (u32 i = 0; i < 32; i += 8) c += i32(i8(u32(a) >> i)) * i32(i8(u32(b) >> i));
 	return c;

@@ -38,8 +38,8 @@ func BenchmarkProduct(b *testing.B) {
 		{"down", 14336, []int{4096}, cuda.NoGate},
 		{"output", 4096, []int{128256}, cuda.NoGate},
 	} {
-		for _, f := range []tensor.DType{tensor.BF16, tensor.Q8_0, tensor.Q4_0, tensor.Q4_K} {
-			for _, rows := range []int{1, 4, 8, 16, 64, 512, 2048} {
+		for _, f := range []tensor.DType{tensor.BF16, tensor.Q8_0, tensor.Q4_0, tensor.Q4_K, tensor.Q6_K} {
+			for _, rows := range []int{1, 4, 8, 16, 32, 64, 128, 256, 512, 2048} {
 				if shape.name == "output" && rows > 64 {
 					continue
 				}

@@ -248,8 +248,9 @@ func (c productCase) run(t *testing.T, d *device, r *rand.Rand) {
 		p.Parts = append(p.Parts, to)
 	}
 	few := !slices.ContainsFunc(p.Launches(0, c.processors), func(l cuda.Launch) bool {
-		return strings.HasPrefix(l.Kernel, "matmul") || strings.HasPrefix(l.Kernel, "wide")
+		return strings.HasPrefix(l.Kernel, "matmul") || strings.HasPrefix(l.Kernel, "wide") || strings.HasPrefix(l.Kernel, "packed")
 	})
+	scaled := slices.ContainsFunc(p.Launches(0, c.processors), func(l cuda.Launch) bool { return strings.HasPrefix(l.Kernel, "packed") })
 	scratch := d.allocate(int(p.Scratch(c.processors)))
 	d.run(t, p.Launches(scratch, c.processors)...)
 
@@ -267,6 +268,9 @@ func (c productCase) run(t *testing.T, d *device, r *rand.Rand) {
 		q := parts[i]
 		n := c.widths[i]
 		each, together := bounds(c.types[i], few)
+		if scaled {
+			together = 5e-3 // beyond what bounds says: scales are rounded to bf16 too
+		}
 		got := download[float32](d, p.Parts[i].Y, pairs*q.stride)
 		errors, squares := 0.0, 0.0
 		for pair := range pairs {
@@ -377,6 +381,35 @@ func TestProductWide(t *testing.T) {
 			c.wide = true
 			c.run(t, d, r)
 		}
+	}
+}
+
+// TestProductPacked multiplies by tiles of packed weights that are not used whole, by several parts in one, by blocks that share
+// columns, and by weights that are unpacked before.
+func TestProductPacked(t *testing.T) {
+	d := open(t)
+	for _, f := range tensor.DTypes() {
+		if f.Block() == 1 {
+			continue
+		}
+		t.Run(f.String(), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(11, uint64(f)))
+			for _, c := range []productCase{
+				{rows: 9, cols: 256, widths: []int{200}, processors: 1, bias: true},
+				{rows: 17, cols: 512, widths: []int{90, 200}, processors: 1},
+				{rows: 33, cols: 256, widths: []int{200, 3}, processors: 2, residual: true},
+				{rows: 20, cols: 2816, widths: []int{70, 9, 33}, processors: 4, bias: true},
+				{rows: 70, cols: 1024, widths: []int{40, 40}, processors: 4, gate: cuda.GateSwiGLU},
+				{rows: 6, cols: 256, widths: []int{101, 101}, processors: 1, gate: cuda.GateGeGLU},
+				{rows: 257, cols: 256, widths: []int{33, 9, 21}, processors: 4, bias: true},
+				{rows: 257, cols: 256, widths: []int{19, 19}, processors: 1, gate: cuda.GateSwiGLU, residual: true, wide: wide(d)},
+			} {
+				for range len(c.widths) {
+					c.types = append(c.types, f)
+				}
+				c.run(t, d, r)
+			}
+		})
 	}
 }
 
