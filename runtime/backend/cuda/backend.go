@@ -136,7 +136,7 @@ type Backend struct {
 	info           driver.Info
 	context        *driver.Context
 	module         *driver.Module
-	early          bool // its kernels wait for what was launched before them, where the device has launches that do not
+	native         bool // it is machine code, which on 9.0 has more than PTX: kernels that wait by themselves for those before them, and wide products
 	slab           *slab
 	loader         *loader
 	pass           pass // pinned memory of the device
@@ -231,11 +231,11 @@ func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
 // load the kernels. Where the driver does not know the machine code, it compiles them.
 func (b *Backend) load(image []byte, log *slog.Logger) (*driver.Module, error) {
 	m, err := b.context.Load(image)
-	b.early = kernels.IsMachineCode(image)
-	if e, ok := errors.AsType[*driver.Error](err); !ok || !e.Refused() || !kernels.IsMachineCode(image) {
+	b.native = kernels.IsMachineCode(image)
+	if e, ok := errors.AsType[*driver.Error](err); !ok || !e.Refused() || !b.native {
 		return m, err
 	}
-	b.early = false
+	b.native = false
 	log.Warn("the driver does not take the kernels' machine code, and compiles them; a newer driver would take it", "device", b.name, "error", err)
 	ptx, unpacked := kernels.PTX()
 	if unpacked != nil {
@@ -353,7 +353,7 @@ func (b *Backend) launches(of []kernels.Launch) ([]driver.Launch, error) {
 		if err != nil {
 			return nil, err
 		}
-		all[i] = driver.Launch{Kernel: k, Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size, Early: b.early}
+		all[i] = driver.Launch{Kernel: k, Grid: l.Grid, Threads: l.Threads, Shared: l.Shared, Params: l.Params, Size: l.Size, Early: b.native}
 	}
 	return all, nil
 }

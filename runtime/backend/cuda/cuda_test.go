@@ -403,6 +403,37 @@ func TestMachineCodeRefused(t *testing.T) {
 	}
 }
 
+// TestPTXHasNothingWide: kernels that only machine code for 9.0 has are not asked for where the driver compiles PTX.
+func TestPTXHasNothingWide(t *testing.T) {
+	g := small(t, 1)
+	for settings, want := range map[string]bool{"capability=9.0": true, "capability=9.0,images=ptx": false} {
+		emulated.Set(t, settings)
+		made, err := New(claim(t, 40), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := made.(*Backend)
+		limits := inSlab
+		limits.MaxTokens = 100
+		p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, 1), limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out backend.Out
+		run(t, p, &out, 0, make([]int32, 100), []int32{0, 1, 2, 3, 4, 5, 6})
+		wide := false
+		for name := range b.kernels {
+			wide = wide || strings.HasPrefix(name, "wide")
+		}
+		if wide != want {
+			t.Errorf("%s: wide products %v", settings, wide)
+		}
+		if err := errors.Join(p.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestStepsCopyNothingIn: the engine that copies to a device may have a load's pieces to copy before.
 func TestStepsCopyNothingIn(t *testing.T) {
 	emulated.Set(t, "")

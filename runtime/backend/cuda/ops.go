@@ -164,7 +164,7 @@ func (p *program) matrix(v graph.Value) kernels.Weights {
 // multiplications of a group, of so many rows of its value.
 func (p *program) multiplications(g group, rows int) []kernels.Product {
 	first := p.graph.Nodes[g.parts[0].product]
-	m := kernels.Product{X: p.value(first.In[0]), Rows: rows, Wide: p.b.info.Major == 9 && p.b.info.Minor == 0}
+	m := kernels.Product{X: p.value(first.In[0]), Rows: rows, Wide: p.b.native && p.b.info.Major == 9 && p.b.info.Minor == 0}
 	if first.Kind == graph.ExpertMatMul {
 		w, topK := p.matrix(first.In[2]), first.Attr.TopK
 		m.Experts = &kernels.Experts{
