@@ -56,6 +56,18 @@ func opened(t *testing.T, extents int) *Backend {
 	return b.(*Backend)
 }
 
+// forget the first device as it was found: settings make another one of it.
+func forget(t *testing.T) {
+	t.Helper()
+	c, err := found.take(0)
+	if err == nil {
+		err = c.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // served is what is promised of a device: keys and values are halves, activations of quantized weights int8 in steps of few
 // rows, and bfloat16, or halves for F16, in steps of more. Kernels of few rows are others than those of many.
 var served = backendtest.Served{
@@ -373,6 +385,7 @@ func TestDeviceErrors(t *testing.T) {
 // take that either is told with both of its errors. What else goes wrong with a load is not tried again.
 func TestMachineCodeRefused(t *testing.T) {
 	d := claim(t, 32)
+	forget(t)
 	for settings, want := range map[string]struct{ says, logs string }{
 		"":                                {},
 		"images=ptx":                      {logs: "compiles them"},
@@ -407,6 +420,7 @@ func TestMachineCodeRefused(t *testing.T) {
 func TestPTXHasNothingWide(t *testing.T) {
 	g := small(t, 1)
 	for settings, want := range map[string]bool{"capability=9.0": true, "capability=9.0,images=ptx": false} {
+		forget(t)
 		emulated.Set(t, settings)
 		made, err := New(claim(t, 40), Options{})
 		if err != nil {
@@ -526,6 +540,14 @@ func TestLoad(t *testing.T) {
 		if _, err := load(t.Context(), fromFile, nil); !errors.Is(err, backend.ErrFault) {
 			t.Errorf("from the truncated file: got %v", err)
 		}
+	}
+	emulated.Set(t, "fail=copy:2:1")
+	if _, err := load(t.Context(), memory, nil); err == nil || !strings.Contains(err.Error(), "copy to the device") {
+		t.Errorf("a copy that is refused: got %v", err)
+	}
+	emulated.Set(t, "")
+	if l := b.loader; len(l.host) != lanes || len(l.lanes) != cap(l.lanes) {
+		t.Errorf("loads that failed keep %d pieces of pinned memory and %d lanes", lanes-len(l.host), cap(l.lanes)-len(l.lanes))
 	}
 	run(t, neighbour, &out, 0, tokens, []int32{0})
 	if !slices.Equal(out.Logits, want) {
