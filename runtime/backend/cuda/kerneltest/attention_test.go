@@ -294,6 +294,7 @@ func TestAttentionPrefill(t *testing.T) {
 		{heads: 2, kvHeads: 1, dim: 16, blockTokens: 4, tokens: append(filled(33, 1), 3, 3), context: append(filled(33, 2), 9, 64)},
 		{heads: 2, kvHeads: 1, dim: 64, blockTokens: 16, tokens: []int{66}, context: []int{66}, size: 50},
 		{heads: 4, kvHeads: 2, dim: 128, blockTokens: 16, tokens: []int{129, 64}, context: []int{200, 64}},
+		{heads: 2, kvHeads: 1, dim: 128, blockTokens: 16, tokens: []int{100}, context: []int{740}},
 		{heads: 7, kvHeads: 1, dim: 112, blockTokens: 16, tokens: []int{40}, context: []int{199}, window: 77, softCap: 9, size: 2},
 		// Contexts divided among blocks.
 		{heads: 4, kvHeads: 2, dim: 64, blockTokens: 16, tokens: []int{3}, context: []int{1000}, processors: 16},
