@@ -56,6 +56,8 @@ type Product struct {
 	Parts   []Part
 	Gate    Gate
 	Experts *Experts
+	// Narrow has the Y of a gate be bf16, if GivesNarrow; Narrowed says that X is bf16, if TakesNarrow.
+	Narrow, Narrowed bool
 	// Wide says that the device has the instructions of compute capability 9.0, by which many rows are multiplied the fastest.
 	Wide bool
 }
@@ -121,7 +123,7 @@ func (t tile) shared(d tensor.DType) uint32 {
 type plan struct {
 	few    bool
 	form   form
-	wide   int  // columns of a block of wide_sm90.cu, which multiplies by all parts at once; 0: another kernel does
+	wide   bool // wide_sm90.cu multiplies, by all parts at once
 	split  int  // warps that share rows of weights; of many rows, blocks that share the columns of a tile
 	tile   tile // of many rows
 	span   int  // of many rows: columns of a split
@@ -152,11 +154,8 @@ func (p *Product) plan(w Weights, processors int) plan {
 	if p.few(w.Type) {
 		return planFew(w.Type, w.Rows, w.Cols, p.Gate != NoGate, processors)
 	}
-	if n := p.wide(processors); n > 0 {
-		if w.Type == tensor.F16 {
-			return plan{form: f16, wide: n}
-		}
-		return plan{form: bf16, wide: n}
+	if plan, wide := p.planWide(processors); wide {
+		return plan
 	}
 	if p.unpacks(w.Type) {
 		return plan{form: bf16, unpack: true}
@@ -194,8 +193,8 @@ func (p *Product) strips(parts []Part, processors int) [][]span {
 		return [][]span{every}
 	}
 	columns, wave := tile128.columns, 2*processors
-	if n := p.unpacked(parts, every, 0).wide(processors); n > 0 {
-		columns, wave = n, processors
+	if _, wide := p.unpacked(parts, every, 0).planWide(processors); wide {
+		columns, wave = wideColumns, processors
 	}
 	w := parts[0].Weights
 	down, across := int(blocks(p.Rows, wideRows)), max(1, stripBytes/2/w.Cols/columns)
@@ -239,28 +238,43 @@ func (p *Product) unpacked(parts []Part, rows []span, data Address) *Product {
 	return &q
 }
 
-// wideRows are what a block of wide_sm90.cu makes of y.
-const wideRows = 128
+// wideRows and wideColumns are what a block of wide_sm90.cu makes of y, wideStep how many columns of x and w it multiplies at a time.
+const wideRows, wideColumns, wideStep = 128, 256, 64
 
-// wide is how many columns of y a block of wide_sm90.cu makes, if it is to multiply; else 0.
-func (p *Product) wide(processors int) int {
+// planWide is how wide_sm90.cu multiplies by all parts, if it is to: in as many splits as take the least time, by what was
+// measured on an H100.
+func (p *Product) planWide(processors int) (best plan, wide bool) {
 	first := p.Parts[0].Weights
-	if !p.Wide || p.Experts != nil || first.Type != tensor.F16 && first.Type != tensor.BF16 {
-		return 0
+	if !p.Wide || p.Experts != nil || p.Rows <= wideRows/2 || first.Type != tensor.F16 && first.Type != tensor.BF16 {
+		return plan{}, false
 	}
-	for _, columns := range []int{256, 128} {
-		tiles := 0
-		for _, part := range p.Parts {
-			if part.Weights.Type != first.Type {
-				return 0
-			}
-			tiles += int(blocks(p.Rows, wideRows) * blocks(part.Weights.Rows, columns))
+	across := 0
+	for _, part := range p.Parts {
+		if part.Weights.Type != first.Type {
+			return plan{}, false
 		}
-		if 4*tiles >= 3*processors && p.Rows > wideRows/2 {
-			return columns
+		across += int(blocks(part.Weights.Rows, wideColumns))
+	}
+	if p.Gate != NoGate {
+		across = int(blocks(2*first.Rows, wideColumns))
+	}
+	form := bf16
+	if first.Type == tensor.F16 {
+		form = f16
+	}
+	least := 0
+	for split := 1; split <= max(1, min(first.Cols/512, 16)); split++ {
+		span := int(roundUp(int64((first.Cols+split-1)/split), wideStep))
+		blocks := int(blocks(p.Rows, wideRows)) * across * split
+		time := (blocks + processors - 1) / processors * span * 14 // ns
+		if split > 1 {
+			time += 3000 + 8*p.Rows*across*wideColumns*split/2500 // to write parts of sums, and to add them
+		}
+		if !wide || time < least {
+			best, wide, least = plan{form: form, wide: true, across: across, split: (first.Cols + span - 1) / span, span: span}, true, time
 		}
 	}
-	return 0
+	return best, wide
 }
 
 // planFew has so many warps share rows that the device's processors have 16 each, if each warp still has something to read
@@ -384,6 +398,18 @@ func (p *Product) GivesBytes(processors int) bool {
 	return w.Rows%32 == 0 && p.plan(w, processors).split == 1
 }
 
+// TakesNarrow says whether X may be bf16: all parts are multiplied by it as such, and its rows need not be filled up.
+func (p *Product) TakesNarrow(processors int) bool {
+	plan, wide := p.planWide(processors)
+	return wide && plan.form == bf16 && stride(p.Parts[0].Weights.Cols) == p.Parts[0].Weights.Cols
+}
+
+// GivesNarrow says whether the gate's Y may be bf16.
+func (p *Product) GivesNarrow(processors int) bool {
+	plan, wide := p.planWide(processors)
+	return wide && plan.split == 1 && p.Gate != NoGate && p.Parts[0].Weights.Rows%4 == 0 && p.Parts[0].Bias == 0 && p.Parts[0].Residual == 0
+}
+
 // room is where a product's launches keep things, in bytes from the start of its scratch memory.
 type room struct {
 	form, scales [forms]int64
@@ -432,7 +458,8 @@ func (p *Product) room(processors int) room {
 				r.form[f16], r.scales[f16] = take(n*stride(cols)*2), take(n*4)
 			}
 		}
-		if plan.wide > 0 {
+		if plan.wide {
+			partial = plan.partial(p.Rows)
 			break
 		}
 		if plan.unpack {
@@ -458,8 +485,10 @@ func (p *Product) room(processors int) room {
 // partial is how many bytes the parts of sums take.
 func (p plan) partial(rows int) int {
 	switch {
-	case p.few || p.wide > 0 || p.split == 1:
+	case p.few || p.split == 1:
 		return 0
+	case p.wide:
+		return p.split * rows * p.across * wideColumns * 4
 	case p.used > 0:
 		return p.split * rows * (p.across + 2) * p.used * 4 // each of several parts has whole tiles
 	}
@@ -536,7 +565,7 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 			return
 		}
 		done[f] = true
-		if f == bytes8 && p.Bytes.Q != 0 {
+		if f == bytes8 && p.Bytes.Q != 0 || p.Narrowed {
 			return
 		}
 		if l, any := prepare(f, p.X, at(r.form[f]), at(r.scales[f]), p.xRows(), cols); any {
@@ -548,7 +577,7 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 		plan := p.plan(p.merged(parts), processors)
 		have(plan.form)
 		x, scales := p.X, Address(0)
-		if plan.form != asIs {
+		if plan.form != asIs && !p.Narrowed {
 			x = at(r.form[plan.form])
 		}
 		if plan.form == bytes8 || plan.form == f16 {
@@ -558,8 +587,8 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 			x, scales = p.Bytes.Q, p.Bytes.Scales
 		}
 		switch {
-		case plan.wide > 0:
-			return append(launches, p.multiplyWide(plan, x, scales))
+		case plan.wide:
+			return append(launches, p.multiplyWide(plan, x, scales, at(r.partial))...)
 		case plan.few:
 			launches = append(launches, p.matvec(plan, parts, x, scales))
 			continue
@@ -569,8 +598,8 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 				launches = append(launches, unpackRows(parts, rows, q.Parts))
 				for _, parts := range q.together() {
 					plan := q.plan(parts[0].Weights, processors)
-					if plan.wide > 0 {
-						launches = append(launches, q.multiplyWide(plan, x, 0))
+					if plan.wide {
+						launches = append(launches, q.multiplyWide(plan, x, 0, at(r.partial))...)
 						break
 					}
 					launches = append(launches, q.matmul(plan, parts, x, 0, 0, 0, at(r.partial))...)
@@ -740,37 +769,48 @@ type widePart struct {
 }
 
 type wideParams struct {
-	x, scales          Address
+	x, scales, partial Address
 	parts              [3]widePart
 	rows, stride, cols int32
+	span               int32
 	gate               Gate
+	narrow             int32
 }
 
 // multiplyWide multiplies by all parts.
-func (p *Product) multiplyWide(plan plan, x, scales Address) Launch {
+func (p *Product) multiplyWide(plan plan, x, scales, partial Address) []Launch {
 	first := p.Parts[0].Weights
-	params := &wideParams{x: x, scales: scales, rows: int32(p.Rows), stride: int32(stride(first.Cols)), cols: int32(first.Cols), gate: p.Gate}
-	if plan.form != f16 {
-		params.scales = 0
+	params := &wideParams{x: x, rows: int32(p.Rows), stride: int32(stride(first.Cols)), cols: int32(first.Cols), span: int32(plan.span), gate: p.Gate}
+	if plan.form == f16 {
+		params.scales = scales
 	}
-	total := uint32(0)
+	if plan.split > 1 {
+		params.partial = partial
+	}
+	if p.Narrow {
+		params.narrow = 1
+	}
+	const stages = 4
+	shared := 1024 + max(stages*(wideRows+wideColumns)*wideStep*2, wideRows*wideColumns*4) // to begin at a multiple of 1,024
+	grid := [3]uint32{blocks(p.Rows, wideRows), uint32(plan.across), uint32(plan.split)}
+	launches := []Launch{launch(fmt.Sprintf("wide%v", first.Type), grid, 256, uint32(shared), params)}
+	at := 0
 	for i, part := range p.Parts {
 		columns := part.Weights.Rows
 		if p.Gate != NoGate {
 			columns *= 2
 		}
-		b := blocks(columns, plan.wide)
+		b := int(blocks(columns, wideColumns))
 		params.parts[i] = widePart{
 			w: part.Weights.Data, y: part.Y, bias: part.Bias, residual: part.Residual,
 			rows: int32(part.Weights.Rows), stride: int32(part.Stride), blocks: int32(b),
 		}
-		if i == 0 || p.Gate == NoGate {
-			total += b
+		if plan.split > 1 && (i == 0 || p.Gate == NoGate) {
+			launches = append(launches, p.addParts(part, partial+Address(at*wideColumns*4), plan.split, plan.across*wideColumns))
 		}
+		at += b
 	}
-	const stages, step = 4, 64
-	shared := 1024 + max(stages*(wideRows+plan.wide)*step*2, wideRows*plan.wide*4) // to begin at a multiple of 1,024
-	return launch(fmt.Sprintf("wide%vn%d", first.Type, plan.wide), [3]uint32{blocks(p.Rows, wideRows), total, 1}, 256, uint32(shared), params)
+	return launches
 }
 
 type addPartsParams struct {
@@ -866,12 +906,17 @@ func (p *Product) matmul(plan plan, parts []Part, x, scales, list, tiles, partia
 	}
 	launches := []Launch{launch("matmul"+w.Type.String()+plan.tile.suffix, [3]uint32{uint32(down), uint32(plan.across), uint32(plan.split)}, uint32(plan.tile.threads), plan.tile.shared(w.Type), params)}
 	if plan.split > 1 {
-		launches = append(launches, launch("addParts", [3]uint32{blocks(w.Rows, 256), uint32(p.Rows), 1}, 256, 0, &addPartsParams{
-			part.Y, partial, part.Bias, part.Residual,
-			int32(plan.split), int32(p.Rows), int32(plan.across * plan.tile.columns), int32(w.Rows), int32(part.Stride), p.Gate,
-		}))
+		launches = append(launches, p.addParts(part, partial, plan.split, plan.across*plan.tile.columns))
 	}
 	return launches
+}
+
+// addParts makes a part's y of the parts of its sums.
+func (p *Product) addParts(part Part, partial Address, splits, width int) Launch {
+	return launch("addParts", [3]uint32{blocks(part.Weights.Rows, 256), uint32(p.Rows), 1}, 256, 0, &addPartsParams{
+		part.Y, partial, part.Bias, part.Residual,
+		int32(splits), int32(p.Rows), int32(width), int32(part.Weights.Rows), int32(part.Stride), p.Gate,
+	})
 }
 
 // group lists rows by expert.

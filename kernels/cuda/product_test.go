@@ -71,6 +71,23 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// TestPlanWide: blocks share columns where there are fewer tiles than processors, unless that costs more than it gives.
+func TestPlanWide(t *testing.T) {
+	for _, c := range []struct{ rows, n, cols, split int }{
+		{2048, 4096, 14336, 1}, {1024, 4096, 4096, 1}, {512, 4096, 14336, 2}, {256, 4096, 14336, 4}, {256, 28672, 4096, 1}, {65, 4096, 4096, 8}, {300, 700, 100, 1},
+	} {
+		p := Product{Rows: c.rows, Wide: true, Parts: []Part{{Weights: Weights{Type: tensor.BF16, Rows: c.n, Cols: c.cols}, Stride: c.n}}}
+		plan, wide := p.planWide(132)
+		if !wide || plan.split != c.split || plan.span%wideStep != 0 || plan.span*plan.split < c.cols || plan.span*(plan.split-1) >= c.cols {
+			t.Errorf("%+v: %+v", c, plan)
+		}
+		p.Rows = wideRows / 2
+		if _, wide := p.planWide(132); wide {
+			t.Errorf("%d rows are multiplied by half a tile", p.Rows)
+		}
+	}
+}
+
 // TestProductLaunches wants launches within a device's limits, and scratch memory that holds what they use, of any product.
 func TestProductLaunches(t *testing.T) {
 	kernels := func(p Product) string {
@@ -104,8 +121,8 @@ func TestProductLaunches(t *testing.T) {
 		{Product{Rows: 100, Parts: []Part{w(tensor.Q4_0, 4096, 4096)}, Experts: experts}, "narrowBF16 groupRows packedQ4_0x32r128"},
 		{Product{Rows: 16, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096), w(tensor.Q6_K, 1024, 4096)}}, "narrowBF16 packedQ4_Kx16r32 packedQ6_Kx16r64 addParts"},
 		{Product{Rows: 512, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096)}}, "narrowBF16 unpack matmulBF16t128 matmulBF16t64"},
-		{Product{Rows: 512, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096)}, Wide: true}, "narrowBF16 unpack wideBF16n128"},
-		{Product{Rows: 2048, Parts: []Part{w(tensor.Q4_K, 14336, 4096), w(tensor.Q4_K, 14336, 4096)}, Gate: GateSwiGLU, Wide: true}, "narrowBF16 unpack wideBF16n256 unpack wideBF16n256"},
+		{Product{Rows: 512, Parts: []Part{w(tensor.Q4_K, 4096, 4096), w(tensor.Q4_K, 1024, 4096)}, Wide: true}, "narrowBF16 unpack wideBF16"},
+		{Product{Rows: 2048, Parts: []Part{w(tensor.Q4_K, 14336, 4096), w(tensor.Q4_K, 14336, 4096)}, Gate: GateSwiGLU, Wide: true}, "narrowBF16 unpack wideBF16 unpack wideBF16"},
 		{Product{Rows: 65535, Parts: []Part{w(tensor.F32, 128256, 64)}}, "matmulF32"},
 	} {
 		if got := kernels(c.p); got != c.want {
@@ -162,7 +179,7 @@ func TestParams(t *testing.T) {
 		"activations::NarrowParams":   {unsafe.Sizeof(narrowParams{}), 40},
 		"matvec::Params":              {unsafe.Sizeof(matvecParams{}), 224},
 		"matmul::Params":              {unsafe.Sizeof(matmulParams{}), 128},
-		"wide::Params":                {unsafe.Sizeof(wideParams{}), 176},
+		"wide::Params":                {unsafe.Sizeof(wideParams{}), 192},
 		"packed::Params":              {unsafe.Sizeof(packedParams{}), 216},
 		"unpacking::Params":           {unsafe.Sizeof(unpackParams{}), 104},
 		"matmul::PartsParams":         {unsafe.Sizeof(addPartsParams{}), 56},

@@ -56,30 +56,21 @@ DEVICE u64 described(const u8* from) { return u64(sharedAddress(from) >> 4 & 0x3
 #define SUMS8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS64(d, i) SUMS8(d, i), SUMS8(d, i + 8), SUMS8(d, i + 16), SUMS8(d, i + 24), SUMS8(d, i + 32), SUMS8(d, i + 40), SUMS8(d, i + 48), SUMS8(d, i + 56)
 // finish waits for all products; only then are the sums numbers.
-DEVICE void finish(f32 (&d)[64]) { asm volatile("wgmma.wait_group.sync.aligned 0;" : SUMS64(d, 0)::"memory"); }
 DEVICE void finish(f32 (&d)[128]) { asm volatile("wgmma.wait_group.sync.aligned 0;" : SUMS64(d, 0), SUMS64(d, 64)::"memory"); }
 
-// product starts d += a bT, for 16 numbers of 64 rows of a and 2V rows of b. With w the warp's number in its group and l the lane, d[4j + 2h + i] is of row
+// product starts d += a bT, for 16 numbers of 64 rows of a and 256 rows of b. With w the warp's number in its group and l the lane, d[4j + 2h + i] is of row
 // 16w + 8h + l/4 of a and row 8j + 2(l%4) + i of b.
-#define PRODUCT(V, columns, sums, numbers, a, b) \
-	asm volatile("{\n.reg .pred all;\nsetp.eq.u32 all, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" columns "k16.f32." numbers "." numbers " {" sums "}, " a ", " b ", all, 1, 1, 0, 0;\n}" \
-	             : V : "l"(described(from)), "l"(described(by)) : "memory")
-#define LIST64 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define LIST128 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define PRODUCT(numbers) \
+	asm volatile("{\n.reg .pred all;\nsetp.eq.u32 all, 0, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32." numbers "." numbers " {" LIST "}, %128, %129, all, 1, 1, 0, 0;\n}" \
+	             : SUMS64(d, 0), SUMS64(d, 64) : "l"(described(from)), "l"(described(by)) : "memory")
+#define LIST "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-template <bool BF16> DEVICE void product(f32 (&d)[64], const u8* from, const u8* by) {
-	if constexpr (BF16) PRODUCT(SUMS64(d, 0), "128", LIST64, "bf16", "%64", "%65");
-	else PRODUCT(SUMS64(d, 0), "128", LIST64, "f16", "%64", "%65");
-}
-#define SUMS128(d) SUMS64(d, 0), SUMS64(d, 64)
 template <bool BF16> DEVICE void product(f32 (&d)[128], const u8* from, const u8* by) {
-	if constexpr (BF16) PRODUCT(SUMS128(d), "256", LIST128, "bf16", "%128", "%129");
-	else PRODUCT(SUMS128(d), "256", LIST128, "f16", "%128", "%129");
+	if constexpr (BF16) PRODUCT("bf16");
+	else PRODUCT("f16");
 }
 #undef PRODUCT
-#undef LIST64
-#undef LIST128
-#undef SUMS128
+#undef LIST
 #undef SUMS64
 #undef SUMS8
 

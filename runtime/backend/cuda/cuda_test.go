@@ -469,6 +469,45 @@ func TestStepsCopyNothingIn(t *testing.T) {
 	}
 }
 
+// TestNarrow: on 9.0 the gates of a prompt make bf16, which the products after them read, and nobody else.
+func TestNarrow(t *testing.T) {
+	emulated.Set(t, "capability=9.0")
+	b := opened(t, 40)
+	g := small(t, 1)
+	limits := inSlab
+	limits.MaxTokens = 96
+	p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.BF16, 1), limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	tokens := make([]int32, 70)
+	for i := range tokens {
+		tokens[i] = int32(i) * 7 % 300
+	}
+	logits := map[int][]float32{}
+	for major, want := range map[int]int{8: 5, 9: 4} { // the second layer goes on with one row
+		b.info.Major = major
+		narrowed := 0
+		for _, l := range p.(*program).launches(shape{tokens: len(tokens), spans: 1, rows: 1, stride: leastStride}) {
+			if l.Kernel == "narrowBF16" {
+				narrowed++
+			}
+		}
+		if narrowed != want {
+			t.Errorf("%d.0: x is narrowed %d times, want %d", major, narrowed, want)
+		}
+		var out backend.Out
+		run(t, p, &out, 0, tokens, []int32{0, 1, 2, 3, 4})
+		logits[major] = slices.Clone(out.Logits)
+	}
+	for i, want := range logits[8] {
+		if off := math.Abs(float64(logits[9][i] - want)); !(off <= 0.02*max(1, math.Abs(float64(want)))) {
+			t.Fatalf("logit %d is %g, want %g", i, logits[9][i], want)
+		}
+	}
+}
+
 // TestExact is refused with what to do.
 func TestExact(t *testing.T) {
 	b := opened(t, 16)

@@ -55,6 +55,25 @@ type work struct {
 	made  kernels.Bytes // a value that what makes it gave as bytes too
 	of    graph.Value   // that value, while made has an address
 	other bool          // which of the two places it is in
+	// narrow is a gate's value that is bf16, in its own place, if there is one.
+	narrow    graph.Value
+	hasNarrow bool
+}
+
+// readNarrow says whether a value is read by products alone that take it as bf16.
+func (w *work) readNarrow(v graph.Value) bool {
+	readers := 0
+	for _, n := range w.graph.Nodes {
+		if slices.Contains(n.In, v) {
+			readers++
+		}
+	}
+	i := slices.IndexFunc(w.groups, func(g group) bool { return g.kind == products && w.graph.Nodes[g.parts[0].product].In[0] == v })
+	if i < 0 || readers != len(w.groups[i].parts) {
+		return false
+	}
+	m := w.multiplications(w.groups[i], w.rowsOf(v))
+	return len(m) == 1 && m[0].TakesNarrow(w.b.info.Processors)
 }
 
 // bytes is where what makes a value, of rows so wide, puts it as bytes too; nowhere if it is not read as such.
@@ -127,6 +146,10 @@ func (w *work) group(g group) {
 			}
 			if g.gate >= 0 && p.GivesBytes(w.b.info.Processors) {
 				p.Give = w.bytes(w.graph.Nodes[g.gate].Out)
+			}
+			p.Narrowed = w.hasNarrow && w.narrow == first.In[0]
+			if v := w.graph.Nodes[max(g.gate, 0)].Out; g.gate >= 0 && p.GivesNarrow(w.b.info.Processors) && w.readNarrow(v) {
+				p.Narrow, w.narrow, w.hasNarrow = true, v, true
 			}
 			w.add(p.Launches(w.scratch(), w.b.info.Processors)...)
 		}

@@ -374,6 +374,9 @@ func TestProductWide(t *testing.T) {
 			{rows: 131, cols: 200, widths: []int{300, 9, 131}, processors: 4, bias: true},
 			{rows: 100, cols: 328, widths: []int{77, 77}, processors: 1, gate: cuda.GateSwiGLU},
 			{rows: 140, cols: 136, widths: []int{260, 260}, processors: 4, gate: cuda.GateGeGLU, bias: true, residual: true},
+			// Several blocks for the columns of a tile; the last one's are fewer, and end within a step.
+			{rows: 130, cols: 2100, widths: []int{130, 9}, processors: 32, bias: true, residual: true},
+			{rows: 66, cols: 1096, widths: []int{70, 70}, processors: 16, gate: cuda.GateGeGLUTanh, bias: true},
 		} {
 			for range len(c.widths) {
 				c.types = append(c.types, f)
@@ -410,6 +413,37 @@ func TestProductPacked(t *testing.T) {
 				c.run(t, d, r)
 			}
 		})
+	}
+}
+
+// TestProductNarrow wants the same bits of a product whose x a gate has made as bf16 as of one that makes it so itself.
+func TestProductNarrow(t *testing.T) {
+	d := open(t)
+	if !wide(d) {
+		t.Skip("SKIPPED: the device is not of compute capability 9.0")
+	}
+	r := rand.New(rand.NewPCG(11, 11))
+	const rows, cols, n, last, processors = 133, 104, 320, 77, 4
+	matrix := func(n, cols int) cuda.Weights { return packed(t, d, randomWeights(r, tensor.BF16, n, cols, false)) }
+	gate := cuda.Product{X: upload(d, normal(r, rows*cols, 1)), Rows: rows, Gate: cuda.GateSwiGLU, Wide: true}
+	y := d.allocate(4 * rows * n)
+	for range 2 {
+		gate.Parts = append(gate.Parts, cuda.Part{Weights: matrix(n, cols), Y: y, Stride: n})
+	}
+	down := cuda.Product{X: y, Rows: rows, Wide: true, Parts: []cuda.Part{{Weights: matrix(last, n), Y: d.allocate(4 * rows * last), Stride: last}}}
+	if !gate.GivesNarrow(processors) || !down.TakesNarrow(processors) {
+		t.Fatal("y of the gate is not narrow")
+	}
+	scratch := d.allocate(int(max(gate.Scratch(processors), down.Scratch(processors))))
+	var want []float32
+	for _, narrow := range []bool{false, true} {
+		gate.Narrow, down.Narrowed = narrow, narrow
+		d.run(t, append(gate.Launches(scratch, processors), down.Launches(scratch, processors)...)...)
+		got := download[float32](d, down.Parts[0].Y, rows*last)
+		if narrow && !slices.Equal(got, want) {
+			t.Error("other numbers where the gate makes y narrow")
+		}
+		want = got
 	}
 }
 
