@@ -199,7 +199,7 @@ func (p *Product) strips(parts []Part, processors int) [][]span {
 	w := parts[0].Weights
 	down, across := int(blocks(p.Rows, wideRows)), max(1, stripBytes/2/w.Cols/columns)
 	if down*across > wave {
-		across = down * across / wave * wave / down
+		across = max(1, down*across/wave*wave/down)
 	}
 	var strips [][]span
 	each := across * columns / len(parts)
@@ -360,7 +360,7 @@ func planPacked(d tensor.DType, rows, columns, cols int, experts bool, processor
 	if !experts && 4*p.across < 3*processors {
 		p.split = max(1, min(2*processors/p.across, cols/512, 16))
 	}
-	p.span = int(roundUp(int64((cols+p.split-1)/p.split), int64(p.tile.step)))
+	p.span = int(roundUp(int64((cols+p.split-1)/p.split), 256)) // whole steps, and whole blocks: what 256 columns have in common is found by the step
 	p.split = (cols + p.span - 1) / p.span
 	return p
 }

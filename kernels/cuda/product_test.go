@@ -57,6 +57,7 @@ func TestPlan(t *testing.T) {
 		{tensor.Q4_K, 16, 28672, 4096, plan{form: bf16, tile: tile{"x16r128", 16, 128, 256, 256, 0}, used: 112, across: 256, split: 1, span: 4096}},
 		{tensor.Q4_K, 32, 6144, 4096, plan{form: bf16, tile: tile{"x32r32", 32, 32, 256, 256, 0}, used: 32, across: 192, split: 1, span: 4096}},
 		{tensor.Q8_0, 9, 4096, 4096, plan{form: bf16, tile: tile{"x16r64", 16, 64, 256, 256, 0}, used: 64, across: 64, split: 4, span: 1024}},
+		{tensor.Q4_K, 64, 3584, 18944, plan{form: bf16, tile: tile{"x64r128", 64, 128, 128, 256, 0}, used: 128, across: 28, split: 9, span: 2304}},
 		{tensor.Q8_0, 64, 4096, 14336, plan{form: bf16, tile: tile{"x64r128", 64, 128, 128, 256, 0}, used: 128, across: 32, split: 8, span: 1792}},
 		// A prompt.
 		{tensor.Q4_K, 512, 4096, 4096, plan{form: bf16, unpack: true}},
@@ -146,6 +147,7 @@ func TestStrips(t *testing.T) {
 		{Product{Rows: 512, Parts: []Part{w(14336, 4096), w(14336, 4096)}, Gate: GateSwiGLU}, 4},
 		{Product{Rows: 2048, Parts: []Part{w(4096, 14336)}, Wide: true}, 1},
 		{Product{Rows: 300, Parts: []Part{w(128256, 8192)}, Wide: true}, 16},
+		{Product{Rows: 65535, Parts: []Part{w(512, 1 << 19)}}, 4}, // more tiles down than processors
 	} {
 		next := make([]int, len(c.p.Parts))
 		strips := c.p.strips(c.p.Parts, sms)

@@ -403,6 +403,8 @@ func TestProductPacked(t *testing.T) {
 				{rows: 33, cols: 256, widths: []int{200, 3}, processors: 2, residual: true},
 				{rows: 20, cols: 2816, widths: []int{70, 9, 33}, processors: 4, bias: true},
 				{rows: 70, cols: 1024, widths: []int{40, 40}, processors: 4, gate: cuda.GateSwiGLU},
+				{rows: 64, cols: 2816, widths: []int{40}, processors: 4},
+				{rows: 32, cols: 2816, widths: []int{120}, processors: 1},
 				{rows: 6, cols: 256, widths: []int{101, 101}, processors: 1, gate: cuda.GateGeGLU},
 				{rows: 257, cols: 256, widths: []int{33, 9, 21}, processors: 4, bias: true},
 				{rows: 257, cols: 256, widths: []int{19, 19}, processors: 1, gate: cuda.GateSwiGLU, residual: true, wide: wide(d)},
