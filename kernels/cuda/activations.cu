@@ -6,7 +6,7 @@ namespace activations {
 struct QuantizeParams {
 	const f32* x; // [rows, cols], cols a multiple of 32
 	bytes::Form to;
-	i64 numbers;  // rows*cols
+	i32 cols, pad;
 };
 
 struct NarrowParams {
@@ -34,10 +34,10 @@ DEVICE void eight(f32 (&v)[8], const NarrowParams& p, i32 row, i32 column) {
 } // namespace activations
 
 KERNEL(quantize, activations::QuantizeParams, 256) {
-	const i64 at = (i64(blockIdx.x) * 256 + threadIdx.x) * 4;
+	const i32 column = (blockIdx.x * 256 + threadIdx.x) * 4, row = blockIdx.y;
 	f32x4 v = {0, 0, 0, 0};
-	if (at < p.numbers) v = loadf4(p.x + at);
-	bytes::put(p.to, at, {v.x, v.y, v.z, v.w}, at < p.numbers);
+	if (column < p.cols) v = loadf4(p.x + i64(row) * p.cols + column);
+	bytes::put(p.to, row, p.cols, column, {v.x, v.y, v.z, v.w}, column < p.cols);
 }
 
 // narrowBF16 rounds to nearest, ties to even.

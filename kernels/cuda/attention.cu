@@ -248,7 +248,15 @@ DEVICE void combine(const Params& p) {
 	const i32 shared = p.heads / p.kvHeads;
 	const Reach r = rows ? reachOfTile(p, p.context[span] - tokens, tokens, ((row - start) * shared + head % shared) / p.tile) : reach(p, span);
 	const i32 used = partsOf(r);
-	if (used <= 1) return;
+	const i64 to = (i64(row) * p.heads + head) * dim;
+	if (used <= 1) { // y is there
+		if (!p.bytes.q) return;
+		for (i32 d = lane * 4; d - lane * 4 < dim; d += 128) {
+			const f32x4 v = loadf4(p.y + to + smaller(d, dim - 4));
+			bytes::put(p.bytes, row, p.heads * dim, head * dim + d, {v.x, v.y, v.z, v.w}, d < dim);
+		}
+		return;
+	}
 	const i64 first = (i64(unit) * p.heads + head) * p.splits;
 	const f32 *parts = p.scratch + first * dim, *states = p.scratch + i64(p.units) * p.heads * p.splits * dim + 2 * first;
 	f32 largest[SPLITS / 32], weights[SPLITS / 32], most = lowest, all = 0;
@@ -289,7 +297,9 @@ DEVICE void combine(const Params& p) {
 				}
 			}
 		}
-		if (d < dim) *(f32x4*)(p.y + (i64(row) * p.heads + head) * dim + d) = {value.x / all, value.y / all, value.z / all, value.w / all};
+		value = {value.x / all, value.y / all, value.z / all, value.w / all};
+		if (d < dim) *(f32x4*)(p.y + to + d) = value;
+		if (p.bytes.q) bytes::put(p.bytes, row, p.heads * dim, head * dim + d, {value.x, value.y, value.z, value.w}, d < dim);
 	}
 }
 

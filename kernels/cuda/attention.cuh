@@ -1,6 +1,6 @@
 // attention.cuh: what kernels of attention have in common.
 #pragma once
-#include "gpu.cuh"
+#include "bytes.cuh"
 
 namespace attention {
 
@@ -11,6 +11,7 @@ struct Params {
 	const i32 *spanFirst, *spanOf;  // [spans+1] first row of each span; [T] span of each row
 	const i32 *context, *tables;    // [spans] positions in the cache, this step's too; [spans, tableStride] block numbers
 	f32* scratch;                   // [units, heads, splits, headDim] weighted sums of parts, then [units, heads, splits, 2] their largest score and sum
+	bytes::Form bytes;              // attendCombine: of y too, of whole heads: then headDim is a multiple of 32
 	i64 blockStride;                // bytes from block to block
 	u32 blockUnits, rowUnits;       // the same in 16 bytes; and of a position in its block
 	u32 blockInverse;               // 2^31/blockTokens, rounded up

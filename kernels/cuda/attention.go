@@ -20,6 +20,7 @@ type AttentionParams struct {
 	Context       Address // i32 [spans]: positions in the cache, the step's own too
 	Tables        Address // i32 [spans, TableStride]: block numbers
 	Scratch       Address // as many bytes as AttentionScratch says, or BidirectionalScratch
+	Bytes         Bytes   // of Y too, if AttentionGivesBytes
 	BlockStride   int64   // bytes
 	blockUnits    uint32
 	rowUnits      uint32
@@ -126,6 +127,11 @@ func AttentionScratch(p AttentionParams, s AttentionStep) int64 {
 	blocksAtMost := int64(manyBlocksPerProcessor*s.Processors) + int64(s.Spans)*int64(p.KVHeads)*int64(p.pieces())
 	rows := max(blocksAtMost*min(headsTogether, int64(p.Heads/p.KVHeads)), int64(128*prefillsPerProcessor*s.Processors))
 	return 4 * rows * int64(p.HeadDim+2)
+}
+
+// AttentionGivesBytes says whether it can give Y as bytes too: where contexts are divided, by who puts the parts together.
+func AttentionGivesBytes(p AttentionParams, s AttentionStep) bool {
+	return !p.odd() && p.HeadDim%32 == 0 && s.Single == s.Spans && p.divide(s) > 1
 }
 
 // Attention of a step. It panics if no kernel has such heads.

@@ -18,7 +18,7 @@ using namespace quant;
 constexpr i32 warps = 8; // of a block
 
 // rowsOf a warp, of weights: with more rows of x, fewer bytes at a time are in registers.
-DEVICE constexpr i32 rowsOf(i32 f, i32 n) { return n >= 4 && !isFloat(f) ? 2 : 4; }
+DEVICE constexpr i32 rowsOf(i32 f, i32 n) { return n >= 2 && !isFloat(f) ? 2 : 4; }
 
 // Part is a matrix that x is multiplied by.
 struct Part {
@@ -109,7 +109,7 @@ template <i32 F, i32 R, i32 N> DEVICE void floats(f32 (&sums)[R * N], const Para
 	}
 	const auto load = [&](u32x4 (&to)[R], i32 line) __attribute__((always_inline)) {
 #pragma unroll
-		for (i32 r = 0; r < R; r++) to[r] = load128((r < R / 2 ? rows.a : rows.b) + u64(at[r] + line) * 16);
+		for (i32 r = 0; r < R; r++) to[r] = loadOnce((r < R / 2 ? rows.a : rows.b) + u64(at[r] + line) * 16);
 	};
 	// The next turn's loads are on the way while this one is added. That they are wanted beyond the end of a turn keeps
 	// the assembler from moving each to where it is used, and waiting for one after the other.
@@ -135,20 +135,20 @@ struct Raw {
 };
 
 // row is its number of groups from the start; the matrix is beyond that of p by so many bytes.
-template <i32 F, bool First> DEVICE Raw loadRaw(Planes p, i64 beyond, i64 row, i32 c) {
+template <i32 F, i32 N, bool First> DEVICE Raw loadRaw(Planes p, i64 beyond, i64 row, i32 c) {
 	p.bits += beyond, p.above += beyond, p.scales += beyond, p.blocks += beyond;
 	const i64 group = row + (F == Q8_0 ? c / 2 : c);
 	Raw raw;
 	const u8* bits = p.bits + (F == Q8_0 ? row * 32 + i64(c) * 16 : group * 16);
-	raw.bits = First ? loadu4(bits) : load128(bits);
+	raw.bits = First ? loadu4(bits) : N == 1 ? load128(bits) : loadOnce(bits); // of one row of x, loadOnce took 2 % longer
 	raw.above = aboveWords(F, p, group);
 	raw.scale = scaleWord(F, p, group);
 	raw.block = blockWord(F, p, group / 8);
 	return raw;
 }
 
-// addBytes adds what was loaded, times the same columns of x.
-template <i32 F, i32 R, i32 N> DEVICE void addBytes(f32 (&sums)[R * N], const Raw (&raw)[R], const i8* x, const f32x2* xScales, const i32 (&xAt)[N], i32 c) {
+// addBytes adds what was loaded, times the same columns of x, of whose rows half are so many bytes.
+template <i32 F, i32 R, i32 N> DEVICE void addBytes(f32 (&sums)[R * N], const Raw (&raw)[R], const i8* x, const f32x2* xScales, const i32 (&xAt)[N], i32 half, i32 c) {
 	constexpr i32 words = F == Q8_0 ? 4 : 8;
 	i32 w[R][words];
 	f32 low[R], high[R], least[R];
@@ -171,8 +171,8 @@ template <i32 F, i32 R, i32 N> DEVICE void addBytes(f32 (&sums)[R * N], const Ra
 	}
 #pragma unroll
 	for (i32 n = 0; n < N; n++) {
-		const i8* from = x + xAt[n] + c * (4 * words);
-		const u32x4 a = loadu4(from), b = F == Q8_0 ? a : loadu4(from + 16);
+		const i8* from = x + xAt[n] + (F == Q8_0 ? c / 2 * 16 + c % 2 * half : c * 16);
+		const u32x4 a = loadu4(from), b = F == Q8_0 ? a : loadu4(from + half);
 		const f32x2 s = loadf2(xScales + (xAt[n] / 32 + (F == Q8_0 ? c / 2 : c)));
 		const f32 scale = s.x, scaledSum = s.y;
 #pragma unroll
@@ -204,13 +204,13 @@ template <i32 F, i32 R, i32 N> DEVICE void bytes(f32 (&sums)[R * N], const Param
 	for (i32 n = 0; n < N; n++) xAt[n] = N == 1 ? 0 : product::smaller(n, p.n - 1) * p.cols;
 	Raw raw[R], next[R];
 #pragma unroll
-	for (i32 r = 0; r < R; r++) raw[r] = loadRaw<F, true>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(from, units - 1)); // as floats does
+	for (i32 r = 0; r < R; r++) raw[r] = loadRaw<F, N, true>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(from, units - 1)); // as floats does
 	awaitEarlier();
 #pragma unroll 1
 	for (i32 c = from; c < units; c += step) {
 #pragma unroll
-		for (i32 r = 0; r < R; r++) next[r] = loadRaw<F, false>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(c + step, units - 1));
-		addBytes<F, R, N>(sums, raw, x, xScales, xAt, c);
+		for (i32 r = 0; r < R; r++) next[r] = loadRaw<F, N, false>(planes, r < R / 2 ? 0 : beyond, at[r], product::smaller(c + step, units - 1));
+		addBytes<F, R, N>(sums, raw, x, xScales, xAt, p.cols / 2, c);
 #pragma unroll
 		for (i32 r = 0; r < R; r++) raw[r] = next[r];
 	}
@@ -314,7 +314,7 @@ template <i32 F, i32 N> DEVICE void multiply(const Params& p) {
 		f32 v[4];
 #pragma unroll
 		for (i32 i = 0; i < 4; i++) v[i] = n < N ? made[n * 32 + at + i] : 0;
-		bytes::put(p.bytes, i64(n) * chosen[0].stride + block * 32 + at, v, n < p.n);
+		bytes::put(p.bytes, n, chosen[0].stride, block * 32 + at, v, n < p.n);
 	}
 }
 
@@ -329,15 +329,15 @@ template <i32 F, i32 N> DEVICE void multiply(const Params& p) {
 #define MATVEC(format, bound1, bound2, bound4, bound8) \
 	MATVEC4(format, bound1, bound2, bound4) \
 	KERNEL_EARLY(matvec##format##x8, matvec::Params, bound8) { matvec::multiply<quant::format, 8>(p); }
-MATVEC4(F16, 256, 512, 384)
-MATVEC4(BF16, 256, 512, 384)
+MATVEC4(F16, 256, 1024, 384)
+MATVEC4(BF16, 256, 1024, 384)
 MATVEC(F32, 256, 512, 384, 256)
-MATVEC4(Q8_0, 256, 512, 256)
-MATVEC4(Q4_0, 256, 512, 512)
-MATVEC4(Q4_1, 512, 512, 512)
-MATVEC4(Q5_0, 256, 512, 512)
-MATVEC4(Q5_1, 256, 512, 512)
-MATVEC4(Q4_K, 256, 512, 512)
+MATVEC4(Q8_0, 256, 512, 768)
+MATVEC4(Q4_0, 256, 768, 768)
+MATVEC4(Q4_1, 512, 768, 768)
+MATVEC4(Q5_0, 256, 768, 768)
+MATVEC4(Q5_1, 256, 768, 768)
+MATVEC4(Q4_K, 256, 768, 768)
 MATVEC4(Q5_K, 256, 512, 512)
 MATVEC4(Q6_K, 256, 512, 512)
 #undef MATVEC

@@ -56,10 +56,10 @@ template <typename Group, i32 n, typename F> DEVICE const f32* take(const Params
 }
 
 // give a piece of y.
-template <i32 n> DEVICE void give(const Params& p, i64 at, const f32 (&v)[n]) {
-	piece::store(p.y + at, v);
+template <i32 n> DEVICE void give(const Params& p, i64 at, i32 i, const f32 (&v)[n]) {
+	piece::store(p.y + at + i, v);
 	if constexpr (n == 4)
-		if (p.bytes.q) bytes::put(p.bytes, at, v, true);
+		if (p.bytes.q) bytes::put(p.bytes, blockIdx.x, p.width, i, v, true);
 }
 
 template <typename Group, i32 n> DEVICE void rms(const Params& p, i64 at) {
@@ -73,8 +73,31 @@ template <typename Group, i32 n> DEVICE void rms(const Params& p, i64 at) {
 		piece::load(v, x + i);
 		piece::load(w, p.w + i);
 		for (i32 e = 0; e < n; e++) v[e] = v[e] * scale * (p.shift + w[e]);
-		give<n>(p, at + i, v);
+		give<n>(p, at, i, v);
 	});
+}
+
+// brief is rms of a row of which each thread of the block has four numbers, or none: a step of one token waits for nothing but
+// this, so that weights come before the row is there, and the row comes once.
+DEVICE void brief(const Params& p, i64 at) {
+	const i32 i = threadIdx.x * 4;
+	const bool inside = i < p.width;
+	f32 v[4] = {0, 0, 0, 0}, w[4] = {0, 0, 0, 0}, r[4];
+	if (inside) piece::load(w, p.w + i);
+	awaitEarlier();
+	if (inside) {
+		piece::load(v, p.x + at + i);
+		if (p.residual) {
+			piece::load(r, p.residual + at + i);
+			for (i32 e = 0; e < 4; e++) v[e] += r[e];
+			piece::store(p.sum + at + i, v);
+		}
+	}
+	f32 squares = 0;
+	for (i32 e = 0; e < 4; e++) squares = fmaf(v[e], v[e], squares);
+	const f32 scale = 1 / sqrt(Whole::sum(squares) / f32(p.width) + p.eps);
+	for (i32 e = 0; e < 4; e++) v[e] = v[e] * scale * (p.shift + w[e]);
+	if (inside) give<4>(p, at, i, v);
 }
 
 template <typename Group, i32 n> DEVICE void layer(const Params& p, i64 at) {
@@ -95,15 +118,18 @@ template <typename Group, i32 n> DEVICE void layer(const Params& p, i64 at) {
 		piece::load(w, p.w + i);
 		piece::load(b, p.bias + i);
 		for (i32 e = 0; e < n; e++) v[e] = fmaf((v[e] - mean) * scale, w[e], b[e]);
-		give<n>(p, at + i, v);
+		give<n>(p, at, i, v);
 	});
 }
 
 } // namespace norm
 
 // rmsNorm and layerNorm have a block for each row; blocks of rmsNormParts have a warp for each.
-KERNEL(rmsNorm, norm::Params, 1024) {
+KERNEL_EARLY(rmsNorm, norm::Params, 1024) {
+	letNextStart();
 	const i64 at = i64(norm::Whole::row()) * p.width;
+	if (p.width % 4 == 0 && p.width <= i32(blockDim.x) * 4) return norm::brief(p, at);
+	awaitEarlier();
 	p.width % 4 == 0 ? norm::rms<norm::Whole, 4>(p, at) : norm::rms<norm::Whole, 1>(p, at);
 }
 KERNEL(rmsNormParts, norm::Params, 256) {

@@ -36,8 +36,8 @@ type Experts struct {
 	Own         bool  // x has a row for each pair, otherwise one for all experts of a row
 }
 
-// Bytes are rows of activations as block formats are multiplied by: signed bytes [rows, cols], cols a multiple of 32, and for
-// each 32 of them a scale, and the scale times their sum. Without addresses there are none.
+// Bytes are rows of activations as block formats are multiplied by: signed bytes [rows, 2, cols/32, 16], cols a multiple of
+// 32, the first and the last 16 of each 32 columns, and for each 32 a scale, and the scale times their sum. Without addresses there are none.
 type Bytes struct{ Q, Scales Address }
 
 // BytesAt has rows in this form from an address on, which is a multiple of 256; end is behind them.
@@ -622,7 +622,7 @@ func (p *Product) Launches(scratch Address, processors int) []Launch {
 
 type quantizeParams struct {
 	x, q, scales Address
-	numbers      int64
+	cols, _      int32
 }
 
 type narrowParams struct {
@@ -636,7 +636,7 @@ func prepare(f form, x, to, scales Address, rows, cols int) (Launch, bool) {
 	narrow := &narrowParams{x: x, y: to, scales: scales, rows: int32(rows), cols: int32(cols), stride: int32(stride(cols))}
 	switch f {
 	case bytes8:
-		return launch("quantize", [3]uint32{blocks(rows*cols, 1024), 1, 1}, 256, 0, &quantizeParams{x, to, scales, int64(rows) * int64(cols)}), true
+		return launch("quantize", [3]uint32{blocks(cols, 1024), uint32(rows), 1}, 256, 0, &quantizeParams{x: x, q: to, scales: scales, cols: int32(cols)}), true
 	case bf16:
 		return launch("narrowBF16", [3]uint32{uint32(rows), blocks(stride(cols), 2048), 1}, 256, 0, narrow), true
 	case f16:
@@ -735,7 +735,7 @@ func (p *Product) width() int {
 
 // teamRows is rowsOf of matvec.cu: how many rows of weights the warps have that share some.
 func teamRows(d tensor.DType, width int) int {
-	if width >= 4 && !isFloat(d) {
+	if width >= 2 && !isFloat(d) {
 		return 2
 	}
 	return 4

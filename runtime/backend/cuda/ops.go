@@ -351,6 +351,9 @@ func (w *work) attend(n graph.Node) {
 	p.Keys, p.Values = w.layer(n.Attr.Layer)
 	p.Context, p.Tables = w.number(w.places.context), w.number(w.places.tables)
 	p.BlockStride, p.TableStride, p.BlockTokens = w.program.stride, int32(w.shape.stride), int32(w.bounds.BlockTokens)
+	if kernels.AttentionGivesBytes(p, s) {
+		p.Bytes = w.bytes(n.Out)
+	}
 	w.add(kernels.Attention(p, s)...)
 }
 

@@ -248,7 +248,21 @@ func (s *attentionStep) compare(t *testing.T, d *device) {
 			}
 		}
 	}
+	gives := cuda.AttentionGivesBytes(p, s.step())
+	if gives {
+		p.Bytes = s.bytes(d)
+	}
 	check("attention", bound, cuda.Attention(p, s.step())...)
+	if gives {
+		sameBytes(t, fmt.Sprintf("attention, %v", s), d, p.Bytes, download[float32](d, p.Y, len(s.q)), s.heads*s.dim)
+	}
+}
+
+// bytes that y goes to.
+func (s *attentionStep) bytes(d *device) cuda.Bytes {
+	_, end := cuda.BytesAt(0, len(s.spanOf), s.heads*s.dim)
+	b, _ := cuda.BytesAt(d.allocate(int(end)), len(s.spanOf), s.heads*s.dim)
+	return b
 }
 
 func TestAttentionDecode(t *testing.T) {
@@ -374,6 +388,10 @@ func TestAttentionAnyContext(t *testing.T) {
 		step := s.step()
 		step.Context = 1 << 17
 		p.Scratch = upload(d, filled(int(cuda.AttentionScratch(p, step)), byte(0xff)))
+		if !cuda.AttentionGivesBytes(p, step) {
+			t.Fatal("it gives no bytes")
+		}
+		p.Bytes = s.bytes(d)
 		launches := cuda.Attention(p, step)
 		if len(launches) != 2 || launches[0].Grid[1] != 80 {
 			t.Fatalf("%d launches, the first of %v blocks", len(launches), launches[0].Grid)
@@ -382,5 +400,6 @@ func TestAttentionAnyContext(t *testing.T) {
 		if share, at := worst(download[float32](d, p.Y, len(s.q)), want, exact); share > 1 {
 			t.Errorf("%d positions: number %d: error %.3g of the bound", n, at, share)
 		}
+		sameBytes(t, fmt.Sprintf("%d positions", n), d, p.Bytes, download[float32](d, p.Y, len(s.q)), s.heads*s.dim)
 	}
 }

@@ -44,7 +44,7 @@ func near(t *testing.T, what string, got, want []float32, relative, floor float6
 }
 
 // sameBytes compares numbers as bytes on the device with plain Go's, to the last bit.
-func sameBytes(t *testing.T, what string, d *device, on cuda.Bytes, x []float32) {
+func sameBytes(t *testing.T, what string, d *device, on cuda.Bytes, x []float32, cols int) {
 	t.Helper()
 	q, scales := download[int8](d, on.Q, len(x)), download[float32](d, on.Scales, len(x)/16)
 	for at := 0; at < len(x); at += 32 {
@@ -55,8 +55,9 @@ func sameBytes(t *testing.T, what string, d *device, on cuda.Bytes, x []float32)
 		sum := float32(0)
 		for i, v := range group {
 			want := int8(math.RoundToEven(float64(v * (127 / most))))
-			if q[at+i] != want {
-				t.Fatalf("%s: byte %d of %v, of at most %v, is %d, want %d", what, at+i, v, most, q[at+i], want)
+			column := at%cols + i
+			if got := q[at/cols*cols+column/32*16+column/16%2*cols/2+column%16]; got != want {
+				t.Fatalf("%s: byte %d of %v, of at most %v, is %d, want %d", what, at+i, v, most, got, want)
 			}
 			sum += float32(want)
 		}
@@ -98,7 +99,7 @@ func TestNorms(t *testing.T) {
 			}
 			d.run(t, cuda.RMSNorm(p))
 			if whole {
-				sameBytes(t, "rms norm "+name, d, p.Bytes, download[float32](d, p.Y, len(x)))
+				sameBytes(t, "rms norm "+name, d, p.Bytes, download[float32](d, p.Y, len(x)), c.width)
 			}
 			want := make([]float32, len(x))
 			for at := 0; at < len(x); at += part {

@@ -566,7 +566,7 @@ func TestProductBytes(t *testing.T) {
 				}
 				plain = got
 			}
-			sameBytes(t, fmt.Sprintf("%v, %d rows", f, rows), d, given, plain)
+			sameBytes(t, fmt.Sprintf("%v, %d rows", f, rows), d, given, plain, n)
 
 			down := packed(t, d, randomWeights(r, f, 33, n, false))
 			var results [2][]float32
