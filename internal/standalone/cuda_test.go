@@ -4,6 +4,7 @@ package standalone
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,10 +17,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/estiba/estiba/api/v1alpha1"
 	"github.com/estiba/estiba/internal/fixture"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/backend/cuda"
+	"github.com/estiba/estiba/runtime/backend/cuda/driver/emulated"
 	"github.com/estiba/estiba/runtime/backend/named"
 )
 
@@ -83,8 +87,54 @@ func TestCUDA(t *testing.T) {
 	}
 }
 
+// TestDeviceOfNoMoreUse: a device that only another process can use ends this one, with an error that has the exit code of that;
+// requests end too, and none waits for a worker that will not come.
+func TestDeviceOfNoMoreUse(t *testing.T) {
+	emulated.Set(t, "devices=1,memory=256Mi,fail=launch:200:700")
+	stories := fixture.Model("stories260K/hf-f32")
+	file := filepath.Join(t.TempDir(), "m.yaml")
+	write(t, file, fmt.Sprintf(model, "stories", stories)+"---\n"+fmt.Sprintf(model, "other", stories))
+	url, log, ended, _ := runOnCUDA(t, file)
+	eventually(t, "both are served", func() error { return cmp.Or(serves(url, "stories"), serves(url, "other")) })
+	var asked sync.WaitGroup
+	for _, name := range []string{"stories", "other", "stories", "other"} {
+		asked.Go(func() {
+			body, _ := json.Marshal(map[string]any{"model": name, "prompt": "Once", "max_tokens": 400})
+			for {
+				res, err := http.Post(url+"/v1/completions", "application/json", bytes.NewReader(body))
+				if err != nil {
+					return // nobody listens any more
+				}
+				res.Body.Close()
+			}
+		})
+	}
+	select {
+	case err := <-ended:
+		if e, ok := errors.AsType[*backend.DeviceError](err); !ok || e.Lost || !strings.Contains(err.Error(), "start it anew") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("ended with: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("it goes on:\n%s", log())
+	}
+	asked.Wait()
+}
+
 // serveOnCUDA serves on the devices of the driver until the test ends; log is what it has written.
 func serveOnCUDA(t *testing.T, manifests string) (url string, log func() string) {
+	t.Helper()
+	url, log, ended, end := runOnCUDA(t, manifests)
+	t.Cleanup(func() {
+		end()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return url, log
+}
+
+// runOnCUDA is serveOnCUDA until end is called, or it ends by itself.
+func runOnCUDA(t *testing.T, manifests string) (url string, log func() string, ended <-chan error, end func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -93,22 +143,17 @@ func serveOnCUDA(t *testing.T, manifests string) (url string, log func() string)
 	address := l.Addr().String()
 	l.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
+	t.Cleanup(cancel)
+	ran := make(chan error, 1)
 	var (
 		mu  sync.Mutex
 		out bytes.Buffer
 	)
 	go func() {
 		w := writer(func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return out.Write(p) })
-		ended <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Device: named.CUDA, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(w, nil))})
+		ran <- Run(ctx, Options{Paths: []string{manifests}, Listen: address, Device: named.CUDA, CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(w, nil))})
 	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	return "http://" + address, func() string { mu.Lock(); defer mu.Unlock(); return out.String() }
+	return "http://" + address, func() string { mu.Lock(); defer mu.Unlock(); return out.String() }, ran, cancel
 }
 
 type writer func([]byte) (int, error)

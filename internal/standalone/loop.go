@@ -47,6 +47,7 @@ type loop struct {
 	inspections map[controllers.InspectKey]controllers.Inspected
 	inspected   chan inspectAnswer
 	ended       chan string // workers that have given their memory back
+	broke       chan error  // why a worker ended by itself
 	memory      controllers.Memory
 	budget      budget
 	failed      map[string]failure // pool -> why its last worker did not start
@@ -80,6 +81,7 @@ func newLoop(s *Server, h *hosts, workers, routes *fleet.Fleet, gateways *fleet.
 		inspections: map[controllers.InspectKey]controllers.Inspected{},
 		inspected:   make(chan inspectAnswer, 64),
 		ended:       make(chan string, 64),
+		broke:       make(chan error, 1),
 		budget:      budget{total: s.o.Memory, sole: s.o.sole(), taken: map[string]int64{}},
 		failed:      map[string]failure{},
 		filled:      map[string]bool{},

@@ -73,7 +73,8 @@ type Server struct {
 	manifests Manifests // with the statuses of the last decision
 }
 
-// Run serves until ctx ends, then drains.
+// Run serves until ctx ends, then drains. A worker that ends by itself ends it: one with a *backend.DeviceError has left a
+// device as only another process can use it, and what another one ends with, none that is made of the same would mend.
 func Run(ctx context.Context, o Options) error {
 	o.Drain = cmp.Or(o.Drain, defaultEnd)
 	manifests, err := Read(o.Paths...)
@@ -144,9 +145,13 @@ func Run(ctx context.Context, o Options) error {
 	var failed error
 	select {
 	case <-ctx.Done():
+		o.Log.Info("ends once its requests have", "within", o.Drain.String())
 	case failed = <-served:
+	case failed = <-s.loop.broke:
+		failed = fmt.Errorf("%w; this process ends, and a supervisor should start it anew", failed)
+		o.Drain = 1 // nothing that could answer is left
+		s.gateway.Close()
 	}
-	o.Log.Info("ends once its requests have", "within", o.Drain.String())
 	s.gateway.Drain()
 	within, cancel := context.WithTimeout(context.Background(), o.Drain)
 	defer cancel()

@@ -74,11 +74,24 @@ func (l *loop) newWorker(name string, p v1alpha1.InferencePool, memory int64) (*
 			Token:    func() (string, error) { return fleet.PoolToken(l.key, pool), nil },
 			Registry: l.metrics.worker(name), Log: log,
 		}, endWithin)
-		if err != nil {
+		switch {
+		case err == nil:
+		case ctx.Err() != nil: // it was to end
+			log.Warn("worker ended", "error", err)
+		default:
 			log.Error("worker ended", "error", err)
+			l.brokeWith(err)
 		}
 	}()
 	return &host{listener: listener, stop: func() { stop(); <-ended; l.metrics.forget(name) }}, nil
+}
+
+// brokeWith an error, a worker has ended by itself.
+func (l *loop) brokeWith(err error) {
+	select {
+	case l.broke <- err:
+	default: // the process ends already
+	}
 }
 
 // devices of a worker, and who watches them: nobody, if that is nil. Each worker has the

@@ -27,7 +27,7 @@ func (w *Worker) deviceFailed(err error, replica string) {
 		w.log.Error("device of no more use to this process: the worker ends", "device", e.Device, "error", err)
 		w.leaveJournal(replica)
 		select {
-		case w.broken <- err:
+		case w.broken <- e: // and not which model's step it was, which is logged
 		default: // it ends already
 		}
 		return

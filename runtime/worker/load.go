@@ -196,7 +196,7 @@ func whatBroke(err error) string {
 	case sick && device.Lost:
 		return fmt.Sprintf("Device %s is lost: %v. The model gets another home.", device.Device, device.Err)
 	case sick:
-		return fmt.Sprintf("Device %s is of no more use to this process: %v. The worker ends, and is started anew.", device.Device, device.Err)
+		return fmt.Sprintf("Device %s is of no more use to this process: %v. Its process ends, and one that is started anew can use it.", device.Device, device.Err)
 	case errors.Is(err, backend.ErrFault):
 		return "The model's files changed or vanished while it was loaded. Put whole files there; it is loaded again from what is there."
 	case errors.Is(err, sampling.ErrNotANumber):
