@@ -268,7 +268,8 @@ func (p *Product) planWide(processors int) (best plan, wide bool) {
 		blocks := int(blocks(p.Rows, wideRows)) * across * split
 		time := (blocks + processors - 1) / processors * span * 14 // ns
 		if split > 1 {
-			time += 3000 + 8*p.Rows*across*wideColumns*split/2500 // to write parts of sums, and to add them
+			// To write parts of sums, and to add them. Rows are rounded up, so that fewer do not take more scratch memory while there are as many tiles.
+			time += 3000 + 8*int(roundUp(int64(p.Rows), ScratchRows))*across*wideColumns*split/2500
 		}
 		if !wide || time < least {
 			best, wide, least = plan{form: form, wide: true, across: across, split: (first.Cols + span - 1) / span, span: span}, true, time
@@ -494,6 +495,9 @@ func (p plan) partial(rows int) int {
 	}
 	return p.split * rows * p.across * p.tile.columns * 4
 }
+
+// ScratchRows: a product of more rows takes no less scratch memory, up to the next multiple of this. (Of few rows, 8 is one too.)
+const ScratchRows = 32
 
 // Scratch is how many bytes the product's launches work in on a device of so many multiprocessors.
 func (p *Product) Scratch(processors int) int64 { return p.room(processors).size }

@@ -147,7 +147,7 @@ func TestStrips(t *testing.T) {
 		{Product{Rows: 512, Parts: []Part{w(14336, 4096), w(14336, 4096)}, Gate: GateSwiGLU}, 4},
 		{Product{Rows: 2048, Parts: []Part{w(4096, 14336)}, Wide: true}, 1},
 		{Product{Rows: 300, Parts: []Part{w(128256, 8192)}, Wide: true}, 16},
-		{Product{Rows: 65535, Parts: []Part{w(512, 1 << 19)}}, 4}, // more tiles down than processors
+		{Product{Rows: 65535, Parts: []Part{w(512, 1<<19)}}, 4}, // more tiles down than processors
 	} {
 		next := make([]int, len(c.p.Parts))
 		strips := c.p.strips(c.p.Parts, sms)
@@ -169,6 +169,34 @@ func TestStrips(t *testing.T) {
 		}
 		if len(strips) != c.strips {
 			t.Errorf("%v: %d strips, want %d", c.p, len(strips), c.strips)
+		}
+	}
+}
+
+// TestProductScratch wants the most scratch memory, of numbers of rows up to any, for one of those that a backend asks about.
+func TestProductScratch(t *testing.T) {
+	for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16, tensor.Q8_0, tensor.Q4_K} {
+		for _, sms := range []int{4, 72, 108, 132} {
+			for _, size := range [][2]int{{4096, 4096}, {1024, 14336}, {896, 4864}, {256, 8192}} {
+				for _, p := range []Product{{}, {Wide: true}, {Wide: true, Gate: GateSwiGLU}} {
+					for range map[bool]int{true: 2, false: 1}[p.Gate != NoGate] {
+						p.Parts = append(p.Parts, Part{Weights: Weights{Type: d, Rows: size[0], Cols: size[1]}, Stride: size[0]})
+					}
+					asked := int64(0)
+					for p.Rows = 1; p.Rows <= 1030; p.Rows++ {
+						of := p
+						if p.Rows > 8 {
+							of.Rows = int(roundUp(int64(p.Rows), ScratchRows))
+						} else {
+							of.Rows = 8
+						}
+						asked = max(asked, of.Scratch(sms))
+						if got := p.Scratch(sms); got > asked {
+							t.Fatalf("%d processors: %d rows by %v %v, gate %d, take %d bytes, more than %d rows or fewer, %d", sms, p.Rows, d, size, p.Gate, got, of.Rows, asked)
+						}
+					}
+				}
+			}
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 
 	kernels "github.com/estiba/estiba/kernels/cuda"
 	"github.com/estiba/estiba/runtime/graph"
-	"github.com/estiba/estiba/runtime/tensor"
 )
 
 // shape of a step: all that launches depend on. What the batch itself is they read from the device.
@@ -393,11 +392,12 @@ func (p *program) scratchBytes() (most int64) {
 			most = max(most, kernels.AttentionScratch(p.attention(n), kernels.AttentionStep{Tokens: t, Spans: t, Single: t, Processors: processors}))
 		}
 	}
-	type shape struct {
-		rows, cols, of, parts, experts int
-		dtype                          tensor.DType
+	type together struct {
+		parts                 [mostParts]kernels.Weights // wherever they are
+		limit, width, experts int                        // rows and columns of the value
+		gate                  bool
 	}
-	seen := map[shape]bool{}
+	seen := map[together]bool{}
 	for _, g := range p.groups {
 		if g.kind != products {
 			continue
@@ -407,18 +407,16 @@ func (p *program) scratchBytes() (most int64) {
 		if p.graph.Shapes[n.Out][0] == graph.Wanted {
 			limit = p.bounds.MaxRows
 		}
-		fresh := false
-		for _, of := range g.parts {
-			w := p.factor(of)
-			s := shape{w.Rows, w.Cols, limit, len(g.parts), len(n.In), w.Type}
-			fresh = fresh || !seen[s]
-			seen[s] = true
+		is := together{limit: limit, width: p.graph.Width(n.In[0]), experts: len(n.In), gate: p.gates(g)}
+		for i, of := range g.parts {
+			is.parts[i] = p.factor(of)
+			is.parts[i].Data = 0
 		}
-		if !fresh {
+		if seen[is] {
 			continue
 		}
-		// What a product works in grows with its rows while their number of tiles, of a multiple of 32 rows, is the same.
-		for rows := 0; rows < limit+32; rows += 32 {
+		seen[is] = true
+		for rows := 0; rows < limit+kernels.ScratchRows; rows += kernels.ScratchRows {
 			for _, m := range p.multiplications(g, min(max(rows, 8), limit)) {
 				most = max(most, m.Scratch(processors))
 			}
