@@ -61,6 +61,17 @@ func (s *station) crippled() bool {
 	return s.Report != nil && len(s.Report.Devices) > 0 && !slices.ContainsFunc(s.Report.Devices, func(at worker.Device) bool { return !at.Lost() })
 }
 
+// crippled says why all workers of p are, where it has some; empty: one has a device left, or nobody knows.
+func (d *decision) crippled(p *pool) (why string) {
+	for _, s := range p.present(d.seen.Now) {
+		if !s.crippled() {
+			return ""
+		}
+		_, why = s.cripple()
+	}
+	return why
+}
+
 // cripple is why, of one that is: a reason and a sentence.
 func (s *station) cripple() (reason, message string) {
 	if s.Report.Missing != "" {

@@ -133,7 +133,14 @@ func (d *decision) growth(m *model) []Growth {
 	var all []Growth
 	for _, p := range m.pools {
 		g := Growth{Pool: p.key, Workers: len(p.present(d.seen.Now)), Max: p.limit(), Device: p.device}
-		g.Helps = p.device == 0 || likely(known(m), p.key) <= p.device
+		if g.Device == 0 && p.Sole { // of pools that have one worker together, another has shown what a device is
+			for _, s := range d.stations {
+				if s.pool.Sole {
+					g.Device = max(g.Device, s.pool.device)
+				}
+			}
+		}
+		g.Helps = g.Device == 0 || likely(known(m), p.key) <= g.Device
 		g.State, g.Pod, g.Message = d.growing(p, g)
 		g.Helps = g.Helps && g.State != GrowthDivided && g.State != GrowthSole
 		if p.barred() != "" {
@@ -573,6 +580,9 @@ func (d *decision) adviseGrowth(g Growth) (a Action, waits bool) {
 		return Action{What: fmt.Sprintf("Mend what keeps pool %s from getting a worker: %s", g.Pool, sentence(g.Message))}, false
 	case GrowthBarred:
 		return Action{What: fmt.Sprintf("Mend InferencePool %s: %s", g.Pool, sentence(g.Message))}, false
+	}
+	if why := d.crippled(p); why != "" {
+		return Action{What: fmt.Sprintf("Mend the devices of pool %s first, since another worker may get the same ones: %s", g.Pool, why)}, false
 	}
 	if p.Spec.Replicas != nil && int(*p.Spec.Replicas) < int(p.Spec.Workers.Max) {
 		return Action{fmt.Sprintf("Raise spec.replicas of InferencePool %s above %d.", g.Pool, g.Workers), patch(poolsResource, p.Namespace, p.Name, fmt.Sprintf(`{"spec":{"replicas":%d}}`, g.Workers+1))}, false
