@@ -44,7 +44,7 @@ func (o workerOptions) devices(claim device.Options, held device.Held, log *slog
 	switch {
 	case err == nil:
 	case o.expects == "" || !errors.Is(err, cuda.ErrNone):
-		return nil, nil, "", err
+		return nil, nil, "", named.Insisted(err)
 	case errors.Is(err, cuda.ErrBuild) && o.device == named.Auto: // who gives it this program has chosen the processor, knowingly or not
 		missing = fmt.Sprintf("The container asks for a GPU (%s), and this program is built without CUDA: the processor computes. "+
 			"Give workers the image for GPUs (the chart's workerImage), or ask for none in the pool's template.", o.expects)

@@ -92,7 +92,7 @@ func Run(ctx context.Context, o Options) error {
 		o.Device, err = named.Resolve(o.Device, o.Log)
 	}
 	if err != nil {
-		return err
+		return named.Insisted(err)
 	}
 	asked, most, limit := o.Memory, int64(0), int64(0)
 	if o.ownMemory() {

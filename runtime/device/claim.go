@@ -32,7 +32,8 @@ func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) 
 			return nil, fmt.Errorf("read device %s (%s): %w", u.UUID, u.Name, err)
 		}
 		claim, why := r.Room(0, min(overhead, r.Total/4))
-		if o.Memory > 0 && o.Memory < claim {
+		bounded := o.Memory > 0 && o.Memory < claim
+		if bounded {
 			claim, why = o.Memory, residency.Bytes(o.Memory)+" as asked for"
 		}
 		extent := int64(smallExtent)
@@ -46,6 +47,8 @@ func Claim(m Monitor, kind string, overhead int64, o Options) ([]Device, error) 
 		}
 		if lost {
 			d.Lost, d.Description = true, u.Name+", which does not answer"
+		} else if d.Capacity == 0 && bounded {
+			return nil, fmt.Errorf("device %s (%s): %s, which is what models may use of it, leaves no room for one; raise --memory, or spec.device.memory of the pool", u.UUID, u.Name, residency.Bytes(o.Memory))
 		} else if d.Capacity == 0 {
 			return nil, fmt.Errorf("device %s (%s) has no room for a model: %s; end what others run there, or give this process another device", u.UUID, u.Name, why)
 		}

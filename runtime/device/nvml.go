@@ -161,7 +161,7 @@ func (x XID) String() string { return fmt.Sprintf("XID %d: %s; %s", x.Number, x.
 const (
 	resetNow    = "end what runs on the device and reset it"
 	resetLater  = "reset the device when nothing runs on it"
-	replace     = "power the machine off and on; if it comes back, replace the device"
+	replace     = "power the machine off and on; if the error comes back, replace the device"
 	ofProgram   = "a program did this, the device is well"
 	ofThisBuild = "if this process did it, report it with the kernel's name"
 )
@@ -172,14 +172,14 @@ var xids = []XID{
 	{8, "the device stopped processing", Healthy, ofProgram},
 	{13, "a kernel computed something illegal (graphics engine exception)", Healthy, ofThisBuild},
 	{31, "a kernel used memory that is not mapped", Healthy, ofThisBuild},
-	{32, "the stream of commands was broken", Degraded, "look for further XIDs; if it comes back, " + resetLater},
+	{32, "the stream of commands was broken", Degraded, "look for further XIDs; if the error comes back, " + resetLater},
 	{43, "a program's work was ended after an error", Healthy, ofProgram},
 	{45, "a program's work was cleaned up, as when it is killed", Healthy, ofProgram},
 	{48, "two bits of memory flipped at once (uncorrectable ECC error)", Lost, resetNow},
 	{61, "the device's microcontroller stopped", Lost, resetNow},
 	{62, "the device's microcontroller halted", Lost, resetNow},
 	{63, "a row of memory is marked to be replaced by a spare one", Degraded, resetLater},
-	{64, "a row of memory could not be marked to be replaced", Lost, resetNow + "; if it comes back, replace it"},
+	{64, "a row of memory could not be marked to be replaced", Lost, resetNow + "; if the error comes back, replace the device"},
 	{68, "a video engine failed", Healthy, ofProgram},
 	{69, "a kernel computed something illegal (class error)", Healthy, ofThisBuild},
 	{74, "a link to another device failed (NVLink)", Degraded, "check the links; " + resetLater},

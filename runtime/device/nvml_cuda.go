@@ -25,7 +25,10 @@ import (
 // process: go-nvml resolves symbols when they are first called. So each call below asks first (has).
 func NVML(held Held) (Monitor, error) {
 	if err := library.Try("libnvidia-ml.so.1", "nvmlInit_v2", "nvmlInit"); err != nil {
-		return nil, fmt.Errorf("%w: %w (a container is given it with NVIDIA_DRIVER_CAPABILITIES=compute,utility)", ErrNoNVML, err)
+		if errors.Is(err, library.ErrMissing) {
+			err = fmt.Errorf("%w (a container is given it with NVIDIA_DRIVER_CAPABILITIES=compute,utility)", err)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoNVML, err)
 	}
 	if ret := nvml.Init(); ret != nvml.SUCCESS {
 		return nil, fmt.Errorf("%w: %s", ErrNoNVML, initFailed(ret))

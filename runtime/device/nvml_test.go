@@ -106,6 +106,9 @@ func TestClaim(t *testing.T) {
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v\n%+v\n%+v", err, got, want)
 	}
+	if _, err := Claim(m, "cuda", 0, Options{Memory: 1 << 10}); err == nil || !strings.HasSuffix(err.Error(), "leaves no room for one; raise --memory, or spec.device.memory of the pool") {
+		t.Error(err)
+	}
 	if got, err := Claim(m, "cuda", 0, Options{Memory: 50 << 20}); err != nil || got[0].Capacity != 50<<20 || got[1].Capacity != 50<<20 || !strings.Contains(got[0].Description, "as asked for") {
 		t.Error(got, err)
 	}

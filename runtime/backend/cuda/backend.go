@@ -81,6 +81,9 @@ func Devices(o device.Options) ([]device.Device, error) {
 			Name: Name(info.Ordinal), Kind: Kind, UUID: info.UUID, Extent: Extent, Capacity: claim / Extent * Extent,
 			Description: fmt.Sprintf("%s, %s, %d %% headroom", info.Name, from, o.Headroom),
 		}
+		if d.Capacity < Extent && o.Memory > 0 && o.Memory <= free-overhead(free) {
+			return nil, fmt.Errorf("device %s (%s): %s, which is what models may use of it, leaves no room for one; raise --memory, or spec.device.memory of the pool", d.Name, info.Name, residency.Bytes(o.Memory))
+		}
 		if d.Capacity < Extent {
 			return nil, fmt.Errorf("device %s (%s) has %s free, which leaves no room for a model; end what holds the rest, or choose others with CUDA_VISIBLE_DEVICES", d.Name, info.Name, residency.Bytes(free))
 		}

@@ -279,6 +279,13 @@ func TestEviction(t *testing.T) {
 	}
 }
 
+// TestMemoryAskedFor: who has asked for too little is told so, not to look for others' memory.
+func TestMemoryAskedFor(t *testing.T) {
+	if _, err := Devices(device.Options{Memory: 1 << 20}); err == nil || !strings.Contains(err.Error(), "1 MiB, which is what models may use of it, leaves no room for one; raise --memory") {
+		t.Error(err)
+	}
+}
+
 // TestOutOfMemory: what a device has no memory for is an error of who asked, and of nobody else.
 func TestOutOfMemory(t *testing.T) {
 	emulated.Set(t, "memory=256Mi")

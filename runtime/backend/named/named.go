@@ -68,7 +68,7 @@ func Open(name string, threads int) (backend.Backend, error) {
 	}
 	all, err := cuda.Devices(device.Options{})
 	if err != nil {
-		return nil, err
+		return nil, Insisted(err)
 	}
 	at := slices.IndexFunc(all, func(d device.Device) bool { return d.Name == own })
 	if at < 0 {
@@ -100,6 +100,14 @@ func Resolve(which string, log *slog.Logger) (string, error) {
 	}
 	log.Info("the processor computes", "because", err.Error())
 	return Processor, nil
+}
+
+// Insisted adds to an error of Resolve what somebody at a command line can do, who has asked for what is not there.
+func Insisted(err error) error {
+	if !errors.Is(err, cuda.ErrNone) || errors.Is(err, cuda.ErrBuild) { // which says so
+		return err
+	}
+	return fmt.Errorf("%w; or compute with --device cpu", err)
 }
 
 // Claim is the devices of a worker that computes on what Resolve gave, and who watches them: nobody, if that is nil.

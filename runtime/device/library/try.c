@@ -1,7 +1,9 @@
 //go:build cuda && cgo
 
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <link.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -50,7 +52,9 @@ pid_t estiba_library_try(const char *name, char **initialize, int n, int out) {
 	int (*start)(unsigned int) = NULL;
 	for (int i = 0; i < n && !start; i++) start = (int (*)(unsigned int))dlsym(library, initialize[i]);
 	if (!start) {
-		say(name), say(" is not the library that its name says, as it lacks "), say(initialize[0]), say("; install the driver anew");
+		struct link_map *found = NULL;
+		say(!dlinfo(library, RTLD_DI_LINKMAP, &found) && found ? found->l_name : name);
+		say(" is not the library that its name says, as it lacks "), say(initialize[0]);
 		_exit(LIBRARY_REFUSED);
 	}
 	start(0); // what it returns is asked for in earnest

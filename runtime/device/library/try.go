@@ -22,6 +22,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrMissing says that a library is nowhere to be found, which nothing but the giving of it helps.
+var ErrMissing = errors.New("no such library")
+
+// missing is an ErrMissing in the loader's words.
+type missing string
+
+func (m missing) Error() string        { return string(m) }
+func (m missing) Is(target error) bool { return target == ErrMissing }
+
 // Try loads a library in a child process and calls the first of the functions initialize that it has, each of which takes
 // the number 0 or nothing. The error says in one line why this process had better not. Where there can be no child, or the
 // process has the library already, nothing is known against it.
@@ -72,7 +81,13 @@ func try(patience time.Duration, name string, initialize ...string) error {
 		if !strings.Contains(said, filepath.Base(name)) { // but another one that it needs
 			said = name + ": " + said
 		}
-		return errors.New(said + foreign(name))
+		switch other := foreign(name); {
+		case other != "":
+			return errors.New(said + other)
+		case strings.HasPrefix(said, name+": cannot open") && strings.HasSuffix(said, "No such file or directory"):
+			return missing(said)
+		}
+		return errors.New(said + "; install the driver anew")
 	case signal > 0:
 		s := unix.Signal(signal)
 		return fmt.Errorf("%s ends the process that loads it with %s (%v), as damaged libraries do; install the driver anew", found(name, string(report)), unix.SignalName(s), s)

@@ -4,6 +4,7 @@ package library
 
 import (
 	"cmp"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,8 +111,8 @@ func TestTryDamaged(t *testing.T) {
 		says []string
 	}{
 		"truncated":     {whole[:8192], link, []string{file, "SIGBUS"}},
-		"empty":         {nil, link, []string{"file too short"}},
-		"no library":    {[]byte(strings.Repeat("text\n", 1000)), link, []string{"invalid ELF header"}},
+		"empty":         {nil, link, []string{link, "file too short", "; install the driver anew"}},
+		"no library":    {[]byte(strings.Repeat("text\n", 1000)), link, []string{link, "invalid ELF header", "; install the driver anew"}},
 		"other machine": {elsewhere, "libodd.so.1", []string{"No such file", "(" + link + " is for EM_SPARC)"}},
 	} {
 		if err := os.WriteFile(file, c.file, 0o600); err != nil {
@@ -123,5 +124,39 @@ func TestTryDamaged(t *testing.T) {
 				t.Errorf("%s: %v does not say %q", name, err, part)
 			}
 		}
+	}
+}
+
+// TestTryAnother: of a library that is another one, its file is named. The loader reads LD_LIBRARY_PATH when a process starts.
+func TestTryAnother(t *testing.T) {
+	const folder = "ESTIBA_OTHER_LIBRARY"
+	if in := os.Getenv(folder); in != "" {
+		err := Try("libodd.so.1", "begin")
+		if want := in + "/libodd.so.1 is not the library that its name says, as it lacks begin; install the driver anew"; err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+		return
+	}
+	in := filepath.Dir(build(t, "int end(void) { return 0; }"))
+	again := exec.Command(os.Args[0], "-test.run", "^TestTryAnother$")
+	again.Env = append(os.Environ(), folder+"="+in, "LD_LIBRARY_PATH="+in)
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestTryMissing: a library that is nowhere is told from one that is there and of no use.
+func TestTryMissing(t *testing.T) {
+	folder := t.TempDir()
+	t.Setenv("LD_LIBRARY_PATH", folder)
+	const name = "libodd.so.1"
+	if err := Try(name, "begin"); !errors.Is(err, ErrMissing) || strings.Contains(err.Error(), "anew") {
+		t.Error(err)
+	}
+	if err := os.Mkdir(filepath.Join(folder, name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := Try(filepath.Join(folder, name), "begin"); err == nil || errors.Is(err, ErrMissing) || !strings.HasSuffix(err.Error(), "; install the driver anew") {
+		t.Error(err)
 	}
 }

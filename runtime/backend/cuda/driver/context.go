@@ -44,7 +44,9 @@ var tried = sync.OnceValue(func() error { return library.Try("libcuda.so.1", "cu
 
 // Devices that the driver shows this process. Without any it is an ErrNoDriver that says why, in one line.
 func Devices() ([]Info, error) {
-	if err := tried(); err != nil {
+	if err := tried(); errors.Is(err, library.ErrMissing) {
+		return nil, fmt.Errorf("%w: %w (install NVIDIA's driver, or name its folder in LD_LIBRARY_PATH; a container is given it by NVIDIA's container runtime)", ErrNoDriver, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoDriver, err)
 	}
 	if why := C.estiba_cuda_failure(); why != nil {

@@ -136,6 +136,9 @@ func TestWithoutDriver(t *testing.T) {
 		if !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), "libcuda.so.1") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q", err)
 		}
+		if missing := os.Getenv("LD_LIBRARY_PATH") == ""; missing != strings.Contains(err.Error(), "(install NVIDIA's driver, or name its folder in LD_LIBRARY_PATH; ") {
+			t.Errorf("%q", err)
+		}
 		return
 	}
 	damaged := t.TempDir() // loading it is the end of a process
