@@ -25,6 +25,8 @@ import (
 	"github.com/estiba/estiba/runtime/backend/cuda"
 	"github.com/estiba/estiba/runtime/backend/cuda/driver/emulated"
 	"github.com/estiba/estiba/runtime/backend/named"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // TestCUDA: one worker has all devices of the process. A pool that wants another one says so at once, and tries nothing; it
@@ -118,6 +120,31 @@ func TestDeviceOfNoMoreUse(t *testing.T) {
 		t.Errorf("it goes on:\n%s", log())
 	}
 	asked.Wait()
+}
+
+// TestNoWorkerStarts: why a worker does not start is in its pool's condition and its models', and one line of the log.
+func TestNoWorkerStarts(t *testing.T) {
+	emulated.Set(t, "devices=1,memory=1Gi,others=1008Mi")
+	file := filepath.Join(t.TempDir(), "m.yaml")
+	write(t, file, fmt.Sprintf(model, "stories", fixture.Model("stories260K/hf-f32"))+"---\napiVersion: estiba.dev/v1alpha1\nkind: InferencePool\nmetadata: {name: a}\nspec: {workers: {min: 1, max: 1}}\n")
+	url, log := serveOnCUDA(t, file)
+	const why = "has 16 MiB free"
+	eventually(t, "it is said", func() error {
+		var models v1alpha1.ModelList
+		var pools v1alpha1.InferencePoolList
+		if err := cmp.Or(get(url+"/apis/estiba.dev/v1alpha1/models", &models), get(url+"/apis/estiba.dev/v1alpha1/inferencepools", &pools)); err != nil {
+			return err
+		}
+		for _, all := range [][]metav1.Condition{models.Items[0].Status.Conditions, pools.Items[0].Status.Conditions} {
+			if ready := meta.FindStatusCondition(all, v1alpha1.ConditionReady); ready == nil || !strings.Contains(ready.Message, why) {
+				return fmt.Errorf("it is said: %+v", ready)
+			}
+		}
+		return nil
+	})
+	if n := strings.Count(log(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings:\n%s", n, log())
+	}
 }
 
 // serveOnCUDA serves on the devices of the driver until the test ends; log is what it has written.

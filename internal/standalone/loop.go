@@ -51,6 +51,7 @@ type loop struct {
 	memory      controllers.Memory
 	budget      budget
 	failed      map[string]failure // pool -> why its last worker did not start
+	news        bool               // applying a plan has shown what the next one has to know
 	filled      map[string]bool    // manifest files that have had contents
 }
 
@@ -61,7 +62,7 @@ type failure struct {
 	at   time.Time
 }
 
-// failureLasts is how long nobody asks for a pool's worker after one failed to start.
+// failureLasts is how long nobody tries to make a pool's worker after one failed to start.
 const failureLasts = 10 * time.Second
 
 type started struct {
@@ -155,7 +156,11 @@ func (l *loop) decide(ctx context.Context) time.Duration {
 	plan := controllers.Decide(seen)
 	l.memory = plan.Memory
 	l.server.history.Decided(seen, plan)
+	l.news = false
 	l.apply(ctx, objects, plan)
+	if l.news {
+		return atMost
+	}
 	if len(l.failed) > 0 && (plan.Again == 0 || plan.Again > failureLasts) {
 		return failureLasts
 	}
@@ -217,7 +222,7 @@ func (l *loop) pool(p v1alpha1.InferencePool, all []v1alpha1.InferencePool) cont
 		is.Divided, is.Most, is.Limit = l.budget.total, l.budget.most, l.budget.limit
 	}
 	if f, ok := l.failed[key]; ok && is.Blocked == "" {
-		if f.hash == is.Hash && time.Since(f.at) < failureLasts {
+		if f.hash == is.Hash { // until another try shows that it can be made
 			is.Blocked = f.why
 		} else {
 			delete(l.failed, key)
@@ -345,9 +350,13 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 			l.server.o.Log.Warn("worker not started", "pool", p.Name, "error", err)
 		}
 		l.failed[key] = failure{hash, err.Error(), time.Now()}
+		l.news = true // for the conditions
 		return err
 	}
-	delete(l.failed, key)
+	if _, ok := l.failed[key]; ok {
+		delete(l.failed, key)
+		l.news = true
+	}
 	l.hosts.add(name, w)
 	l.started[name] = started{pool: key, hash: hash}
 	return nil

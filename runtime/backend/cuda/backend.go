@@ -23,8 +23,20 @@ import (
 )
 
 // overhead is what the process needs on a device beside models, of so many free bytes: lanes of loads, what steps take
-// in, graphs, and what the driver takes for itself as it goes on.
-func overhead(free int64) int64 { return min(384<<20, free/8) }
+// in, graphs, and what the driver takes for itself as it goes on. Where little is free, the first two are most of it.
+func overhead(free int64) int64 {
+	return min(384<<20, max(free/8, int64(spareOf(free))*Extent+free/16))
+}
+
+// spareOf a device with so much memory is how many extents the backend itself needs: for lanes of loads, and for steps.
+func spareOf(memory int64) int {
+	lanes, piece := lanesOf(memory)
+	steps := stepExtents
+	if memory < smallDevice {
+		steps = smallStepExtents
+	}
+	return (lanes*piece+Extent-1)/Extent + 1 + steps
+}
 
 // Addresses for what all programs share: the numbers of a step, among them tables of 256 sequences of a million
 // tokens, and the parts of attention of any step.
@@ -85,7 +97,7 @@ func Devices(o device.Options) ([]device.Device, error) {
 			return nil, fmt.Errorf("device %s (%s): %s, which is what models may use of it, leaves no room for one; raise --memory, or spec.device.memory of the pool", d.Name, info.Name, residency.Bytes(o.Memory))
 		}
 		if d.Capacity < Extent {
-			return nil, fmt.Errorf("device %s (%s) has %s free, which leaves no room for a model; end what holds the rest, or choose others with CUDA_VISIBLE_DEVICES", d.Name, info.Name, residency.Bytes(free))
+			return nil, fmt.Errorf("device %s (%s) has %s free, of which %s are for loads, steps and the driver: no room is left for models; end what holds the rest, or choose others with CUDA_VISIBLE_DEVICES", d.Name, info.Name, residency.Bytes(free), residency.Bytes(min(overhead(free), free)))
 		}
 		all = append(all, d)
 	}
@@ -202,11 +214,7 @@ func (b *Backend) start(d device.Device, o Options, image []byte) (err error) {
 		return fmt.Errorf("load the kernels: %w", err)
 	}
 	lanes, piece := lanesOf(d.Capacity)
-	spare := (lanes*piece+Extent-1)/Extent + 1 + stepExtents
-	if d.Capacity < smallDevice {
-		spare += smallStepExtents - stepExtents
-	}
-	if b.slab, err = newSlab(b.context, d.Extent, int(d.Capacity/d.Extent), spare, o.Lazy); err != nil {
+	if b.slab, err = newSlab(b.context, d.Extent, int(d.Capacity/d.Extent), spareOf(d.Capacity), o.Lazy); err != nil {
 		return err
 	}
 	if b.stream, err = b.context.NewStream(); err != nil {

@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -716,6 +717,40 @@ func TestDraws(t *testing.T) {
 				spans[i].Tokens = []int32{token.ID}
 			}
 			spans = spans[:n]
+		}
+	}
+}
+
+// TestLittleFree: what is claimed is there, with all that the backend itself needs; where that leaves no room, it is said.
+func TestLittleFree(t *testing.T) {
+	for _, free := range []int{8, 16, 18, 20, 64, 66, 96, 128, 250, 1000} {
+		emulated.Set(t, fmt.Sprintf("devices=1,memory=1Gi,others=%dMi", 1024-free))
+		forget(t)
+		all, err := Devices(device.Options{Headroom: 5})
+		if err != nil {
+			if free > 20 || !strings.Contains(err.Error(), "no room is left for models; end what holds the rest") {
+				t.Errorf("%d MiB are free: %v", free, err)
+			}
+			continue
+		}
+		b, err := New(all[0], Options{})
+		if err != nil {
+			t.Errorf("%d MiB are free: %v", free, err)
+			continue
+		}
+		if got := all[0].Capacity; free >= 64 && got < int64(free)<<20/2 {
+			t.Errorf("%d MiB are free, and %d are for models", free, got>>20)
+		}
+		g := small(t, 1)
+		p, err := b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, 1), inSlab)
+		if _, no := errors.AsType[*backend.NoRoomError](err); err != nil && (!no || free >= 64) {
+			t.Errorf("%d MiB are free: %v", free, err)
+		}
+		if p != nil {
+			err = p.Close()
+		}
+		if err := cmp.Or(err, b.Close()); p != nil && err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -118,15 +118,14 @@ func Claim(which string, o device.Options, held device.Held, log *slog.Logger) (
 		return []device.Device{d}, nil, err
 	}
 	own := map[string]int64{} // what opening a device took of it, by UUID
-	m, err := device.NVML(func(uuid string) int64 {
+	m, unwatched := device.NVML(func(uuid string) int64 {
 		n := own[uuid]
 		if held != nil {
 			n += held(uuid)
 		}
 		return n
 	})
-	if err != nil {
-		log.Warn("nobody watches the devices", "error", err)
+	if unwatched != nil {
 		m = nil
 	}
 	before := others(m)
@@ -136,6 +135,9 @@ func Claim(which string, o device.Options, held device.Held, log *slog.Logger) (
 			m.Close()
 		}
 		return nil, nil, err
+	}
+	if unwatched != nil {
+		log.Warn("nobody watches the devices", "error", unwatched)
 	}
 	for uuid, n := range others(m) { // where a driver does not say whose it is, it is strangers'
 		own[uuid] = max(n-before[uuid], 0)
