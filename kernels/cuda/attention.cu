@@ -55,6 +55,8 @@ DEVICE u32 highs(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000); }
 // the cache what a lane has of a product's factors: with g = lane/4 and t = lane%4, of keys g and g+8 numbers 8t and on of each 32 dimensions; of
 // values 2t, 2t+1, 2t+8 and 2t+9 numbers 8g and on of each 64. Each lane names the block that a key is in, the key of its number.
 // A lane beyond the dimensions reads the last ones, for queries of 0 and sums that nobody wants.
+// The kernel before, which writes a step's keys and values, may still run when this one starts. load128 may be used all the same: addresses come of
+// tables, which are read after awaitEarlier, and nobody has read these keys and values before in the step, so that no cache has old ones.
 template <int DIM> DEVICE void loadKeys(u32x4 (&k)[2][DIM / 32], const Params& p, u32 inRow, i32 block, i32 at, i32 last, i32 lane) {
 #pragma unroll
 	for (int n = 0; n < 2; n++) {

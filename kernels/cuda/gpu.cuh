@@ -5,7 +5,7 @@
 // The rules of a kernel:
 //   KERNEL(name, Params, threads) { … p.field … }      one parameter, a struct of pointers, i32, u32, f32, i64, padded by hand
 //   KERNEL_TOGETHER(name, Params, threads, blocks)     of which a processor is to hold so many blocks: registers are bounded by that
-//   KERNEL_EARLY(name, Params, threads[, blocks])      one that calls letNextStart, and awaitEarlier before it reads what others wrote
+//   KERNEL_EARLY(name, Params, threads[, blocks])      one that calls letNextStart, and awaitEarlier in all threads, before it reads what others wrote, or writes
 //   SHARED(f32, tile, [2][64]);                        static shared memory: type, name, dimensions; at most 48 KiB a kernel
 //   u8* room = dynamicShared();                        as many bytes as the launch asks for, aligned to 128
 //   DEVICE f32 f(f32 x) { … }                          a function that kernels call; it is inlined
@@ -81,7 +81,8 @@ DEVICE u8* dynamicShared() { return dynamicSharedBytes; }
 
 // On 9.0 the blocks of a kernel may start while the kernel queued before it still runs: as soon as each block of that
 // one has said letNextStart, or ended. awaitEarlier waits until it has ended and all that it wrote is seen; so had it
-// waited for those before it. (kernels.sh makes these instructions of the comments.)
+// waited for those before it: all kernels wait, or one that does not would hide that those before it still run.
+// (kernels.sh makes these instructions of the comments.)
 DEVICE void letNextStart() { asm volatile("/*9.0: griddepcontrol.launch_dependents;*/" ::: "memory"); }
 DEVICE void awaitEarlier() { asm volatile("/*9.0: griddepcontrol.wait;*/" ::: "memory"); }
 

@@ -139,7 +139,7 @@ template <typename T, i32 down, i32 across> DEVICE void finish(const Params& p, 
 #pragma unroll
 			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
 		}
-		product::put(p, p.yStride, p.w.rows, place.target, i32(blockIdx.y) * width + column, v, 4);
+		product::put(p, i64(place.target) * p.yStride, p.w.rows, i32(blockIdx.y) * width + column, v, 4);
 	}
 }
 
@@ -314,11 +314,11 @@ KERNEL(matmulF32, matmul::Params, 256) {
 			*(f32x2*)(at + 8) = {v[2], v[3]};
 		} else if (p.gate == product::NoGate) {
 			f32 first[4] = {v[0], v[1], 0, 0}, last[4] = {v[2], v[3], 0, 0};
-			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 64 + across, first, 2);
-			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 64 + across + 8, last, 2);
+			product::put(p, i64(to.target) * p.yStride, p.w.rows, i32(blockIdx.y) * 64 + across, first, 2);
+			product::put(p, i64(to.target) * p.yStride, p.w.rows, i32(blockIdx.y) * 64 + across + 8, last, 2);
 		} else {
 			f32 both[4] = {product::gated(p.gate, v[0], v[2]), product::gated(p.gate, v[1], v[3]), 0, 0};
-			product::put(p, p.yStride, p.w.rows, to.target, i32(blockIdx.y) * 32 + across / 16 * 8 + across % 8, both, 2);
+			product::put(p, i64(to.target) * p.yStride, p.w.rows, i32(blockIdx.y) * 32 + across / 16 * 8 + across % 8, both, 2);
 		}
 	}
 }

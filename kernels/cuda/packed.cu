@@ -337,13 +337,13 @@ template <i32 F, typename T> DEVICE void multiply(const Params& p) {
 #pragma unroll
 			for (i32 i = 0; i < 4; i++) v[i] = product::gated(p.gate, v[i], up[i]);
 		}
-		product::put(part, part.stride, part.rows, place.target, tileAt * width + column, v, 4);
+		product::put(part, i64(place.target) * part.stride, part.rows, tileAt * width + column, v, 4);
 	}
 }
 
 } // namespace packed
 
-// The bound of 512 threads, which no block has, keeps registers to 128: so a processor has two blocks.
+// That a processor is to have two blocks keeps registers to 128; with 64 rows of x, whose sums alone are 64, it has one.
 #define PACKED(format, x32step, x32each) \
 	KERNEL_EARLY(packed##format##x16r128, packed::Params, 256, 2) { packed::multiply<quant::format, packed::Tile<quant::format, 16, 128, 256, 1>>(p); } \
 	KERNEL_EARLY(packed##format##x16r64, packed::Params, 256, 2) { packed::multiply<quant::format, packed::Tile<quant::format, 16, 64, 256, 1>>(p); } \

@@ -16,24 +16,6 @@ DEVICE f32 gated(i32 gate, f32 g, f32 up) {
 
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
-// put writes up to four neighbouring numbers of a row of a part's y, which begins at a place; column is the first.
-template <typename Part> DEVICE void put(const Part& part, i64 row, i32 column, f32 (&v)[4]) {
-	const i64 at = row + column;
-	const i32 count = smaller(4, part.rows - column);
-#pragma unroll
-	for (i32 i = 0; i < 4; i++) {
-		if (i < count && part.bias) v[i] += part.bias[column + i];
-		if (i < count && part.residual) v[i] += part.residual[at + i];
-	}
-	if (count == 4 && u64(part.y + at) % 16 == 0) {
-		store128(part.y + at, {f32ToBits(v[0]), f32ToBits(v[1]), f32ToBits(v[2]), f32ToBits(v[3])});
-		return;
-	}
-#pragma unroll
-	for (i32 i = 0; i < 4; i++)
-		if (i < count) part.y[at + i] = v[i];
-}
-
 // expertOf is an expert's number in a route; what is none is an expert all the same, so that no memory is read that is not there.
 DEVICE i32 expertOf(const f32* route, i32 topK, i32 experts, i32 pair) {
 	const f32 number = route[i64(pair / topK) * 2 * topK + pair % topK];
@@ -73,9 +55,10 @@ template <typename Params> DEVICE Place placeOf(const Params& p, const Block& b,
 	return {pair / p.divide, pair};
 }
 
-// put writes up to four neighbouring numbers of a row of y, of which column is the first, to what has y, bias and residual.
-template <typename To> DEVICE void put(const To& to, i32 stride, i32 columns, i32 row, i32 column, f32 (&v)[4], i32 count) {
-	const i64 at = i64(row) * stride + column;
+// put writes count neighbouring numbers, up to four, of a row to what has y, bias and residual, of so many columns. The row begins at a
+// place of y; column is the first.
+template <typename To> DEVICE void put(const To& to, i64 row, i32 columns, i32 column, f32 (&v)[4], i32 count) {
+	const i64 at = row + column;
 	count = smaller(count, columns - column);
 #pragma unroll
 	for (i32 i = 0; i < 4; i++) {

@@ -28,9 +28,10 @@ DEVICE u32x2 numbers(u32 bytes, f32 base, f32 scale, f32 least) {
 
 // A thread has 8 of the first and 8 of the last 16 columns of a group, so that two of them write 32 bytes.
 template <i32 F> DEVICE void unpack(const Params& p) {
-	Part part = p.parts[0]; // not by a number that varies: that would be memory
-	if (blockIdx.y == 1) part = p.parts[1];
-	if (blockIdx.y == 2) part = p.parts[2];
+	// Number by number: a part that is chosen as a whole is copied to memory, 96 bytes of stack for a thread.
+	const Part &a = p.parts[0], &b = p.parts[1], &c = p.parts[2];
+	const auto of = [](auto first, auto second, auto third) __attribute__((always_inline)) { return blockIdx.y == 0 ? first : blockIdx.y == 1 ? second : third; };
+	const Part part = {of(a.w, b.w, c.w), of(a.to, b.to, c.to), of(a.units, b.units, c.units), of(a.rows, b.rows, c.rows), of(a.first, b.first, c.first)};
 	const i64 unit = i64(blockIdx.x) * 256 + threadIdx.x;
 	if (unit >= part.units) return;
 	const i32 half = unit % 2;
@@ -43,10 +44,10 @@ template <i32 F> DEVICE void unpack(const Params& p) {
 	const f32 base = 8388608.0f + f32(offset(F));
 	const auto low = [&](u32 word, i32 w) __attribute__((always_inline)) { return numbers(F == Q8_0 ? word ^ 0x80808080 : lowBits(F, word, above, 2 * half + w), base, s.low, s.least); };
 	const auto high = [&](u32 word, i32 w) __attribute__((always_inline)) { return numbers(F == Q8_0 ? word ^ 0x80808080 : highBits(F, word, above, 2 * half + w), base, s.high, s.least); };
-	const u32x2 a = low(first.x, 0), b = low(first.y, 1), c = high(last.x, 0), d = high(last.y, 1);
+	const u32x2 w0 = low(first.x, 0), w1 = low(first.y, 1), w2 = high(last.x, 0), w3 = high(last.y, 1);
 	u16* const to = part.to + unit / 2 * 32 + half * 8;
-	store128(to, {a.x, a.y, b.x, b.y});
-	store128(to + 16, {c.x, c.y, d.x, d.y});
+	store128(to, {w0.x, w0.y, w1.x, w1.y});
+	store128(to + 16, {w2.x, w2.y, w3.x, w3.y});
 }
 
 } // namespace unpacking

@@ -65,7 +65,7 @@ template <i32 gate> DEVICE void write(const Params& p, const Part& part, const f
 				if (target < p.rows && at < part.rows) *(u32x2*)((u16*)part.y + i64(target) * part.yStride + at) = {toBF16x2(v[i][0], v[i][1]), toBF16x2(v[i][2], v[i][3])};
 				continue;
 			}
-			if (target < p.rows) product::put(part, i64(target) * part.yStride, at, v[i]);
+			if (target < p.rows) product::put(part, i64(target) * part.yStride, part.rows, at, v[i], 4);
 		}
 	}
 }
