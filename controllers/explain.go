@@ -60,6 +60,8 @@ type Need struct {
 	Measured  bool   `json:"measured"`
 	Given     bool   `json:"given,omitempty"` // by who asks; neither measured nor estimated
 	MaxTokens int    `json:"maxTokens,omitempty"`
+	// AskedTokens is the Model's spec.context.maxTokens where its own context is shorter.
+	AskedTokens int `json:"askedTokens,omitempty"`
 }
 
 // Stay is a model at a home.
@@ -263,7 +265,11 @@ func (d *decision) needs(m *model) []Need {
 	var all []Need
 	for _, p := range m.pools {
 		if f, known := m.need.of(p.key); known {
-			all = append(all, Need{Pool: p.key, Bytes: f.Total(), Weights: f.WeightsBytes, KVFloor: f.KVFloorBytes, Workspace: f.WorkspaceBytes, Measured: f.Measured, MaxTokens: m.need.tokens(p.key)})
+			n := Need{Pool: p.key, Bytes: f.Total(), Weights: f.WeightsBytes, KVFloor: f.KVFloorBytes, Workspace: f.WorkspaceBytes, Measured: f.Measured, MaxTokens: m.need.tokens(p.key)}
+			if asked := int(m.Spec.Context.MaxTokens); n.MaxTokens > 0 && asked > n.MaxTokens {
+				n.AskedTokens = asked
+			}
+			all = append(all, n)
 		}
 	}
 	return all

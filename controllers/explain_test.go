@@ -24,7 +24,7 @@ import (
 //	explain NAME [shape]    what estiba explain model prints; shape: the JSON instead
 //	stowage                 what estiba top prints of pools
 //	propose NAME size=GIB [priority=N] [min=0 max=1]
-//	set-model NAME [never] [kv=GIB tokens=N sequences=N] [selector=VALUE]
+//	set-model NAME [never] [kv=GIB tokens=N own=N sequences=N] [selector=VALUE]
 //	set-pool NAME [headroom=5%] [moves=N] [device=GIB]
 //	set-pool NAME blocked=WHY          no worker can be made; _ stands for a space
 //	set-pool NAME divided=GIB [made-up] [most=GIB limit=GIB]    its workers are of one process, which may have so much
@@ -119,7 +119,7 @@ func (s *explained) run(t *testing.T, d *datadriven.TestData) string {
 			if d.HasArg("kv") {
 				m.Spec.Context = v1alpha1.Context{MaxTokens: int32(num("tokens", 4096)), Sequences: int32(num("sequences", 1))}
 				in := s.sources[m.Spec.Source.URI]
-				in.Footprint.KVFloorBytes, in.MaxTokens = int64(num("kv", 0))*gib, num("tokens", 4096)
+				in.Footprint.KVFloorBytes, in.MaxTokens = int64(num("kv", 0))*gib, num("own", num("tokens", 4096))
 				s.sources[m.Spec.Source.URI] = in
 			}
 		}

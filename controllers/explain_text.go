@@ -94,8 +94,12 @@ func (n Need) String() string {
 	case n.Given:
 		return fmt.Sprintf("%s on a device of pool %s (as given)", packing.Size(n.Bytes), n.Pool)
 	}
-	return fmt.Sprintf("%s on a device of pool %s: weights %s, KV floor %s, workspace %s (%s)",
-		packing.Size(n.Bytes), n.Pool, packing.Size(n.Weights), packing.Size(n.KVFloor), packing.Size(n.Workspace), how)
+	cut := ""
+	if n.AskedTokens > 0 {
+		cut = fmt.Sprintf("; of the %d tokens of spec.context.maxTokens, the model's own context allows %d", n.AskedTokens, n.MaxTokens)
+	}
+	return fmt.Sprintf("%s on a device of pool %s: weights %s, KV floor %s, workspace %s (%s)%s",
+		packing.Size(n.Bytes), n.Pool, packing.Size(n.Weights), packing.Size(n.KVFloor), packing.Size(n.Workspace), how, cut)
 }
 
 func (s Stay) line() string {

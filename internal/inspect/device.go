@@ -44,6 +44,10 @@ type Accelerator struct {
 	ModelsBytes int64  `json:"models_bytes"` // that a worker may fill with models, before headroom
 }
 
+func (a Accelerator) String() string {
+	return fmt.Sprintf("%s: %s; %s for models, of which a worker keeps %d %% free if its pool says nothing else", a.Device, a.Description, residency.Bytes(a.ModelsBytes), headroom)
+}
+
 // Memory of the machine, in bytes.
 type Memory struct {
 	TotalBytes     int64 `json:"total_bytes"`
@@ -92,7 +96,7 @@ func accelerators(r *DeviceResult) {
 		return
 	}
 	for _, d := range all {
-		r.Accelerators = append(r.Accelerators, Accelerator{d.Name, d.UUID, d.Description, d.Capacity})
+		r.Accelerators = append(r.Accelerators, Accelerator{d.Name, d.UUID, strings.TrimSuffix(d.Description, ", 0 % headroom"), d.Capacity})
 	}
 }
 
@@ -118,7 +122,7 @@ func RunDevice(out io.Writer, o Options) error {
 		fmt.Fprintf(w, "%s:\t%s\n", row[0], row[1])
 	}
 	for _, a := range r.Accelerators {
-		fmt.Fprintf(w, "GPU:\t%s: %s; %s for models\n", a.Device, a.Description, residency.Bytes(a.ModelsBytes))
+		fmt.Fprintf(w, "GPU:\t%s\n", a)
 	}
 	if r.AcceleratorsReason != "" {
 		fmt.Fprintf(w, "GPU:\t%s\n", r.AcceleratorsReason)

@@ -73,3 +73,11 @@ func TestForcedPath(t *testing.T) {
 		t.Errorf("%s: %v", out.String(), err)
 	}
 }
+
+// TestAccelerator: what a worker keeps free of a GPU is said beside what it may fill.
+func TestAccelerator(t *testing.T) {
+	a := Accelerator{Device: "gpu-0", Description: "H100, 248 MiB free", ModelsBytes: 224 << 20}
+	if got, want := a.String(), "gpu-0: H100, 248 MiB free; 224 MiB for models, of which a worker keeps 5 % free if its pool says nothing else"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

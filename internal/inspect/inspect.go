@@ -90,9 +90,9 @@ func (r Result) fits(h model.Header) string {
 	c, _ := residency.Clamp(worker.Context{}, h.Config.MaxPositions)
 	needs := fmt.Sprintf("%s with a context of %s", residency.Bytes(r.NeedsBytes), tokens(c.MaxTokens))
 	if *r.Fits {
-		return fmt.Sprintf("yes: it needs %s, and a worker takes %s for models", needs, residency.Bytes(r.AvailableBytes))
+		return fmt.Sprintf("yes: it needs %s, and a worker takes %s of the processor's memory for models", needs, residency.Bytes(r.AvailableBytes))
 	}
-	return fmt.Sprintf("no: it needs %s, and a worker takes %s for models: shorten the context, take a model of fewer bits a weight, or give more memory",
+	return fmt.Sprintf("no: it needs %s, and a worker takes %s of the processor's memory for models: shorten the context, take a model of fewer bits a weight, or give more memory",
 		needs, residency.Bytes(r.AvailableBytes))
 }
 

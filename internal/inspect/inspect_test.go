@@ -47,7 +47,7 @@ func TestRun(t *testing.T) {
 	if err := Run(t.Context(), &out, fixture.HugeModel(t, t.TempDir()), Options{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{"safetensors (F32)", "512 tokens", "Weights:         950 GiB", "KV per token:    320 KiB", "Fits here:       no: it needs 950", "with a context of 512 tokens, and a worker takes"} {
+	for _, says := range []string{"safetensors (F32)", "512 tokens", "Weights:         950 GiB", "KV per token:    320 KiB", "Fits here:       no: it needs 950", "with a context of 512 tokens, and a worker takes", "of the processor's memory for models"} {
 		if !strings.Contains(out.String(), says) {
 			t.Errorf("does not say %q:\n%s", says, out.String())
 		}

@@ -2,7 +2,10 @@ package device
 
 import (
 	"errors"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -123,5 +126,31 @@ func TestClaim(t *testing.T) {
 	}
 	if _, err := Claim(units{units: m.units[1:2]}, "cuda", 0, Options{}); !errors.Is(err, ErrNoDevice) {
 		t.Error(err)
+	}
+}
+
+// TestLostIsTold: the errors that take a device away are those that docs/gpus.md lists.
+func TestLostIsTold(t *testing.T) {
+	text, err := os.ReadFile("../../docs/gpus.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, row, _ := strings.Cut(string(text), "| it falls off the bus (XID ")
+	row, _, _ = strings.Cut(row, "|")
+	var told, lost []string
+	for _, n := range regexp.MustCompile(`[(, ](\d+)\b`).FindAllStringSubmatch(" "+row, -1) {
+		if n[1] != "503" { // of HTTP
+			told = append(told, n[1])
+		}
+	}
+	for _, x := range xids {
+		if x.Severity == Lost {
+			lost = append(lost, strconv.Itoa(x.Number))
+		}
+	}
+	slices.Sort(told)
+	slices.Sort(lost)
+	if !slices.Equal(told, lost) {
+		t.Errorf("docs/gpus.md has %v, want %v", told, lost)
 	}
 }
