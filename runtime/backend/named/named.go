@@ -24,7 +24,7 @@ const (
 )
 
 // Help of --device of a command that computes on one device.
-const Help = "what computes: cpu (or cpu-0), or an NVIDIA device: cuda:0 (or gpu-0) and so on"
+const Help = "what computes: cpu (or cpu-0), or an NVIDIA device: cuda:0 (or gpu-0) and so on, cuda for the first one"
 
 // ClaimHelp of --device of a worker.
 const ClaimHelp = "what computes: cpu, cuda (all devices that this process is given), or auto: cuda where there is a driver, else cpu"
@@ -48,7 +48,7 @@ func report(name string) (string, error) {
 		own = "gpu-" + n
 	}
 	if !cuda.IsName(own) {
-		return "", fmt.Errorf("--device is %q: give cpu, or cuda:0, cuda:1 and so on", name)
+		return "", fmt.Errorf("--device is %q: give cpu, or cuda:0, cuda:1 and so on, or cuda for the first one (auto is for serve and worker)", name)
 	}
 	return own, nil
 }

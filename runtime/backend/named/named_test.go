@@ -2,6 +2,7 @@ package named
 
 import (
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/estiba/estiba/runtime/device"
@@ -16,6 +17,9 @@ func TestNames(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q is %q, %v; want %q", name, got, err, want)
 		}
+	}
+	if _, err := report(Auto); err == nil || !strings.Contains(err.Error(), "or cuda for the first one (auto is for serve and worker)") {
+		t.Error(err)
 	}
 	for _, which := range []string{"auto", "cpu", "cuda"} {
 		if err := CheckClaim(which); err != nil {
