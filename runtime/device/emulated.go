@@ -195,7 +195,7 @@ func describe(text []byte) ([]gpu, error) {
 		Devices []gpu `json:"devices"`
 	}
 	if err := yaml.UnmarshalStrict(text, &file); err != nil {
-		return nil, plain(err)
+		return nil, within(text, plain(err))
 	}
 	if len(file.Devices) == 0 {
 		return nil, fmt.Errorf("no devices; describe one, as in devices: [{memory: 80Gi}]")
@@ -213,6 +213,9 @@ func describe(text []byte) ([]gpu, error) {
 			return nil, fmt.Errorf("device %s: only MIG instances have a profile; write it into mig", g.UUID)
 		}
 		instances := size(0)
+		if len(g.MIG) > 0 && (g.Others > 0 || len(g.Processes) > 0) {
+			return nil, fmt.Errorf("device %s: it is split, and strangers hold memory of its instances; write others and processes at those of mig", g.UUID)
+		}
 		for k := range g.MIG {
 			m := &g.MIG[k]
 			m.UUID = cmp.Or(m.UUID, fmt.Sprintf("MIG-emulated-%d-%d", i, k))
@@ -230,6 +233,45 @@ func describe(text []byte) ([]gpu, error) {
 		}
 	}
 	return file.Devices, nil
+}
+
+// within says in which device of a description err is, and for a field that is none which there are.
+func within(text []byte, err error) error {
+	var file struct {
+		Devices []json.RawMessage `json:"devices"`
+	}
+	if said := yaml.Unmarshal(text, &file); said != nil {
+		return err
+	}
+	for i, one := range file.Devices {
+		var g gpu
+		read := json.NewDecoder(bytes.NewReader(one))
+		read.DisallowUnknownFields()
+		if read.Decode(&g) == nil {
+			continue
+		}
+		var named struct {
+			UUID string `json:"uuid"`
+		}
+		_ = json.Unmarshal(one, &named) // it may be this that is wrong
+		if strings.HasPrefix(err.Error(), "unknown field") {
+			err = fmt.Errorf("%w; a device has %s, and each of processes has %s", err, fields(g), fields(process{}))
+		}
+		return fmt.Errorf("device %.96s: %w", cmp.Or(named.UUID, fmt.Sprintf("GPU-emulated-%d", i)), err)
+	}
+	if strings.HasPrefix(err.Error(), "unknown field") {
+		err = fmt.Errorf("%w; write devices, as in devices: [{memory: 80Gi}]", err)
+	}
+	return err
+}
+
+// fields that a description may give to a thing.
+func fields(thing any) string {
+	var all []string
+	for t, i := reflect.TypeOf(thing), 0; i < t.NumField(); i++ {
+		all = append(all, t.Field(i).Tag.Get("json"))
+	}
+	return strings.Join(all, ", ")
 }
 
 // plain puts an error of the YAML reader, which names types of Go's, into the words of a description's author, on one line.
