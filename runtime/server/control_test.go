@@ -516,7 +516,7 @@ func TestEmulated(t *testing.T) {
 	go ask(queued, `{"model":"stories","prompt":"Once","max_tokens":1}`)
 	time.Sleep(100 * time.Millisecond)
 	describe("devices: [{memory: 80Gi, xids: [79]}]")
-	const says = `model_unavailable","message":"The text is not complete, the model cannot serve now (DeviceLost): device gpu-0 is lost: XID79. The model gets another home. Try again."`
+	const says = `model_unavailable","message":"The text is not complete, the model cannot serve now (DeviceLost): device gpu-0 is lost: XID79. The model needs another home. Try again."`
 	if b, err := io.ReadAll(streamed.Body); err != nil || !bytes.Contains(b, []byte(`data: {"error":{"code":"`+says)) || !bytes.HasPrefix(b, []byte(`data: {"id":`)) {
 		t.Errorf("%v: %.200s ... %s", err, b, b[max(len(b)-400, 0):])
 	}

@@ -261,7 +261,7 @@ func discard(r *http.Request) { io.CopyN(io.Discard, r.Body, 8*maxBody) }
 // useError says why a model cannot be used. A gateway is told 421, a client 404.
 func useError(err error, model string, gateway bool) *apiError {
 	switch {
-	case gateway && (errors.Is(err, worker.ErrLacks) || lostDevice(err)): // it gets another home
+	case gateway && (errors.Is(err, worker.ErrLacks) || lostDevice(err)): // it needs another home
 		return &apiError{status: api.StatusLacks, Type: "invalid_request_error", Code: "model_not_here",
 			Message: fmt.Sprintf("This worker does not take requests for %s now.", model)}
 	case errors.Is(err, worker.ErrLacks):
@@ -277,7 +277,7 @@ func useError(err error, model string, gateway bool) *apiError {
 	return e
 }
 
-// lostDevice: the model's device is lost, so that it gets another home.
+// lostDevice: the model's device is lost, so that it needs another home.
 func lostDevice(err error) bool {
 	u, ok := errors.AsType[*worker.UnavailableError](err)
 	return ok && u.Reason == api.ReasonDeviceLost
@@ -329,7 +329,7 @@ func stepError(err error) *apiError {
 	}
 	if d, ok := errors.AsType[*backend.DeviceError](err); ok && d.Lost {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 1, elsewhere: true, Type: "server_error", Code: "model_unavailable",
-			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v. The model gets another home. Try again.", api.ReasonDeviceLost, d)}
+			Message: fmt.Sprintf("The text is not complete, the model cannot serve now (%s): %v. The model needs another home. Try again.", api.ReasonDeviceLost, d)}
 	}
 	if errors.Is(err, engine.ErrBroken) {
 		return &apiError{status: http.StatusServiceUnavailable, retryAfter: 5, Type: "server_error", Code: "model_unavailable",

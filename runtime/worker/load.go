@@ -194,7 +194,7 @@ func whatBroke(err error) string {
 	device, sick := errors.AsType[*backend.DeviceError](err)
 	switch {
 	case sick && device.Lost:
-		return fmt.Sprintf("Device %s is lost: %v. The model gets another home.", device.Device, device.Err)
+		return fmt.Sprintf("Device %s is lost: %v. The model needs another home.", device.Device, device.Err)
 	case sick:
 		return fmt.Sprintf("Device %s is of no more use to this process: %v. Its process ends, and one that is started anew can use it.", device.Device, device.Err)
 	case errors.Is(err, backend.ErrFault):
