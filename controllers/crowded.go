@@ -20,6 +20,52 @@ const (
 	crowdedGrowsAfter = 10 * time.Second
 )
 
+// rehouse gives each home of which nothing is loaded, and never will be beside what stays on its device,
+// another one where it fits: other processes have taken memory there. There is nothing to move.
+func (d *decision) rehouse() {
+	for _, m := range d.models {
+		if m.move != nil || m.trial != nil || m.off() != "" {
+			continue
+		}
+		for _, h := range slices.Clone(m.homes) {
+			if !d.shut(h) {
+				continue
+			}
+			d.fleet.Undo(h.taken[0])
+			at, reason, _ := d.find(m)
+			if at.Worker == "" || at.Worker == h.station.Name && slices.Equal(at.Devices, h.devices) {
+				d.fleet.Undo(at)
+				d.fleet.Take(h.taken[0])
+				continue
+			}
+			d.drop(h)
+			d.add(m, at, reason).taken = []packing.Home{at}
+		}
+	}
+}
+
+// shut: h has nothing on its device, which is too small for it beside what stays there.
+func (d *decision) shut(h *home) bool {
+	s := h.station
+	if h.state == nil || h.told == nil || len(h.taken) == 0 || len(h.devices) != 1 || !s.usable || s.silent || h.leaving() || h.extra || h.draining || h.old() {
+		return false
+	}
+	if h.onDevice() || h.state.Phase != worker.PhaseRefused && (h.state.Phase != worker.PhaseIdle || h.told.Resident) {
+		return false
+	}
+	at := s.device(h.devices[0])
+	if at == nil || outside(at) <= 0 {
+		return false
+	}
+	room := at.CapacityBytes
+	for _, o := range s.homes {
+		if o != h && o.model != nil && o.onDevice() && !o.extra && !o.draining && len(o.taken) > 0 && !o.taken[0].Sleeps && slices.Equal(o.devices, h.devices) {
+			room -= o.taken[0].Bytes
+		}
+	}
+	return room < h.taken[0].Bytes
+}
+
 // relieveCrowded finds another home for each that neighbours keep off its device.
 func (d *decision) relieveCrowded() {
 	for _, m := range d.models {

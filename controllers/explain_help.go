@@ -461,7 +461,7 @@ func (d *decision) adviseRoom(m *model, e Explanation) []Action {
 		})
 	}
 	all = append(all, d.adviseGo(m, e, len(wait) > 0)...)
-	if e.Stalled && e.Reason == v1alpha1.ReasonDoesNotFit {
+	if e.Stalled && e.Reason == v1alpha1.ReasonDoesNotFit && m.why.Full+m.why.Pinned == 0 {
 		or := "add a pool whose devices have"
 		if m.pools[0].Sole {
 			or = "serve it on a machine with a device of"

@@ -123,6 +123,7 @@ func (d *decision) place() {
 			}
 		}
 	}
+	d.rehouse()
 	d.relieveCrowded()
 	d.rearrange()
 	for _, m := range d.models {

@@ -333,7 +333,7 @@ func (d *decision) asleep(m *model) (status.Verdict, bool) {
 		return v, false
 	}
 	for _, h := range m.homes {
-		if !h.ready() || h.station.hard {
+		if !h.ready() || h.station.hard || d.shut(h) {
 			continue
 		}
 		v.Message = fmt.Sprintf("Nothing is resident; a request wakes the model on worker %s.", h.station.Name)
@@ -380,6 +380,11 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 	}
 	reason := cmp.Or(h.state.Reason, v1alpha1.ReasonRefused)
 	switch h.state.Phase {
+	case worker.PhaseIdle:
+		if d.shut(h) {
+			return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Progressing: true,
+				Message: fmt.Sprintf("Needs %s, for which device %s of %s has no room beside what stays there, nor has another one.", packing.Size(h.taken[0].Bytes), h.devices[0], at) + d.limits(h.model)}
+		}
 	case worker.PhaseFailed:
 		stalled := slices.Contains([]string{worker.ReasonDigestMismatch, worker.ReasonInvalidModel, worker.ReasonUnsupportedModel, worker.ReasonDoesNotFit}, reason)
 		return status.Verdict{Reason: reason, Message: sentence(cmp.Or(h.state.Message, "Worker "+h.station.Name+" does not say why")), Stalled: stalled, Progressing: !stalled}
@@ -467,8 +472,49 @@ func (d *decision) homeless(m *model) (status.Verdict, bool) {
 	if m.grows != nil || m.why.Reserved > 0 || m.why.Devices() == 0 {
 		return d.waiting(m), true
 	}
-	// Only a person can help if it is larger than every device there is, whoever else uses that.
-	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: m.tooLarge() && !m.kept()}, true
+	// Only a person can help if it is larger than every device there is, whoever else uses that, or all that
+	// is in its way stays.
+	return status.Verdict{Reason: v1alpha1.ReasonDoesNotFit, Message: m.why.String() + d.limits(m), Stalled: (m.tooLarge() || d.stuck(m)) && !m.kept()}, true
+}
+
+// stuck: no device comes to have room for m by itself. Nothing leaves, and all that moves, displacement and
+// sleep could leave free of m's pools is together less than it needs.
+func (d *decision) stuck(m *model) bool {
+	if y := m.why; y.Excluded > 0 || y.Reserved > 0 || m.gave != nil {
+		return false
+	}
+	for _, p := range m.pools {
+		var free, asleep, largest int64
+		for _, s := range p.present(d.seen.Now) {
+			if !s.usable || s.silent || d.touched[s.Name] > 0 || slices.ContainsFunc(s.Report.Homes, func(h worker.HomeState) bool { return s.homes[h.Model] == nil }) {
+				return false
+			}
+			for i := range s.Report.Devices {
+				if at := &s.Report.Devices[i]; !at.Lost() {
+					free += at.CapacityBytes
+				}
+			}
+			for _, h := range s.homes {
+				if h.model == nil || h.extra || h.draining || h.old() || h.model.wanted > h.model.replicas() {
+					return false
+				}
+				if h.model.rank(p) < m.rank(p) && h.model.Spec.Eviction != v1alpha1.EvictNever {
+					continue
+				}
+				for _, at := range h.taken {
+					if !h.model.sleeps() {
+						free -= at.Bytes
+					} else if !m.sleeps() { // with the others that sleep, m shares what is left
+						asleep, largest = asleep+at.Bytes, max(largest, at.Bytes)
+					}
+				}
+			}
+		}
+		if free-max(largest, asleep*packing.LeastAwake/1000) >= likely(known(m), p.key) {
+			return false
+		}
+	}
+	return true
 }
 
 // possible reports whether m fits an empty device of some pool, as far as is known.

@@ -179,3 +179,101 @@ func serveOn(t *testing.T, gpus, manifests string, logs ...io.Writer) (url strin
 	})
 	return "http://" + address
 }
+
+// TestEmulateStrangers: others take the device on which a model sleeps beside one that stays. It wakes on the other device, though its worker
+// is the same, and who has asked for it is answered.
+func TestEmulateStrangers(t *testing.T) {
+	folder := t.TempDir()
+	gpus := filepath.Join(folder, "gpus")
+	describe := func(first string) {
+		t.Helper()
+		if err := os.WriteFile(gpus, []byte("devices: [{memory: 1Gi"+first+"}, {memory: 1Gi}]"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe("")
+	stories := fixture.Model("stories260K/hf-f32")
+	const large = "  context: {maxTokens: 512, sequences: 64}\n"
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "a", stories)+large+"---\n"+
+		fmt.Sprintf(model, "z", stories)+large+"  autoscaling: {min: 0, max: 2, idleAfter: 1s}\n")
+	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"))
+	at := func(name, device string) func() error {
+		return func() error {
+			var models v1alpha1.ModelList
+			if err := get(url+"/apis/estiba.dev/v1alpha1/models", &models); err != nil {
+				return err
+			}
+			for _, m := range models.Items {
+				if p := m.Status.Placements; m.Name == name && (len(p) != 1 || p[0].Devices[0] != device) {
+					return fmt.Errorf("%s is at %+v", name, p)
+				}
+			}
+			return nil
+		}
+	}
+	eventually(t, "it serves", func() error { return serves(url, "a") })
+	if got := complete(t, url, "z", 3); got == "" {
+		t.Error("no answer")
+	}
+	eventually(t, "it sleeps", func() error { return reason(url, "z", v1alpha1.ReasonScaledToZero) })
+	for _, name := range []string{"a", "z"} {
+		eventually(t, name+" is on the first device", at(name, "gpu-0"))
+	}
+	describe(", others: 950Mi")
+	began := time.Now()
+	eventually(t, "z is on the other device", at("z", "gpu-1"))
+	eventually(t, "it answers", func() error {
+		resp, err := http.Post(url+"/v1/completions", "application/json", strings.NewReader(`{"model":"z","prompt":"Once","max_tokens":3}`))
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", resp.Status, text)
+		}
+		return nil
+	})
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestEmulateFull: a device is lost, and what stays on the other one leaves no room. Only a person can help, so that requests are not held.
+func TestEmulateFull(t *testing.T) {
+	folder := t.TempDir()
+	gpus := filepath.Join(folder, "gpus")
+	describe := func(first string) {
+		t.Helper()
+		if err := os.WriteFile(gpus, []byte("devices: [{memory: 100Mi"+first+"}, {memory: 100Mi}]"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe("")
+	stories := fixture.Model("stories260K/hf-f32")
+	const large = "  context: {maxTokens: 512, sequences: 160}\n"
+	write(t, filepath.Join(folder, "a.yaml"), fmt.Sprintf(model, "a", stories)+large+"---\n"+fmt.Sprintf(model, "b", stories)+large)
+	url := serveOn(t, gpus, filepath.Join(folder, "a.yaml"))
+	for _, name := range []string{"a", "b"} {
+		eventually(t, "it serves", func() error { return serves(url, name) })
+	}
+	describe(", xids: [79]")
+	eventually(t, "one has no room", func() error {
+		for _, name := range []string{"a", "b"} {
+			if reason(url, name, v1alpha1.ReasonDoesNotFit) != nil {
+				continue
+			}
+			began := time.Now()
+			resp, err := http.Post(url+"/v1/completions", "application/json", strings.NewReader(`{"model":"`+name+`","prompt":"Once","max_tokens":3}`))
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			if took := time.Since(began); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(text), "cannot be served. DoesNotFit: Needs") || took > 5*time.Second {
+				t.Errorf("%s after %v: %s", resp.Status, took, text)
+			}
+			return nil
+		}
+		return fmt.Errorf("both serve")
+	})
+}

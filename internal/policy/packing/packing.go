@@ -29,7 +29,7 @@ import (
 // least that counts.
 const (
 	NewAwake   = 250
-	leastAwake = 100
+	LeastAwake = 100
 )
 
 // mostBytes that a device has, as far as accounts go: 16 TiB. Checkpoints may claim
@@ -196,7 +196,7 @@ func (a *account) room() int64 { return a.capacity - a.awake - max(a.largest, th
 func thousandth(n int64) int64 { return (n + 999) / 1000 }
 
 // awake is the share of time that counts, in 1/1000.
-func awake(n int) int64 { return int64(min(max(n, leastAwake), 1000)) }
+func awake(n int) int64 { return int64(min(max(n, LeastAwake), 1000)) }
 
 // fit is what a home of n bytes takes on this device: whole extents.
 func (d *device) fit(n int64) int64 { return d.kind.fit(n) }
