@@ -159,3 +159,21 @@ func TestGPUMissing(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// TestInstruments: a device of which nobody reads anything, and one that is a part of another, are told as that.
+func TestInstruments(t *testing.T) {
+	w := reporting("w1", 5, 1)
+	w.Report.Devices = []worker.Device{
+		{Name: "gpu-0", Kind: "cuda", ExtentBytes: gib, CapacityBytes: gib, Unwatched: true},
+		{Name: "gpu-1", Kind: "cuda", ExtentBytes: gib, CapacityBytes: gib, MIG: true},
+	}
+	text := StowageOf(seenWith(nil, w))[0].Text()
+	for _, says := range []string{
+		"w1/gpu-0 [....................] 0 B of 1 GiB; nobody watches it, since NVML does not tell of it: its worker's log says why\n",
+		"w1/gpu-1 [....................] 0 B of 1 GiB, a MIG instance (power and utilization are its GPU's)\n",
+	} {
+		if !strings.Contains(text, says) {
+			t.Errorf("no %q in %s", says, text)
+		}
+	}
+}

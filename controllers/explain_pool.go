@@ -51,6 +51,9 @@ type Deck struct {
 	Load     float64 `json:"load"`      // share of its time, 0 to 1
 	// Outside is what other processes take of what models might use.
 	Outside int64 `json:"outsideBytes,omitempty"`
+	MIG     bool  `json:"mig,omitempty"` // it is an instance of a GPU, and has no power of its own
+	// Unwatched: it is a GPU whose instruments nobody reads.
+	Unwatched bool `json:"unwatched,omitempty"`
 	// Health and Readings are what the device's own instruments say; nothing where it has none.
 	Health   worker.Health    `json:"health,omitzero"`
 	Missing  string           `json:"missing,omitempty"` // what the worker was to be given and was not
@@ -145,7 +148,7 @@ func (d *decision) decks(s *station) []Deck {
 	var all []Deck
 	for _, device := range s.Report.Devices {
 		deck := Deck{Worker: s.Name, Device: device.Name, Kind: device.Kind, Capacity: device.CapacityBytes, Used: device.UsedBytes, Load: device.Load, State: s.troubled(),
-			Outside: outside(&device), Health: device.Health, Missing: s.Report.Missing, Readings: device.Readings}
+			Outside: outside(&device), Health: device.Health, Missing: s.Report.Missing, Readings: device.Readings, MIG: device.MIG, Unwatched: device.Unwatched}
 		if s.usable && !device.Lost() {
 			deck.Free = max(0, d.fleet.Free(s.Name, device.Name))
 			deck.Kept = max(0, deck.Capacity-deck.Used-deck.Free)
@@ -347,7 +350,13 @@ func (k Deck) line() string {
 	if k.Load >= 0.005 {
 		s += fmt.Sprintf(", load %.0f %%", k.Load*100)
 	}
+	if k.MIG {
+		s += ", a MIG instance (power and utilization are its GPU's)"
+	}
 	s += k.figures()
+	if k.Unwatched {
+		s += "; nobody watches it, since NVML does not tell of it: its worker's log says why"
+	}
 	if k.State != "" {
 		s += "; " + k.State
 	}

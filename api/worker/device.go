@@ -18,6 +18,10 @@ type Device struct {
 	ClaimBytes int64 `json:"claimBytes,omitempty"`
 	// Limit says in a sentence why CapacityBytes is less than ClaimBytes.
 	Limit string `json:"limit,omitempty"`
+	// MIG: it is an instance of a GPU, which has no power, energy or utilization of its own.
+	MIG bool `json:"mig,omitempty"`
+	// Unwatched: it is a GPU, and nobody watches it: it has no Health, Readings or Limit.
+	Unwatched bool `json:"unwatched,omitempty"`
 	// Health is absent where nobody watches the device.
 	Health Health `json:"health,omitzero"`
 	// Readings are its own figures; nil: it has none, or they have not been read yet.

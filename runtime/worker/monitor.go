@@ -10,6 +10,7 @@ import (
 	"time"
 
 	api "github.com/estiba/estiba/api/worker"
+	"github.com/estiba/estiba/runtime/backend/cuda"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/estiba/estiba/runtime/energy"
 	"github.com/estiba/estiba/runtime/residency"
@@ -313,10 +314,12 @@ func (w *Worker) deviceState(d *claimed, load float64) api.Device {
 		Health: d.health(),
 	}
 	if t := d.watched; t != nil {
-		s.ClaimBytes, s.Limit = d.Capacity, w.limit(d)
+		s.ClaimBytes, s.Limit, s.MIG = d.Capacity, w.limit(d), t.parent != ""
 		if t.read && s.Health.State != api.DeviceLost && s.Health.Reason != silent {
 			s.Readings = t.readings()
 		}
+	} else {
+		s.Unwatched = d.Kind == cuda.Kind && !d.Missing
 	}
 	return s
 }

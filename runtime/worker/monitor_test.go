@@ -93,7 +93,7 @@ func TestStrangers(t *testing.T) {
 		a, b := o.home("a", 4*mib), o.home("b", 4*mib)
 		assign(t, w, a)
 		after(t, w, time.Second, "a:Resident")
-		if d := w.State().Devices[0]; d.CapacityBytes != 10*mib || d.ClaimBytes != 10*mib || d.Limit != "" || d.Health.State != api.DeviceHealthy || d.Readings.TotalBytes != 12*mib {
+		if d := w.State().Devices[0]; d.CapacityBytes != 10*mib || d.ClaimBytes != 10*mib || d.Limit != "" || !d.MIG || d.Unwatched || d.Health.State != api.DeviceHealthy || d.Readings.TotalBytes != 12*mib {
 			t.Errorf("%+v", d)
 		}
 		m.set(func(m *instruments) { m.reading.Others = 3 * mib })
@@ -669,4 +669,14 @@ func TestEnergyOfTwo(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// TestUnwatched: that nobody watches a GPU is reported; a processor has no instruments.
+func TestUnwatched(t *testing.T) {
+	w := &Worker{}
+	for kind, want := range map[string]bool{"cpu": false, "cuda": true} {
+		if d := w.deviceState(&claimed{Device: device.Device{Name: "d", Kind: kind}}, 0); d.Unwatched != want || d.MIG {
+			t.Errorf("%+v", d)
+		}
+	}
 }
