@@ -18,6 +18,8 @@
 //   workers=1           blocks that run at a time (0: as many as there are processors)
 //   fail=launch:3:700   the third launch fails with this code; :1 behind it means on device 1 only. May be given often. Else than launches:
 //                       open load copy fill allocate create map reserve pin capture instantiate graph record
+// CUDA_VISIBLE_DEVICES says which of the devices are there, by numbers or by the beginnings of UUIDs, and in which order; the first
+// entry that is none ends the list. devices that settings name are those.
 // A code that is sticky kills the context, when the work runs; 46, 214, 220 and 999 lose the device, until settings change.
 #include "../../../runtime/backend/cuda/driver/include/cuda.h"
 #include "sim.h"
@@ -34,6 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -90,6 +93,12 @@ bool bytes(const std::string& text, size_t* n) {
 	return !*end;
 }
 
+// fails says whether an operation is one that settings can have fail.
+bool fails(const std::string& op) {
+	static const std::set<std::string> all = {"open",  "load", "copy", "fill", "allocate", "create", "map", "reserve", "pin", "capture", "instantiate", "graph", "record", "launch"};
+	return all.count(op) > 0;
+}
+
 bool parse(const char* text, Settings* s) {
 	std::string all = text, item;
 	for (size_t at = 0; at < all.size(); at += item.size() + 1) {
@@ -127,6 +136,7 @@ bool parse(const char* text, Settings* s) {
 		} else if (key == "fail") {
 			good = sscanf(value.c_str(), "%31[a-z]:%ld:%d:%d", op, &p.at, &p.code, &p.device) >= 3;
 			p.op = op;
+			good = good && fails(p.op);
 			s->plans.push_back(p);
 		} else {
 			good = false;
@@ -248,6 +258,7 @@ struct World {
 	bool started = false;
 	Settings settings;
 	Device devices[maxDevices];
+	std::vector<int> visible; // which they are of the machine's: what is told apart by UUID and bus
 	std::set<void*> live; // contexts, modules, functions, streams, events, graphs
 	std::set<Physical*> physical;
 	std::map<uintptr_t, Mapping> mappings;
@@ -277,8 +288,59 @@ void onFault(int signal, siginfo_t* info, void* context) {
 		sigaction(signal, &other, nullptr); // it happens again, and ends the process
 }
 
+CUuuid uuidOf(int of) {
+	const unsigned char first[] = {0xe5, 0x71, 0xba};
+	CUuuid uuid;
+	memset(uuid.bytes, 0, sizeof uuid.bytes);
+	memcpy(uuid.bytes, first, sizeof first);
+	uuid.bytes[15] = char(of);
+	return uuid;
+}
+
+// named is the device of n that an entry of CUDA_VISIBLE_DEVICES means; -1: none, or several.
+int named(const std::string& entry, int n) {
+	char* end;
+	const long number = strtol(entry.c_str(), &end, 10);
+	if (!entry.empty() && !*end) return number >= 0 && number < n ? int(number) : -1;
+	int found = -1;
+	for (int i = 0; i < n && entry.size() > 4; i++) {
+		const CUuuid uuid = uuidOf(i);
+		std::string text = "GPU-";
+		for (int k = 0; k < 16; k++) {
+			char digits[4];
+			snprintf(digits, sizeof digits, "%s%02x", k == 4 || k == 6 || k == 8 || k == 10 ? "-" : "", (unsigned char)uuid.bytes[k]);
+			text += digits;
+		}
+		if (text.compare(0, entry.size(), entry)) continue;
+		if (found >= 0) return -1;
+		found = i;
+	}
+	return found;
+}
+
+// visible are the devices of n that the environment leaves.
+std::vector<int> visible(int n) {
+	std::vector<int> all;
+	const char* text = getenv("CUDA_VISIBLE_DEVICES");
+	if (!text) {
+		for (int i = 0; i < n; i++) all.push_back(i);
+		return all;
+	}
+	const std::string list = text;
+	for (size_t at = 0; at < list.size();) {
+		const std::string entry = list.substr(at, list.find(',', at) - at);
+		const int device = named(entry, n);
+		if (device < 0 || std::count(all.begin(), all.end(), device)) break;
+		all.push_back(device);
+		at += entry.size() + 1;
+	}
+	return all;
+}
+
 void apply(World& w, const Settings& s) {
 	w.settings = s;
+	w.visible = visible(s.devices);
+	w.settings.devices = int(w.visible.size());
 	for (Device& d : w.devices) d.lost = 0;
 	sim::configure(s.schedule, s.workers);
 }
@@ -596,17 +658,20 @@ CUresult cuDeviceGetName(char* name, int size, CUdevice) {
 }
 
 CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) {
-	const unsigned char first[] = {0xe5, 0x71, 0xba};
-	memset(uuid->bytes, 0, sizeof uuid->bytes);
-	memcpy(uuid->bytes, first, sizeof first);
-	uuid->bytes[15] = char(device);
+	World& w = world();
+	std::lock_guard<std::mutex> lock(w.mu);
+	if (device < 0 || device >= w.settings.devices) return CUDA_ERROR_INVALID_DEVICE;
+	*uuid = uuidOf(w.visible[size_t(device)]);
 	return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
 
 CUresult cuDeviceGetPCIBusId(char* id, int size, CUdevice device) {
-	snprintf(id, size_t(size), "0000:%02X:00.0", device + 1);
+	World& w = world();
+	std::lock_guard<std::mutex> lock(w.mu);
+	if (device < 0 || device >= w.settings.devices) return CUDA_ERROR_INVALID_DEVICE;
+	snprintf(id, size_t(size), "0000:%02X:00.0", w.visible[size_t(device)] + 1);
 	return CUDA_SUCCESS;
 }
 

@@ -180,6 +180,46 @@ func TestWithoutDevices(t *testing.T) {
 	}
 }
 
+// TestVisible: CUDA_VISIBLE_DEVICES divides the emulated devices as it does a driver's.
+func TestVisible(t *testing.T) {
+	emulated.Set(t, "") // at the end, without the variable
+	t.Setenv("CUDA_VISIBLE_DEVICES", "")
+	const uuid = "GPU-e571ba00-0000-0000-0000-0000000000"
+	for list, want := range map[string]string{
+		"0,1": "00 01", "2": "02", "2,0": "02 00", "1,7,0": "01", "x,0": "", "": "", uuid + "01,0": "01 00", "GPU-e571ba": "", "-1": "", "0,0,1": "00",
+	} {
+		t.Setenv("CUDA_VISIBLE_DEVICES", list)
+		emulated.Set(t, "devices=3")
+		infos, err := Devices()
+		if (err == nil) != (want != "") {
+			t.Errorf("%q: %v", list, err)
+		}
+		var got []string
+		for _, i := range infos {
+			got = append(got, strings.TrimPrefix(i.UUID, uuid))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q: %v, want %s", list, got, want)
+		}
+	}
+}
+
+// TestWrongSettings: the emulated driver does not begin with an operation that cannot fail.
+func TestWrongSettings(t *testing.T) {
+	if os.Getenv("ESTIBA_WRONG_SETTINGS") != "" {
+		if _, err := Devices(); err == nil {
+			t.Error("it begins")
+		}
+		return
+	}
+	emulated.Set(t, "fail=launch:1:1")
+	again := exec.Command(os.Args[0], "-test.run", "^TestWrongSettings$")
+	again.Env = append(os.Environ(), "ESTIBA_WRONG_SETTINGS=1", "ESTIBA_EMULATED_CUDA=fail=bogus:1:1")
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 func TestCopies(t *testing.T) {
 	c := open(t)
 	s, host, at := stream(t, c), pin(t, c, 4096), allocate(t, c, 4096)
