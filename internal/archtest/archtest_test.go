@@ -46,7 +46,7 @@ var rules = map[string]rule{
 	"internal/gateway":    {ours: []string{"api/...", "internal/fleet", "internal/policy/routing"}, deny: kubernetes},
 	"internal/source":     {ours: []string{"api/worker"}, deny: kubernetes},
 	"internal/history":    {ours: []string{"api/...", "controllers", "internal/kubeconfig", "internal/policy/scaling", "internal/terminal"}},
-	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/history", "internal/source", "runtime/backend/named", "runtime/device", "runtime/server", "runtime/worker"}},
+	"internal/standalone": {ours: []string{"api/...", "controllers", "internal/fleet", "internal/gateway", "internal/history", "internal/source", "runtime/backend", "runtime/backend/named", "runtime/device", "runtime/server", "runtime/worker"}},
 	"internal/inspect":    {ours: []string{"api/worker", "kernels/cpu", "runtime/..."}, deny: kubernetes},
 	"internal/bench":      {ours: []string{"kernels/cpu", "runtime/..."}, deny: kubernetes},
 	"internal/run":        {ours: []string{"internal/file", "runtime/..."}, deny: kubernetes},

@@ -45,12 +45,19 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	device, sick := errors.AsType[*backend.DeviceError](err)
+	switch {
+	case sick && device.Lost:
+		err = fmt.Errorf("%w; look for XIDs in the kernel's log, and reset the device or replace it", device)
+	case sick:
+		err = fmt.Errorf("%w; start it anew, or have a supervisor do so: another process can use the device", device)
+	}
 	fmt.Fprintln(stderr, "estiba:", terminal.Text(err.Error()))
 	if _, usage := errors.AsType[usageError](err); usage {
 		fmt.Fprintln(stderr, "Run 'estiba --help', or the command with --help, for usage.")
 		return 2
 	}
-	if _, device := errors.AsType[*backend.DeviceError](err); device {
+	if sick && !device.Lost {
 		return exitDevice
 	}
 	return 1

@@ -18,6 +18,7 @@ import (
 	"github.com/estiba/estiba/controllers"
 	"github.com/estiba/estiba/internal/fleet"
 	"github.com/estiba/estiba/internal/gateway"
+	"github.com/estiba/estiba/runtime/backend"
 	"github.com/estiba/estiba/runtime/device"
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -344,6 +345,9 @@ func (l *loop) start(p v1alpha1.InferencePool) error {
 		return err
 	}
 	w, err := l.newWorker(name, p, memory)
+	if _, sick := errors.AsType[*backend.DeviceError](err); sick { // of a device that is lost a worker is made
+		l.brokeWith(err)
+	}
 	if err != nil {
 		l.budget.give(name)
 		if l.failed[key].why != err.Error() { // else each try would say so

@@ -148,7 +148,6 @@ func Run(ctx context.Context, o Options) error {
 		o.Log.Info("ends once its requests have", "within", o.Drain.String())
 	case failed = <-served:
 	case failed = <-s.loop.broke:
-		failed = fmt.Errorf("%w; this process ends, and a supervisor should start it anew", failed)
 		o.Drain = 1 // nothing that could answer is left
 		s.gateway.Close()
 	}

@@ -177,6 +177,11 @@ func New(o Options) (*Worker, error) {
 	}
 	for _, d := range o.Devices {
 		b, err := openBackend(d, o)
+		if e, ok := errors.AsType[*backend.DeviceError](err); ok && e.Lost && !d.Lost {
+			o.Log.Warn("device not opened", "error", err)
+			d.Lost = true
+			b, err = openBackend(d, o)
+		}
 		if err != nil {
 			for _, other := range w.devices { // another worker of this process may open them
 				err = errors.Join(err, other.backend.Close())
@@ -250,9 +255,15 @@ func (w *Worker) Run(ctx context.Context) error {
 			<-d.ended
 			failed = d.backend.Close()
 		}()
-		if d.awaits(closed) {
+		whole := d.awaits(closed)
+		w.mu.Lock()
+		lost := d.lost() != ""
+		w.mu.Unlock()
+		switch {
+		case whole && !lost:
 			err = cmp.Or(err, failed) // of a device that has failed, closing it fails as well
-		} else {
+		case whole: // which is no news
+		default:
 			w.log.Warn("device left as it is: it is lost, and what it does does not end", "device", d.Name)
 		}
 	}

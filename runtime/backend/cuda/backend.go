@@ -170,6 +170,9 @@ type Backend struct {
 // New opens a device that Devices described, and claims its memory.
 func New(d device.Device, o Options) (backend.Backend, error) {
 	b, err := open(d, o)
+	if e, ok := errors.AsType[*backend.DeviceError](err); ok {
+		return nil, e // which names it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", d.Name, err)
 	}
@@ -200,10 +203,10 @@ func open(d device.Device, o Options) (*Backend, error) {
 		return nil, err
 	}
 	if b.context, err = found.take(b.info.Ordinal); err != nil {
-		return nil, err
+		return nil, b.fault(err)
 	}
 	if err := b.start(d, o, image); err != nil {
-		return nil, errors.Join(err, b.Close())
+		return nil, b.fault(errors.Join(err, b.Close()))
 	}
 	return b, nil
 }
@@ -385,10 +388,11 @@ func (b *Backend) launch(s *driver.Stream, of ...kernels.Launch) error {
 	return s.LaunchAll(all)
 }
 
-// fault says which errors are the device's and not the model's.
+// fault says which errors are the device's and not the model's. Its first one says why: all that is done with it from then on,
+// and be it to clean up, fails too.
 func (b *Backend) fault(err error) error {
-	if e, ok := errors.AsType[*driver.Error](err); ok && (e.Sticky() || e.Lost()) {
-		return &backend.DeviceError{Device: b.name, Lost: e.Lost(), Err: err}
+	if e, ok := errors.AsType[*driver.Error](err); ok && e.Sticky() {
+		return &backend.DeviceError{Device: b.name, Lost: e.Lost(), Err: e}
 	}
 	return err
 }

@@ -755,6 +755,32 @@ func TestLittleFree(t *testing.T) {
 	}
 }
 
+// TestFirstError: of a device that has failed the first error is told, and not what fails after it; whatever failed, it is the
+// device's.
+func TestFirstError(t *testing.T) {
+	for _, at := range []string{"load:1", "map:1", "copy:1", "copy:4"} {
+		for code, lost := range map[int]bool{700: false, 999: true, 46: true} {
+			emulated.Set(t, fmt.Sprintf("devices=1,memory=256Mi,fail=%s:%d", at, code))
+			forget(t)
+			all, err := Devices(device.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := New(all[0], Options{})
+			if err == nil {
+				g := small(t, 1)
+				_, err = b.Compile(t.Context(), g, backendtest.Random(g, tensor.F16, 1), inSlab)
+				_ = b.Close() // fails as well
+			}
+			if e, ok := errors.AsType[*backend.DeviceError](err); !ok || e.Lost != lost || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s fails with %d: %v", at, code, err)
+			}
+			emulated.Set(t, "devices=1,memory=256Mi")
+			forget(t)
+		}
+	}
+}
+
 // TestSeveralDevices: each is for models of its own, and may go before the others.
 func TestSeveralDevices(t *testing.T) {
 	emulated.Set(t, "devices=3,memory=256Mi")

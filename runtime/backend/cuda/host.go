@@ -116,5 +116,9 @@ func leaveHost(own pass) error {
 	}
 	p, c := host.pinned, host.context
 	host.context, host.pinned, host.lanes, host.passes = nil, nil, nil, nil
-	return errors.Join(p.Close(), c.Close())
+	err := errors.Join(p.Close(), c.Close())
+	if e, ok := errors.AsType[*driver.Error](err); ok && e.Sticky() {
+		return nil // the device that it was pinned by has failed, which may be another one than that of who leaves
+	}
+	return err
 }

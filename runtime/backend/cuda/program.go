@@ -346,11 +346,11 @@ func (p *program) Close() error {
 	if closed {
 		return nil
 	}
-	var errs []error
+	var err error
 	for _, g := range graphs {
-		errs = append(errs, g.Close())
+		err = cmp.Or(err, g.Close())
 	}
-	return errors.Join(append(errs, p.b.slab.release(&p.memory), p.b.slab.release(&p.workspace), p.b.slab.release(&p.own))...)
+	return cmp.Or(err, p.b.slab.release(&p.memory), p.b.slab.release(&p.workspace), p.b.slab.release(&p.own))
 }
 
 // Run computes a batch. A batch that breaks a limit changes nothing; one that ends with an error of the
