@@ -313,7 +313,7 @@ func (f *Fleet) put(ctx context.Context, t Target, a worker.Assignment) (*worker
 // averages, and less than a tenth of a load. A test holds that no other field is forgotten.
 func sameState(a, b worker.State) bool {
 	return a.Worker == b.Worker && a.Pool == b.Pool && a.Instance == b.Instance && a.Version == b.Version &&
-		a.Epoch == b.Epoch && a.Generation == b.Generation && a.Draining == b.Draining &&
+		a.Epoch == b.Epoch && a.Generation == b.Generation && a.Draining == b.Draining && a.Missing == b.Missing &&
 		slices.EqualFunc(a.Devices, b.Devices, sameDevice) && slices.EqualFunc(a.Homes, b.Homes, sameHome) &&
 		(a.Previous == b.Previous || reflect.DeepEqual(a.Previous, b.Previous))
 }
