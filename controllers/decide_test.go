@@ -109,6 +109,11 @@ func TestNewLeaderAndDraining(t *testing.T) {
 	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); !strings.Contains(c.Message, "default/z needs the room.") {
 		t.Errorf("x says %+v", c)
 	}
+	makesRoom.Message = "" // it does what it was told
+	plan = Decide(seenWith([]v1alpha1.Model{x, y}, reporting("w1", 4, 9, makesRoom, goes), reporting("w2", 4, 3)))
+	if c := status.Find(plan.Models[0].Conditions, v1alpha1.ConditionReady); !strings.HasSuffix(c.Message, "then the model leaves its device.") {
+		t.Errorf("x says %+v", c)
+	}
 }
 
 // TestNewLeaderAndSilentWorker: a worker that runs and has not reported to this

@@ -398,8 +398,11 @@ func (d *decision) homeVerdict(h *home) status.Verdict {
 		if h.old() {
 			return status.Verdict{Reason: v1alpha1.ReasonLoading, Progressing: true, Message: "The revision before this one ends on " + at + " first."}
 		}
-		why := sentence(cmp.Or(h.state.Message, "It does not say why"))
-		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: h.ends() + " on " + at + ", then the model leaves its device: " + why}
+		message := h.ends() + " on " + at + ", then the model leaves its device" // as it was told to, unless the worker says why
+		if h.state.Message != "" {
+			message += ": " + h.state.Message
+		}
+		return status.Verdict{Reason: v1alpha1.ReasonDraining, Progressing: true, Message: sentence(message)}
 	}
 	what := "Loading"
 	if h.state.Phase == worker.PhaseFetching {
