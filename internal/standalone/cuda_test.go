@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -186,12 +185,7 @@ func serveOnCUDA(t *testing.T, manifests string) (url string, log func() string)
 // runOnCUDA is serveOnCUDA until end is called, or it ends by itself.
 func runOnCUDA(t *testing.T, manifests string) (url string, log func() string, ended <-chan error, end func()) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := freeAddress(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	ran := make(chan error, 1)

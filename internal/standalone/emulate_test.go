@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -160,12 +159,7 @@ func TestEmulateLost(t *testing.T) {
 // serveOn serves on the devices that a file describes until the test ends, and logs to logs too; --memory is 70 GiB.
 func serveOn(t *testing.T, gpus, manifests string, logs ...io.Writer) (url string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := freeAddress(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {

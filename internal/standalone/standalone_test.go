@@ -368,14 +368,20 @@ func TestMemoryThatIsNotThere(t *testing.T) {
 	}
 }
 
-// serve runs a Server until the test ends and returns its URL.
-func serve(t *testing.T, path string, memory int64) string {
+// freeAddress is one of this machine's that nobody listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
-	l.Close()
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// serve runs a Server until the test ends and returns its URL.
+func serve(t *testing.T, path string, memory int64) string {
+	address := freeAddress(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
