@@ -232,9 +232,6 @@ DEVICE void ldmatrix4T(u32 (&r)[4], const void* shared) {
 DEVICE void ldmatrix2(u32 (&r)[2], const void* shared) {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(sharedAddress(shared)) : "memory");
 }
-DEVICE void ldmatrix2T(u32 (&r)[2], const void* shared) {
-	asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(sharedAddress(shared)) : "memory");
-}
 
 // mmaBF16, mmaF16: d [16,8] += a [16,16] b [16,8]. With g = lane/4 and t = 2*(lane%4), a lane has
 //   a[0] row g, columns t and t+1   a[1] row g+8   a[2] row g, columns t+8 and t+9   a[3] row g+8 of these
@@ -248,13 +245,6 @@ DEVICE void mmaBF16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 DEVICE void mmaF16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 	asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
 	    : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-// mmaS8: d [16,8] += a [16,32] b [32,8] of signed bytes. As mmaBF16, but t = 4*(lane%4) for a and b: a[0]
-// has columns t to t+3, a[2] columns t+16 to t+19, and so on.
-DEVICE void mmaS8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-	asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-	    : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
 	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 

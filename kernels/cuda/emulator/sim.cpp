@@ -112,7 +112,7 @@ int configuredSchedule, configuredWorkers;
 
 const char* names[] = {
 	"barrier", "warpBarrier", "shuffleXor", "shuffleDown", "shuffle", "ballot",
-	"ldmatrix4", "ldmatrix4T", "ldmatrix2", "ldmatrix2T", "mmaBF16", "mmaF16", "mmaS8",
+	"ldmatrix4", "ldmatrix4T", "ldmatrix2", "mmaBF16", "mmaF16",
 };
 
 enum class State { Ready, AtWarp, AtBarrier, Done };
@@ -483,10 +483,11 @@ void matrices(Machine* m, u32 first, u32 count, bool transposed) {
 	}
 }
 
-// multiply is mma: d [16,8] += a [16,k] b [k,8], with k in registers of 32 bits.
-template <typename Number, typename Sum, typename Out, u32 perRegister, typename Decode> void multiply(Machine* m, u32 first, Decode decode) {
-	constexpr u32 k = 8 * perRegister;
-	Number a[16][k], b[k][8];
+// multiply is mma: d [16,8] += a [16,16] b [16,8], with two numbers in a register. Products are exact, and the sum is rounded
+// once; devices round a little more often.
+template <typename Decode> void multiply(Machine* m, u32 first, Decode decode) {
+	constexpr u32 perRegister = 2, k = 8 * perRegister;
+	f32 a[16][k], b[k][8];
 	for (u32 i = 0; i < lanes; i++) {
 		const u32 *x = (const u32*)m->fibers[first + i].a, *y = (const u32*)m->fibers[first + i].b;
 		const u32 g = i / 4, t = i % 4 * perRegister;
@@ -495,13 +496,13 @@ template <typename Number, typename Sum, typename Out, u32 perRegister, typename
 		for (u32 r = 0; r < 2; r++)
 			for (u32 e = 0; e < perRegister; e++) b[t + r * (k / 2) + e][g] = decode(y[r], e);
 	}
-	Sum d[16][8] = {};
+	f64 d[16][8] = {};
 	for (u32 row = 0; row < 16; row++)
 		for (u32 e = 0; e < k; e++)
-			for (u32 column = 0; column < 8; column++) d[row][column] += Sum(a[row][e]) * Sum(b[e][column]);
+			for (u32 column = 0; column < 8; column++) d[row][column] += f64(a[row][e]) * f64(b[e][column]);
 	for (u32 i = 0; i < lanes; i++) {
-		Out* out = (Out*)m->fibers[first + i].out;
-		for (u32 r = 0; r < 4; r++) out[r] = Out(Sum(out[r]) + d[i / 4 + r / 2 * 8][i % 4 * 2 + r % 2]);
+		f32* out = (f32*)m->fibers[first + i].out;
+		for (u32 r = 0; r < 4; r++) out[r] = f32(f64(out[r]) + d[i / 4 + r / 2 * 8][i % 4 * 2 + r % 2]);
 	}
 }
 
@@ -536,17 +537,13 @@ void together(Machine* m, u32 first) {
 		matrices(m, first, 4, op == Op::LdMatrix4T);
 		break;
 	case Op::LdMatrix2:
-	case Op::LdMatrix2T:
-		matrices(m, first, 2, op == Op::LdMatrix2T);
+		matrices(m, first, 2, false);
 		break;
-	case Op::MmaBF16: // products are exact, and the sum is rounded once; devices round a little more often
-		multiply<f32, f64, f32, 2>(m, first, [](u32 v, u32 e) { return fromBF16(u16(v >> 16 * e)); });
+	case Op::MmaBF16:
+		multiply(m, first, [](u32 v, u32 e) { return fromBF16(u16(v >> 16 * e)); });
 		break;
 	case Op::MmaF16:
-		multiply<f32, f64, f32, 2>(m, first, [](u32 v, u32 e) { return fromHalf(u16(v >> 16 * e)); });
-		break;
-	case Op::MmaS8:
-		multiply<i8, u32, i32, 4>(m, first, [](u32 v, u32 e) { return i8(v >> 8 * e); });
+		multiply(m, first, [](u32 v, u32 e) { return fromHalf(u16(v >> 16 * e)); });
 		break;
 	}
 }

@@ -83,7 +83,7 @@ extern __thread __attribute__((tls_model("initial-exec"))) Place place; // few b
 
 enum class Op : u32 {
 	Barrier, WarpBarrier, ShuffleXor, ShuffleDown, Shuffle, Ballot,
-	LdMatrix4, LdMatrix4T, LdMatrix2, LdMatrix2T, MmaBF16, MmaF16, MmaS8,
+	LdMatrix4, LdMatrix4T, LdMatrix2, MmaBF16, MmaF16,
 };
 
 // meet waits for all lanes of the warp, or with Op::Barrier for all threads of the block, and has out filled.
@@ -224,10 +224,8 @@ template <int N> DEVICE void waitAsync() { sim::wait(N); }
 DEVICE void ldmatrix4(u32 (&r)[4], const void* shared, AT) { sim::meet(sim::Op::LdMatrix4, HERE, r, shared, nullptr, 0); }
 DEVICE void ldmatrix4T(u32 (&r)[4], const void* shared, AT) { sim::meet(sim::Op::LdMatrix4T, HERE, r, shared, nullptr, 0); }
 DEVICE void ldmatrix2(u32 (&r)[2], const void* shared, AT) { sim::meet(sim::Op::LdMatrix2, HERE, r, shared, nullptr, 0); }
-DEVICE void ldmatrix2T(u32 (&r)[2], const void* shared, AT) { sim::meet(sim::Op::LdMatrix2T, HERE, r, shared, nullptr, 0); }
 DEVICE void mmaBF16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], AT) { sim::meet(sim::Op::MmaBF16, HERE, d, a, b, 0); }
 DEVICE void mmaF16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], AT) { sim::meet(sim::Op::MmaF16, HERE, d, a, b, 0); }
-DEVICE void mmaS8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], AT) { sim::meet(sim::Op::MmaS8, HERE, d, a, b, 0); }
 
 DEVICE i32 atomicAdd(i32* p, i32 v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 DEVICE u32 atomicAdd(u32* p, u32 v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
